@@ -1,0 +1,312 @@
+//! Calls to a Region: mutual TLS, several nodes, typed refusals.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use keyward_env::{Env, RealEnv};
+use keyward_proto::v1::key_service_client::KeyServiceClient;
+use keyward_proto::v1::operator_service_client::OperatorServiceClient;
+use keyward_proto::{rpc, v1};
+use prost::Message;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Request, Response, Status};
+
+/// A node that does not take a connection within this is passed over.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+/// Tries over all nodes before a call is given up.
+const ROUNDS_MAX: u32 = 3;
+/// Between rounds, times the round.
+const ROUND_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where a Region is and who calls.
+#[derive(Clone)]
+pub struct ClientConfig {
+    /// `host:port` of its nodes; the first that answers is used.
+    pub endpoints: Vec<String>,
+    /// The Region's certificate authority, PEM.
+    pub authority: Vec<u8>,
+    /// The caller's certificate, PEM.
+    pub certificate: Vec<u8>,
+    /// The caller's private key, PEM.
+    pub private_key: zeroize::Zeroizing<Vec<u8>>,
+    /// How long one call may take.
+    pub patience: Duration,
+}
+
+/// Why no client could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No node was named.
+    #[error("no endpoint is named: give at least one host:port")]
+    NoEndpoint,
+    /// Not an address.
+    #[error("'{endpoint}' is not an endpoint ({why}): expected host:port")]
+    Endpoint {
+        /// What was given.
+        endpoint: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The caller's certificate has ended.
+    #[error("the certificate expired on {0}: get a new one from an operator (`keyward principal renew`)")]
+    Expired(String),
+    /// The caller's certificate cannot be read.
+    #[error("the certificate cannot be read: {0}")]
+    Certificate(String),
+}
+
+/// A refusal, as the server typed it; or what went wrong on the way.
+#[derive(Debug, Clone)]
+pub struct CallError {
+    /// AWS's error name; none when no server answered.
+    pub code: Option<String>,
+    /// What was wrong.
+    pub message: String,
+    /// The same call may succeed later.
+    pub retryable: bool,
+    /// The call may have taken effect.
+    pub outcome_unknown: bool,
+    /// gRPC's own code.
+    pub status: Code,
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.code {
+            Some(code) if self.message.is_empty() => f.write_str(code),
+            Some(code) => write!(f, "{code}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+impl From<Status> for CallError {
+    fn from(status: Status) -> Self {
+        let detail = rpc::Status::decode(status.details())
+            .ok()
+            .and_then(|envelope| envelope.details.into_iter().next())
+            .and_then(|any| v1::ErrorDetail::decode(any.value.as_slice()).ok());
+        match detail {
+            Some(detail) => Self {
+                code: Some(detail.code),
+                message: detail.message,
+                retryable: detail.retryable,
+                outcome_unknown: detail.outcome_unknown,
+                status: status.code(),
+            },
+            None => Self {
+                code: None,
+                message: plain(&describe(&status)),
+                retryable: status.code() == Code::Unavailable,
+                outcome_unknown: status.code() == Code::DeadlineExceeded,
+                status: status.code(),
+            },
+        }
+    }
+}
+
+/// Names the cause of the failures that callers meet most.
+fn plain(text: &str) -> String {
+    let causes = [
+        ("CertificateExpired", "the server refused the certificate: it has expired; get a new one from an operator"),
+        ("certificate expired", "the server's or the caller's certificate has expired"),
+        ("UnknownCA", "the server refused the certificate: it was not issued by this Region's authority"),
+        ("BadCertificate", "the server refused the certificate"),
+        ("CertificateRequired", "the server asks for a client certificate"),
+        ("UnknownIssuer", "the server's certificate is not of the authority given as CA: is this the right Region?"),
+        ("Connection refused", "nothing listens there: is the node running?"),
+    ];
+    match causes.iter().find(|(sign, _)| text.contains(sign)) {
+        Some((_, cause)) => format!("{cause} ({text})"),
+        None => text.to_owned(),
+    }
+}
+
+/// Whether a call may be sent again when its answer got lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// Reads and uses of a key: again, on another node.
+    Safe,
+    /// Changes: only when it is certain that nothing was sent.
+    IfUnsent,
+}
+
+/// A client of one Region. Cheap to share.
+pub struct Client {
+    endpoints: Vec<String>,
+    channels: Vec<Channel>,
+    /// The node that answered last.
+    preferred: AtomicUsize,
+    patience: Duration,
+}
+
+impl Client {
+    /// Prepares the connections; they are made when they are first needed.
+    pub fn new(config: &ClientConfig) -> Result<Self, ConfigError> {
+        if config.endpoints.is_empty() {
+            return Err(ConfigError::NoEndpoint);
+        }
+        check_expiry(&config.certificate)?;
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&config.authority))
+            .identity(Identity::from_pem(&config.certificate, &*config.private_key));
+        let channels = config
+            .endpoints
+            .iter()
+            .map(|endpoint| {
+                Endpoint::from_shared(format!("https://{endpoint}"))
+                    .and_then(|e| {
+                        e.connect_timeout(CONNECT_PATIENCE).tcp_nodelay(true).tls_config(tls.clone())
+                    })
+                    .map(|e| e.connect_lazy())
+                    .map_err(|e| ConfigError::Endpoint {
+                        endpoint: endpoint.clone(),
+                        why: describe(&e),
+                    })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            endpoints: config.endpoints.clone(),
+            channels,
+            preferred: AtomicUsize::new(0),
+            patience: config.patience,
+        })
+    }
+
+    /// The nodes' addresses.
+    #[must_use]
+    pub fn endpoints(&self) -> &[String] {
+        &self.endpoints
+    }
+
+    /// Calls the key service.
+    pub async fn key<In, Out, F, Fut>(
+        &self,
+        repeat: Repeat,
+        message: In,
+        call: F,
+    ) -> Result<Out, CallError>
+    where
+        In: Clone,
+        F: Fn(KeyServiceClient<Channel>, Request<In>) -> Fut,
+        Fut: Future<Output = Result<Response<Out>, Status>> + Send,
+        Out: Send,
+    {
+        self.run(repeat, message, |channel, request| call(KeyServiceClient::new(channel), request))
+            .await
+    }
+
+    /// Calls the operator service.
+    pub async fn operator<In, Out, F, Fut>(
+        &self,
+        repeat: Repeat,
+        message: In,
+        call: F,
+    ) -> Result<Out, CallError>
+    where
+        In: Clone,
+        F: Fn(OperatorServiceClient<Channel>, Request<In>) -> Fut,
+        Fut: Future<Output = Result<Response<Out>, Status>> + Send,
+        Out: Send,
+    {
+        self.run(repeat, message, |channel, request| {
+            call(OperatorServiceClient::new(channel), request)
+        })
+        .await
+    }
+
+    async fn run<In, Out, F, Fut>(
+        &self,
+        repeat: Repeat,
+        message: In,
+        call: F,
+    ) -> Result<Out, CallError>
+    where
+        In: Clone,
+        F: Fn(Channel, Request<In>) -> Fut,
+        Fut: Future<Output = Result<Response<Out>, Status>> + Send,
+        Out: Send,
+    {
+        let count = self.channels.len();
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut last: Option<CallError> = None;
+        for round in 0..ROUNDS_MAX {
+            for step in 0..count {
+                let at = (first + step) % count;
+                let mut request = Request::new(message.clone());
+                request.set_timeout(self.patience);
+                // The server answers a little before the deadline that it is told; the margin here is for
+                // a server that does not answer at all.
+                let answer = RealEnv
+                    .timeout(
+                        self.patience + Duration::from_millis(250),
+                        call(self.channels[at].clone(), request),
+                    )
+                    .await
+                    .unwrap_or_else(|| Err(Status::deadline_exceeded("no answer in time")));
+                let mut error = match answer {
+                    Ok(response) => {
+                        self.preferred.store(at, Ordering::Relaxed);
+                        return Ok(response.into_inner());
+                    }
+                    Err(status) => CallError::from(status),
+                };
+                if error.code.is_none() {
+                    error.message = format!("{}: {}", self.endpoints[at], error.message);
+                }
+                if !may_repeat(repeat, &error) {
+                    return Err(error);
+                }
+                last = Some(error);
+            }
+            RealEnv.sleep(ROUND_PAUSE * (round + 1)).await;
+        }
+        Err(last.unwrap_or_else(|| Status::unavailable("no node was asked").into()))
+    }
+}
+
+fn may_repeat(repeat: Repeat, error: &CallError) -> bool {
+    if error.outcome_unknown && repeat == Repeat::IfUnsent {
+        return false;
+    }
+    match (&error.code, repeat) {
+        // The server says so, and knows whether anything happened.
+        (Some(_), _) => error.retryable,
+        (None, Repeat::Safe) => error.retryable,
+        (None, Repeat::IfUnsent) => {
+            error.retryable
+                && ["tcp connect error", "Connection refused", "connect timed out"]
+                    .iter()
+                    .any(|sign| error.message.contains(sign))
+        }
+    }
+}
+
+/// Says so here rather than have a handshake fail with an alert.
+fn check_expiry(pem: &[u8]) -> Result<(), ConfigError> {
+    let unreadable = |why: &str| ConfigError::Certificate(why.to_owned());
+    let (_, block) = x509_parser::pem::parse_x509_pem(pem).map_err(|_| unreadable("not PEM"))?;
+    let certificate = block.parse_x509().map_err(|_| unreadable("not an X.509 certificate"))?;
+    let end = certificate.validity().not_after;
+    if end.timestamp() * 1000 <= RealEnv.wall_now_ms() {
+        return Err(ConfigError::Expired(end.to_string()));
+    }
+    Ok(())
+}

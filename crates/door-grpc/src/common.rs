@@ -1,0 +1,78 @@
+//! What the services of the door share: the caller, the deadline, dates.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward_model::limits::{CALL_DEADLINE_DEFAULT, CALL_DEADLINE_MAX};
+use keyward_model::{ErrorCode, KmsError, Timestamp};
+use keyward_service::Caller;
+use tonic::{Request, Status};
+
+use crate::errors::status;
+use crate::tls::Identity;
+
+/// The principal behind a request; nodes and strangers are refused.
+pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, Status> {
+    let refuse = |why: String| {
+        Err(status(&KmsError::new(ErrorCode::UnrecognizedClientException, why)))
+    };
+    match request.extensions().get::<Identity>() {
+        Some(Identity::Principal(caller)) => Ok(Arc::clone(caller)),
+        Some(Identity::Node(_)) => {
+            refuse("a node's certificate is not let in here: use a principal's".to_owned())
+        }
+        Some(Identity::Nobody(why)) => refuse(why.clone()),
+        None => refuse("the connection has no identity".to_owned()),
+    }
+}
+
+/// How long the caller waits: its `grpc-timeout`, a little less so that a typed answer still gets back.
+pub(crate) fn patience<T>(request: &Request<T>) -> Duration {
+    let header = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok());
+    match header.and_then(parse_timeout) {
+        Some(timeout) => {
+            let margin = (timeout / 20).min(Duration::from_millis(20));
+            timeout.saturating_sub(margin).min(CALL_DEADLINE_MAX)
+        }
+        None => CALL_DEADLINE_DEFAULT,
+    }
+}
+
+/// gRPC over HTTP/2, "Timeout": at most eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+pub(crate) fn date(time: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: time.0.div_euclid(1000),
+        nanos: i32::try_from(time.0.rem_euclid(1000) * 1_000_000).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(parse_timeout("2S"), Some(Duration::from_secs(2)));
+        for bad in ["", "S", "123456789S", "5x", "-1S", "é"] {
+            assert_eq!(parse_timeout(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The door of one node, put together.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward_env::{Env, RealEnv};
+use keyward_model::Region;
+use keyward_model::limits::REQUEST_BYTES_MAX;
+use keyward_proto::DESCRIPTOR_SET;
+use keyward_proto::v1::key_service_server::KeyServiceServer;
+use keyward_proto::v1::operator_service_server::OperatorServiceServer;
+use keyward_proto::v1::peer_service_server::PeerServiceServer;
+use keyward_service::{Kms, stack};
+use keyward_state::Timers;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+
+use crate::kms::KeyDoor;
+use crate::operator::OperatorDoor;
+use crate::peer::{PEER_BYTES_MAX, PeerDoor};
+use crate::tls::{Terminator, TlsFiles};
+
+/// Calls under way on one connection.
+const STREAMS_PER_CONNECTION: u32 = 1024;
+/// Bytes of a request's headers.
+const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// Connections that wait to be served.
+const CONNECTIONS_WAITING_MAX: usize = 64;
+/// Between looks at whether this node serves, for `grpc.health.v1`.
+const HEALTH_ROUND: Duration = Duration::from_millis(250);
+
+/// What a door is opened with.
+pub struct DoorConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The Region that the node is configured for.
+    pub region: Region,
+    /// The timers that the node is configured with.
+    pub timers: Timers,
+    /// Certificates and key.
+    pub tls: TlsFiles,
+}
+
+/// Why a door does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// The address.
+    #[error("cannot listen on {address}: {why}; is another process using it?")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        why: std::io::Error,
+    },
+    /// Certificates or key.
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
+    /// The server stopped.
+    #[error("the gRPC server stopped: {0}")]
+    Server(#[from] tonic::transport::Error),
+    /// A built-in descriptor is broken.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// A door that listens and does not answer yet.
+pub struct Door {
+    listener: TcpListener,
+    config: DoorConfig,
+    terminator: Terminator,
+}
+
+impl Door {
+    /// Takes the address, so that a port in use is known before anything else starts.
+    pub async fn bind(config: DoorConfig) -> Result<Self, DoorError> {
+        let terminator = Terminator::new(&config.tls)?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(|why| DoorError::Listen { address: config.listen, why })?;
+        Ok(Self { listener, config, terminator })
+    }
+
+    /// Serves until `stop` ends, then lets calls under way finish.
+    pub async fn serve(
+        self,
+        kms: Arc<Kms<RealEnv>>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), DoorError> {
+        let (connections, incoming) = mpsc::channel(CONNECTIONS_WAITING_MAX);
+        RealEnv.spawn(self.terminator.accept(self.listener, connections));
+
+        let key = KeyServiceServer::new(KeyDoor { stack: stack(Arc::clone(&kms)) })
+            .max_decoding_message_size(REQUEST_BYTES_MAX);
+        let operator = OperatorServiceServer::new(OperatorDoor {
+            kms: Arc::clone(&kms),
+            region: self.config.region,
+            timers: self.config.timers,
+        })
+        .max_decoding_message_size(REQUEST_BYTES_MAX);
+        let peer = PeerServiceServer::new(PeerDoor { node: Arc::clone(kms.node()) })
+            .max_decoding_message_size(PEER_BYTES_MAX)
+            .max_encoding_message_size(PEER_BYTES_MAX);
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        let (reporter, health) = tonic_health::server::health_reporter();
+        RealEnv.spawn(report_health(reporter, kms));
+
+        Server::builder()
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .add_service(health)
+            .add_service(reflection)
+            .add_service(operator)
+            .add_service(peer)
+            .add_service(key)
+            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop)
+            .await?;
+        Ok(())
+    }
+}
+
+/// `grpc.health.v1`: the node serves while it holds a lease. The empty name stands for the process.
+async fn report_health(reporter: tonic_health::server::HealthReporter, kms: Arc<Kms<RealEnv>>) {
+    let services = ["", "keyward.v1.KeyService", "keyward.v1.OperatorService"];
+    while !kms.node().is_stopped() {
+        let serves = kms.node().admit_now().is_ok() && kms.node().state().region.is_some();
+        let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in services {
+            reporter.set_service_status(service, status).await;
+        }
+        RealEnv.sleep(HEALTH_ROUND).await;
+    }
+}

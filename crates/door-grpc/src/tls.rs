@@ -1,0 +1,296 @@
+//! Mutual TLS: who is on the other end of a connection.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use keyward_env::{Env, RealEnv};
+use keyward_model::{NodeId, Timestamp};
+use keyward_service::{Caller, Subject};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// A handshake takes two round trips; who takes longer than this holds a place for nothing.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
+/// Handshakes under way at once; further connections wait in the kernel's queue.
+const HANDSHAKES_MAX: usize = 256;
+
+/// Certificates and key of a node, PEM as read from its files.
+#[derive(Clone)]
+pub struct TlsFiles {
+    /// The node's certificate chain.
+    pub certificate: Vec<u8>,
+    /// Its private key.
+    pub private_key: zeroize_on_drop::Key,
+    /// The Region's own certificate authority.
+    pub authority: Vec<u8>,
+    /// An outside authority whose certificates are let in as principals, never as nodes.
+    pub outside_authority: Option<Vec<u8>>,
+}
+
+/// Wipes private keys that were read from files.
+pub mod zeroize_on_drop {
+    /// A private key, PEM.
+    #[derive(Clone)]
+    pub struct Key(zeroize::Zeroizing<Vec<u8>>);
+
+    impl Key {
+        /// Takes the bytes over.
+        #[must_use]
+        pub fn new(bytes: Vec<u8>) -> Self {
+            Self(zeroize::Zeroizing::new(bytes))
+        }
+
+        /// The bytes.
+        #[must_use]
+        pub fn bytes(&self) -> &[u8] {
+            &self.0
+        }
+    }
+}
+
+/// Who is on the other end.
+#[derive(Clone, Debug)]
+pub enum Identity {
+    /// A principal.
+    Principal(Arc<Caller>),
+    /// A node of this Region.
+    Node(NodeId),
+    /// A valid certificate that names nobody we know how to address, and why.
+    Nobody(String),
+}
+
+/// Why a certificate or key cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct TlsError {
+    what: &'static str,
+    why: String,
+}
+
+fn tls_error(what: &'static str) -> impl FnOnce(&dyn std::fmt::Display) -> TlsError {
+    move |why| TlsError { what, why: why.to_string() }
+}
+
+fn certificates(
+    pem: &[u8],
+    what: &'static str,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let list: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|e| tls_error(what)(&e))?;
+    if list.is_empty() { Err(tls_error(what)(&"no certificate in it")) } else { Ok(list) }
+}
+
+/// Terminates TLS and tells who is there.
+#[derive(Clone)]
+pub struct Terminator {
+    acceptor: TlsAcceptor,
+    /// The Region's own authority, DER.
+    authority: Arc<CertificateDer<'static>>,
+}
+
+impl Terminator {
+    /// Prepares TLS with a node's files. Every client must show a certificate.
+    pub fn new(files: &TlsFiles) -> Result<Self, TlsError> {
+        let own = certificates(&files.authority, "the Region's CA certificate")?;
+        let mut roots = RootCertStore::empty();
+        let mut trust = |list: &[CertificateDer<'static>], what| {
+            list.iter().try_for_each(|der| {
+                roots.add(der.clone()).map_err(|e| tls_error(what)(&e))
+            })
+        };
+        trust(&own, "the Region's CA certificate")?;
+        if let Some(outside) = &files.outside_authority {
+            let what = "the outside CA certificate";
+            trust(&certificates(outside, what)?, what)?;
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .map_err(|e| tls_error("client certificates")(&e))?;
+        let chain = certificates(&files.certificate, "the node's certificate")?;
+        let key = PrivateKeyDer::from_pem_slice(files.private_key.bytes())
+            .map_err(|e| tls_error("the node's private key")(&e))?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| tls_error("TLS versions")(&e))?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .map_err(|e| tls_error("the node's certificate and key")(&e))?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let authority = own.into_iter().next().ok_or_else(|| {
+            tls_error("the Region's CA certificate")(&"no certificate in it")
+        })?;
+        Ok(Self {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            authority: Arc::new(authority),
+        })
+    }
+
+    /// Accepts connections for ever; each arrives with its identity once its handshake is done. Refused
+    /// ones are logged and counted.
+    pub async fn accept(self, listener: TcpListener, ready: mpsc::Sender<io::Result<Connection>>) {
+        let places = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES_MAX));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let (socket, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, most likely: others are about to be closed.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    RealEnv.sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            if ready.is_closed() {
+                return;
+            }
+            let (this, ready) = (self.clone(), ready.clone());
+            RealEnv.spawn(async move {
+                let result = RealEnv.timeout(HANDSHAKE_PATIENCE, this.handshake(socket)).await;
+                drop(place);
+                match result {
+                    Some(Ok(connection)) => drop(ready.send(Ok(connection)).await),
+                    Some(Err(error)) => refused(&error, peer),
+                    None => refused(&io::Error::from(io::ErrorKind::TimedOut), peer),
+                }
+            });
+        }
+    }
+
+    async fn handshake(&self, socket: TcpStream) -> io::Result<Connection> {
+        socket.set_nodelay(true)?;
+        let stream = self.acceptor.accept(socket).await?;
+        let (_, session) = stream.get_ref();
+        let leaf = session.peer_certificates().and_then(<[_]>::first);
+        let identity = match leaf {
+            Some(leaf) => self.identify(leaf),
+            None => Identity::Nobody("no client certificate was shown".to_owned()),
+        };
+        Ok(Connection { stream, identity })
+    }
+
+    /// Reads a certificate that was verified already.
+    fn identify(&self, leaf: &CertificateDer<'_>) -> Identity {
+        let nobody = |why: &str| Identity::Nobody(why.to_owned());
+        let Ok((_, certificate)) = X509Certificate::from_der(leaf) else {
+            return nobody("the certificate cannot be read");
+        };
+        let Ok((_, authority)) = X509Certificate::from_der(&self.authority) else {
+            return nobody("the authority's certificate cannot be read");
+        };
+        let own_authority = certificate.verify_signature(Some(authority.public_key())).is_ok();
+        let names = certificate.subject_alternative_name().ok().flatten();
+        let subject = names.and_then(|names| {
+            names.value.general_names.iter().find_map(|name| match name {
+                GeneralName::URI(uri) => Subject::from_uri(uri),
+                _ => None,
+            })
+        });
+        match subject {
+            // Only the Region's own authority makes nodes.
+            Some(Subject::Node(node)) if own_authority => Identity::Node(node),
+            Some(Subject::Node(_)) => {
+                nobody("a node's certificate must be issued by the Region's own authority")
+            }
+            Some(Subject::Principal(principal)) => Identity::Principal(Arc::new(Caller {
+                principal,
+                serial: certificate.raw_serial().to_vec(),
+                not_after: Timestamp(certificate.validity().not_after.timestamp() * 1000),
+                own_authority,
+            })),
+            None => nobody("the certificate names no principal: its URI name must be an ARN"),
+        }
+    }
+}
+
+fn refused(error: &io::Error, peer: std::net::SocketAddr) {
+    use rustls::CertificateError as Cert;
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let reason = match inner {
+        Some(rustls::Error::InvalidCertificate(
+            Cert::Expired | Cert::ExpiredContext { .. },
+        )) => "expired_certificate",
+        Some(rustls::Error::InvalidCertificate(Cert::UnknownIssuer | Cert::BadSignature)) => {
+            "foreign_certificate"
+        }
+        Some(rustls::Error::InvalidCertificate(_)) => "bad_certificate",
+        Some(rustls::Error::NoCertificatesPresented) => "no_certificate",
+        Some(_) => "tls",
+        None if error.kind() == io::ErrorKind::TimedOut => "timeout",
+        None => "connection",
+    };
+    metrics::counter!("keyward_connections_refused_total", "reason" => reason).increment(1);
+    if reason == "connection" {
+        tracing::debug!(%peer, %error, "a connection ended before its handshake did");
+    } else {
+        tracing::warn!(%peer, reason, %error, "a connection was refused");
+    }
+}
+
+/// A connection whose handshake is done.
+pub struct Connection {
+    stream: TlsStream<TcpStream>,
+    identity: Identity,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Identity;
+
+    fn connect_info(&self) -> Identity {
+        self.identity.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,190 @@
+//! Unsealed backing keys, bounded. Sharded, so that calls on different keys do not meet; eviction by a
+//! clock hand: a use sets a bit, the hand clears it, and takes the first key whose bit is clear.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use keyward_model::KeyMaterialId;
+use parking_lot::RwLock;
+
+use crate::material::BackingKey;
+
+/// Shards: more than a node has cores, so that two calls seldom meet in one.
+const SHARDS: usize = 16;
+
+#[derive(Default)]
+struct Shard {
+    keys: BTreeMap<KeyMaterialId, Arc<BackingKey>>,
+    /// Where the clock hand stands.
+    hand: Option<KeyMaterialId>,
+}
+
+pub(crate) struct Cache {
+    shards: Vec<RwLock<Shard>>,
+    per_shard_max: usize,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    evictions: AtomicU64,
+}
+
+/// What the cache has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Keys unsealed now.
+    pub keys: usize,
+    /// Uses of a key that was unsealed already.
+    pub hits: u64,
+    /// Uses of a key that had to be unsealed first.
+    pub misses: u64,
+    /// Keys that made room for others.
+    pub evictions: u64,
+}
+
+impl Cache {
+    /// Holds at most `entries` keys, and at least one a shard.
+    pub(crate) fn new(entries: usize) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            per_shard_max: entries.div_ceil(SHARDS).max(1),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+        }
+    }
+
+    /// Material ids are the output of a PRF: their first byte spreads evenly.
+    fn shard(&self, material: &KeyMaterialId) -> &RwLock<Shard> {
+        &self.shards[usize::from(material.bytes()[0]) % SHARDS]
+    }
+
+    pub(crate) fn get(&self, material: &KeyMaterialId) -> Option<Arc<BackingKey>> {
+        let found = self.shard(material).read().keys.get(material).cloned();
+        match &found {
+            Some(key) => {
+                key.used.store(true, Ordering::Relaxed);
+                self.hits.fetch_add(1, Ordering::Relaxed);
+            }
+            None => {
+                self.misses.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        found
+    }
+
+    /// Puts a key in. When another call was faster, its key stays and is returned.
+    pub(crate) fn insert(&self, key: BackingKey) -> Arc<BackingKey> {
+        let material = key.material_id();
+        let mut shard = self.shard(&material).write();
+        if let Some(present) = shard.keys.get(&material) {
+            return Arc::clone(present);
+        }
+        while shard.keys.len() >= self.per_shard_max {
+            shard.evict_one();
+            self.evictions.fetch_add(1, Ordering::Relaxed);
+        }
+        let key = Arc::new(key);
+        shard.keys.insert(material, Arc::clone(&key));
+        key
+    }
+
+    /// Makes room when the arena is full, whatever the limit says. False: there is nothing to evict.
+    pub(crate) fn make_room(&self) -> bool {
+        let fullest = self.shards.iter().max_by_key(|shard| shard.read().keys.len());
+        let Some(fullest) = fullest else { return false };
+        let mut shard = fullest.write();
+        if shard.keys.is_empty() {
+            return false;
+        }
+        shard.evict_one();
+        self.evictions.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    pub(crate) fn remove(&self, material: &KeyMaterialId) {
+        self.shard(material).write().keys.remove(material);
+    }
+
+    pub(crate) fn stats(&self) -> CacheStats {
+        CacheStats {
+            keys: self.shards.iter().map(|shard| shard.read().keys.len()).sum(),
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+            evictions: self.evictions.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Shard {
+    /// Moves the hand until it meets a key that was not used since it last came by. Two rounds suffice:
+    /// the first one clears every bit.
+    fn evict_one(&mut self) {
+        for _ in 0..=2 * self.keys.len() {
+            let next = match self.hand {
+                Some(hand) => {
+                    let after = (std::ops::Bound::Excluded(hand), std::ops::Bound::Unbounded);
+                    self.keys.range(after).next().or_else(|| self.keys.iter().next())
+                }
+                None => self.keys.iter().next(),
+            };
+            let Some((material, key)) = next else { return };
+            let material = *material;
+            self.hand = Some(material);
+            if !key.used.swap(false, Ordering::Relaxed) {
+                self.keys.remove(&material);
+                return;
+            }
+        }
+        // Every key was used again while the hand went round: take the one it points at.
+        if let Some(hand) = self.hand {
+            self.keys.remove(&hand);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keyward_model::KeyId;
+
+    use super::*;
+    use crate::testing::{SeededEntropy, small_arena};
+
+    fn key(arena: &Arc<crate::arena::Arena>, number: u8) -> BackingKey {
+        let secret = arena.random(&SeededEntropy::new(1), 32).unwrap();
+        // One shard: the first byte is the same.
+        let mut id = [0; 32];
+        id[1] = number;
+        BackingKey::new(KeyId::from_random([0; 16]), KeyMaterialId::new(id), secret)
+    }
+
+    #[test]
+    fn a_full_shard_gives_up_a_key_that_was_not_used_lately() {
+        let arena = small_arena();
+        let cache = Cache::new(4 * SHARDS);
+        let ids: Vec<_> =
+            (0..4).map(|n| cache.insert(key(&arena, n)).material_id()).collect();
+        // The first insertion over the limit clears all bits and takes one; from then on used keys stay.
+        cache.insert(key(&arena, 4));
+        let survivor = ids[2];
+        for n in 5..40 {
+            assert!(cache.get(&survivor).is_some(), "a key in use was evicted at {n}");
+            cache.insert(key(&arena, n));
+        }
+        assert_eq!(cache.stats().keys, 4);
+        assert_eq!(cache.stats().evictions, 36);
+    }
+
+    #[test]
+    fn evicted_keys_give_their_slots_back() {
+        let arena = small_arena();
+        let free = arena.slots_free();
+        let cache = Cache::new(SHARDS);
+        for n in 0..50 {
+            cache.insert(key(&arena, n));
+        }
+        assert_eq!(arena.slots_free(), free - 1);
+        assert!(cache.make_room());
+        assert!(!cache.make_room());
+        assert_eq!(arena.slots_free(), free);
+    }
+}

@@ -1,0 +1,17 @@
+//! Keyward's vocabulary, on the lowest floor: identifiers and ARNs, key metadata, the table of key
+//! states and operations, limits, and the catalogue of errors.
+//!
+//! **Invariant:** no I/O, no async, no clocks, no randomness, no cryptography. Everything here is data
+//! and pure functions over data.
+
+mod error;
+mod ids;
+pub mod limits;
+mod operation;
+
+pub use error::{ErrorCode, KmsError};
+pub use ids::{
+    AccountId, AliasName, DomainKeyId, KeyId, KeyMaterialId, NodeId, PARTITION, ParseIdError,
+    PrincipalArn, Region, Timestamp, alias_arn, key_arn,
+};
+pub use operation::{KeyState, Operation, Plane, check_state};

@@ -1,0 +1,576 @@
+//! Serving leases: who may answer from memory, until when, and not before which index.
+//!
+//! The rules are numbered as in DESIGN section 5; `docs/decisions/0006-serving-leases.md` carries the
+//! safety argument, rule by rule. Granting, fencing and excusing happen under one lock, one at a time
+//! ([`Keeper`]); calls read two atomics ([`LeaseCell`]) and take no lock.
+//!
+//! All times are points on the node's own `CLOCK_BOOTTIME`, passed in; nothing here reads a clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use keyward_model::NodeId;
+use keyward_state::Timers;
+use parking_lot::Mutex;
+
+use crate::messages::{Grant, LeaseRequest};
+use crate::types::{LeaderId, Membership};
+
+/// The most by which a clock's rate may be off, in parts per hundred. Real ones are off by under 0.1 %.
+pub const RHO_PERCENT: u32 = 5;
+
+/// The window over which a holder's clock is compared with the leader's.
+const CLOCK_WINDOW: Duration = Duration::from_secs(60);
+
+/// A promise of `duration` as its holder may count it: shortened by what both clocks can be off.
+fn holders_share(duration: Duration) -> Duration {
+    duration * (100 - RHO_PERCENT) / (100 + RHO_PERCENT)
+}
+
+/// How long the grantor must wait until a promise of `duration` is over on any clock.
+fn grantors_wait(duration: Duration) -> Duration {
+    duration * (100 + RHO_PERCENT) / (100 - RHO_PERCENT)
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What a call needs to know, readable without a lock.
+#[derive(Debug, Default)]
+pub struct LeaseCell {
+    until_ns: AtomicU64,
+    fence: AtomicU64,
+    /// Calls without a lease wait until this point rather than fail: a leader was just elected, hands
+    /// over, or the node has just started.
+    patience_until_ns: AtomicU64,
+    /// Index of the last entry that calls can see. Written by the state machine before anybody is told.
+    applied: AtomicU64,
+}
+
+impl LeaseCell {
+    /// Rule 3, first half: the lease lasts.
+    #[must_use]
+    pub fn lasts(&self, now: Duration) -> bool {
+        nanos(now) < self.until_ns.load(Ordering::SeqCst)
+    }
+
+    /// Rule 3, second half: calls are decided on nothing older. Read after [`Self::lasts`].
+    #[must_use]
+    pub fn fence(&self) -> u64 {
+        self.fence.load(Ordering::SeqCst)
+    }
+
+    /// Whether a call that cannot be served now should wait for a moment.
+    #[must_use]
+    pub fn worth_waiting(&self, now: Duration) -> bool {
+        nanos(now) < self.patience_until_ns.load(Ordering::SeqCst)
+    }
+
+    /// Index of the last entry that calls can see.
+    #[must_use]
+    pub fn applied(&self) -> u64 {
+        self.applied.load(Ordering::SeqCst)
+    }
+
+    /// What the lease has left.
+    #[must_use]
+    pub fn left(&self, now: Duration) -> Duration {
+        Duration::from_nanos(self.until_ns.load(Ordering::SeqCst).saturating_sub(nanos(now)))
+    }
+
+    fn raise_fence(&self, index: u64) {
+        self.fence.fetch_max(index, Ordering::SeqCst);
+    }
+
+    /// The fence is raised first: who sees the new end sees the new fence.
+    fn set_until(&self, until: Duration) {
+        self.until_ns.store(nanos(until), Ordering::SeqCst);
+    }
+}
+
+/// A follower's clock, as seen from the leader.
+#[derive(Clone, Copy, Debug)]
+struct ClockWatch {
+    ours: Duration,
+    theirs: Duration,
+    wrong: bool,
+}
+
+/// What a leader keeps, for one term.
+#[derive(Debug)]
+struct Leading {
+    id: LeaderId,
+    elected: Duration,
+    /// Index of the first entry of this term, written by this very incarnation.
+    first: u64,
+    /// Rule 4: that entry is applied, so it is committed.
+    first_applied: bool,
+    /// Rule 6: the author of the last entry before ours held at most a self-lease, which is over.
+    spared: Option<NodeId>,
+    /// Leadership is being handed over: no self-lease for the rest of the term.
+    handing_over: bool,
+    /// Send times of the latest appends acknowledged in this term.
+    acks: BTreeMap<NodeId, Duration>,
+    /// When the latest lease granted in this term is over, by our clock.
+    holders: BTreeMap<NodeId, Duration>,
+    /// The highest fence answered.
+    fenced: BTreeMap<NodeId, u64>,
+    /// Fences wanted, and since when.
+    wanted: BTreeMap<u64, Duration>,
+    /// On their way out: granted nothing more.
+    leaving: BTreeSet<NodeId>,
+    clocks: BTreeMap<NodeId, ClockWatch>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Grants of leaders below this are refused: this node has won a later term since.
+    floor: Option<LeaderId>,
+    held: Option<(LeaderId, Duration)>,
+    leading: Option<Leading>,
+    /// The configuration in force: the last one in the log, committed or not.
+    effective: Membership,
+    /// The last configuration applied, so committed.
+    committed: Membership,
+    /// This node was asked to stand by a leader that hands over.
+    asked_to_stand: bool,
+}
+
+/// The one place where leases are granted, taken and ended.
+#[derive(Debug)]
+pub struct Keeper {
+    me: NodeId,
+    boot: u64,
+    timers: Timers,
+    cell: LeaseCell,
+    inner: Mutex<Inner>,
+}
+
+/// A fence that a peer still owes an answer to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owed {
+    /// Who owes.
+    pub node: NodeId,
+    /// In which term.
+    pub leader: LeaderId,
+    /// Up to where.
+    pub index: u64,
+}
+
+/// Whether a change may be acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fenced {
+    /// Every node has answered, or can hold no lease any more.
+    Yes,
+    /// Not yet.
+    Waiting,
+    /// This node leads no longer: somebody else must fence it.
+    LeadershipLost,
+}
+
+impl Keeper {
+    /// A keeper that holds nothing. `boot` is drawn anew at each start.
+    #[must_use]
+    pub fn new(me: NodeId, boot: u64, timers: Timers, now: Duration) -> Self {
+        let keeper =
+            Self { me, boot, timers, cell: LeaseCell::default(), inner: Mutex::default() };
+        keeper.be_patient(now);
+        keeper
+    }
+
+    /// What calls read.
+    #[must_use]
+    pub fn cell(&self) -> &LeaseCell {
+        &self.cell
+    }
+
+
+    fn leader_lease(&self) -> Duration {
+        Duration::from_millis(self.timers.election_ms_max)
+    }
+
+    fn ttl(&self) -> Duration {
+        Duration::from_millis(self.timers.lease_ttl_ms)
+    }
+
+    fn renewal(&self) -> Duration {
+        Duration::from_millis(self.timers.renewal_ms)
+    }
+
+    fn be_patient(&self, now: Duration) {
+        self.cell.patience_until_ns.store(nanos(now + self.ttl()), Ordering::SeqCst);
+    }
+
+    // --- The log tells (before anybody else can know).
+
+    /// This node's first entry as leader is about to be written: it has won. Its follower lease ends
+    /// here, before that entry can be seen by anybody (rule 6).
+    pub fn won(&self, id: LeaderId, first: u64, last_author: Option<NodeId>, now: Duration) {
+        let mut inner = self.inner.lock();
+        if inner.leading.as_ref().is_some_and(|leading| leading.id == id) {
+            return;
+        }
+        let by_hand_over = std::mem::take(&mut inner.asked_to_stand);
+        inner.held = None;
+        inner.floor = inner.floor.max(Some(id));
+        self.cell.set_until(Duration::ZERO);
+        self.be_patient(now);
+        inner.leading = Some(Leading {
+            id,
+            elected: now,
+            first,
+            first_applied: false,
+            spared: if by_hand_over { None } else { last_author },
+            handing_over: false,
+            acks: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            fenced: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            leaving: BTreeSet::new(),
+            clocks: BTreeMap::new(),
+        });
+    }
+
+    /// A vote is about to be saved. Another leader's, or a candidate's, ends this node's leadership.
+    pub fn voted(&self, vote: LeaderId, now: Duration) {
+        let mut inner = self.inner.lock();
+        if inner.leading.as_ref().is_some_and(|leading| leading.id != vote) {
+            inner.leading = None;
+            self.cell.set_until(Duration::ZERO);
+            self.be_patient(now);
+        }
+    }
+
+    /// The last configuration in the log changed.
+    pub fn configured(&self, effective: Membership) {
+        self.inner.lock().effective = effective;
+    }
+
+    // --- The state machine tells (after calls can see it).
+
+    /// Entries up to `index` are visible to calls; `committed` is the last configuration among them.
+    pub fn applied(&self, index: u64, committed: &Membership, now: Duration) {
+        let mut inner = self.inner.lock();
+        self.cell.applied.store(index, Ordering::SeqCst);
+        if inner.committed != *committed {
+            inner.committed = committed.clone();
+        }
+        if let Some(leading) = &mut inner.leading
+            && index >= leading.first
+        {
+            leading.first_applied = true;
+            self.cell.raise_fence(index);
+        }
+        self.renew_self(&inner, now);
+    }
+
+    // --- The transport tells.
+
+    /// A peer acknowledged an append or heartbeat of `leader` that was sent at `sent`.
+    pub fn acknowledged(&self, leader: LeaderId, peer: NodeId, sent: Duration, now: Duration) {
+        let mut inner = self.inner.lock();
+        let Some(leading) = &mut inner.leading else { return };
+        if leading.id != leader {
+            return;
+        }
+        let latest = leading.acks.entry(peer).or_default();
+        *latest = sent.max(*latest);
+        self.renew_self(&inner, now);
+    }
+
+    /// Called now and then: the only voter of a Region hears no acknowledgements.
+    pub fn tick(&self, now: Duration) {
+        self.renew_self(&self.inner.lock(), now);
+    }
+
+    /// A hand-over message is about to leave: no self-lease from here on (rule 6).
+    pub fn hand_over(&self, now: Duration) {
+        let mut inner = self.inner.lock();
+        if let Some(leading) = &mut inner.leading {
+            leading.handing_over = true;
+            self.cell.set_until(Duration::ZERO);
+            self.be_patient(now);
+        }
+    }
+
+    /// A leader asks this node to stand: should it win, it spares nobody (rule 6).
+    pub fn asked_to_stand(&self) {
+        self.inner.lock().asked_to_stand = true;
+    }
+
+    // --- The leader's self-lease.
+
+    /// When a majority of every voter set last acknowledged, counted from the send.
+    fn quorum_ack(&self, inner: &Inner, now: Duration) -> Duration {
+        let Some(leading) = &inner.leading else { return Duration::ZERO };
+        let newest_majority = |voters: &BTreeSet<NodeId>| {
+            let mut acks: Vec<Duration> = voters
+                .iter()
+                .map(|voter| {
+                    if *voter == self.me {
+                        now
+                    } else {
+                        leading.acks.get(voter).copied().unwrap_or_default()
+                    }
+                })
+                .collect();
+            acks.sort_unstable_by(|a, b| b.cmp(a));
+            acks.get(voters.len() / 2).copied().unwrap_or_default()
+        };
+        inner.effective.get_joint_config().iter().map(newest_majority).min().unwrap_or_default()
+    }
+
+    /// Rule 2: a leader serves for its leader lease after its last quorum acknowledgement; rule 4: not
+    /// before its own first entry is applied.
+    fn renew_self(&self, inner: &Inner, now: Duration) {
+        let Some(leading) = &inner.leading else { return };
+        if !leading.first_applied || leading.handing_over {
+            return;
+        }
+        let until = self.quorum_ack(inner, now) + holders_share(self.leader_lease());
+        self.cell.set_until(until);
+    }
+
+    // --- Follower leases, at the leader.
+
+    /// Grants a lease, or says why not.
+    pub fn grant(&self, peer: NodeId, request: &LeaseRequest, now: Duration) -> Result<Grant, String> {
+        let mut inner = self.inner.lock();
+        let quorum_ack = self.quorum_ack(&inner, now);
+        // Learners only once their adding is committed (rule 5).
+        let member = inner.committed.get_node(&peer).is_some();
+        let Some(leading) = &mut inner.leading else {
+            return Err("this node does not lead".to_owned());
+        };
+        if !leading.first_applied {
+            return Err("the leader's own first entry is not committed yet".to_owned());
+        }
+        if !member || leading.leaving.contains(&peer) {
+            return Err(format!("node {peer} is not a committed member, or is being removed"));
+        }
+        if !clock_fits(leading, peer, request, now) {
+            return Err(format!(
+                "node {peer}'s clock runs more than {RHO_PERCENT} % off the leader's: repair its clock"
+            ));
+        }
+        // A node that is mute to fences would stop every change for as long as it is granted anything.
+        let answered = leading.fenced.get(&peer).copied().unwrap_or(0);
+        let owes = leading
+            .wanted
+            .iter()
+            .any(|(index, since)| *index > answered && now > *since + self.renewal());
+        if owes {
+            return Err(format!("node {peer} owes an answer to a fence"));
+        }
+        let end = quorum_ack + self.ttl();
+        if end <= now {
+            return Err("the leader has not heard from a majority".to_owned());
+        }
+        let duration = self.ttl().min(end - now);
+        let over = leading.holders.entry(peer).or_default();
+        *over = (now + duration).max(*over);
+        Ok(Grant {
+            leader: leading.id,
+            boot: request.boot,
+            fence: self.cell.applied(),
+            duration_ns: nanos(duration),
+        })
+    }
+
+    // --- Follower leases, at the holder.
+
+    /// What to ask with.
+    #[must_use]
+    pub fn request(&self, now: Duration) -> LeaseRequest {
+        LeaseRequest { boot: self.boot, clock_ns: nanos(now) }
+    }
+
+    /// Takes up a grant that was asked for at `asked`. False: its fence is not applied here yet and the
+    /// old lease still serves; try again in a moment.
+    pub fn take(&self, grant: &Grant, asked: Duration, now: Duration) -> bool {
+        let mut inner = self.inner.lock();
+        if grant.boot != self.boot
+            || inner.leading.is_some()
+            || inner.floor.is_some_and(|floor| grant.leader < floor)
+            || inner.held.is_some_and(|(leader, _)| grant.leader < leader)
+        {
+            return true;
+        }
+        let applied = self.cell.applied();
+        if applied < grant.fence && self.cell.lasts(now) && applied >= self.cell.fence() {
+            return false;
+        }
+        // Counted from before it was asked for (rule 1), and shortened by what clocks can be off.
+        let end = asked + holders_share(Duration::from_nanos(grant.duration_ns));
+        let until = match inner.held {
+            Some((leader, until)) if leader == grant.leader => end.max(until),
+            _ => end,
+        };
+        inner.held = Some((grant.leader, until));
+        self.cell.raise_fence(grant.fence);
+        self.cell.set_until(until);
+        true
+    }
+
+    /// A leader says "not before `index`". The answer may leave once this has returned.
+    pub fn fence_here(&self, index: u64) {
+        let _one_at_a_time = self.inner.lock();
+        self.cell.raise_fence(index);
+    }
+
+    // --- Fences, at the leader.
+
+    /// The change at `index` is committed and must be fenced.
+    pub fn want_fence(&self, index: u64, now: Duration) {
+        let mut inner = self.inner.lock();
+        if let Some(leading) = &mut inner.leading {
+            leading.wanted.entry(index).or_insert(now);
+        }
+    }
+
+    /// Whom to tell, and up to which index.
+    #[must_use]
+    pub fn owed(&self) -> Vec<Owed> {
+        let inner = self.inner.lock();
+        let Some(leading) = &inner.leading else { return Vec::new() };
+        let Some((&index, _)) = leading.wanted.last_key_value() else { return Vec::new() };
+        self.must_answer(&inner, leading)
+            .into_iter()
+            .filter(|node| leading.fenced.get(node).copied().unwrap_or(0) < index)
+            .map(|node| Owed { node, leader: leading.id, index })
+            .collect()
+    }
+
+    /// Every node that may hold a lease: members by the last configuration in the log, by the last one
+    /// committed, and those with a grant of this term.
+    fn must_answer(&self, inner: &Inner, leading: &Leading) -> BTreeSet<NodeId> {
+        let mut nodes: BTreeSet<NodeId> = inner.effective.nodes().map(|(node, _)| *node).collect();
+        nodes.extend(inner.committed.nodes().map(|(node, _)| *node));
+        nodes.extend(leading.holders.keys());
+        nodes.remove(&self.me);
+        nodes
+    }
+
+    /// A peer has answered a fence.
+    pub fn fence_answered(&self, owed: &Owed) {
+        let mut inner = self.inner.lock();
+        if let Some(leading) = &mut inner.leading
+            && leading.id == owed.leader
+        {
+            let answered = leading.fenced.entry(owed.node).or_default();
+            *answered = owed.index.max(*answered);
+        }
+    }
+
+    /// Rule 5: may the change at `index`, committed under `leader`, be acknowledged?
+    pub fn fenced(&self, leader: LeaderId, index: u64, now: Duration) -> Fenced {
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        let Some(leading) = &inner.leading else { return Fenced::LeadershipLost };
+        if leading.id != leader {
+            return Fenced::LeadershipLost;
+        }
+        let earlier_terms_over = now >= leading.elected + grantors_wait(self.ttl());
+        let waiting = self.must_answer(inner, leading).into_iter().any(|node| {
+            let answered = leading.fenced.get(&node).copied().unwrap_or(0) >= index;
+            let granted_now = leading.holders.get(&node).is_some_and(|over| now < *over);
+            let granted_before = !earlier_terms_over && leading.spared != Some(node);
+            !answered && (granted_now || granted_before)
+        });
+        if waiting {
+            return Fenced::Waiting;
+        }
+        self.cell.raise_fence(index);
+        if let Some(leading) = &mut inner.leading {
+            // Lower fences are answered with it; a higher one is still wanted.
+            leading.wanted = leading.wanted.split_off(&(index + 1));
+        }
+        Fenced::Yes
+    }
+
+    // --- Removal, first step.
+
+    /// Nothing more is granted to `node` in this term.
+    pub fn stop_granting(&self, node: NodeId) {
+        if let Some(leading) = &mut self.inner.lock().leading {
+            leading.leaving.insert(node);
+        }
+    }
+
+    /// The removal was given up.
+    pub fn grant_again(&self, node: NodeId) {
+        if let Some(leading) = &mut self.inner.lock().leading {
+            leading.leaving.remove(&node);
+        }
+    }
+
+    /// True once `node` can hold no lease, of this term or an earlier one.
+    #[must_use]
+    pub fn lease_is_over(&self, node: NodeId, now: Duration) -> bool {
+        let inner = self.inner.lock();
+        let Some(leading) = &inner.leading else { return false };
+        leading.leaving.contains(&node)
+            && leading.holders.get(&node).is_none_or(|over| now >= *over)
+            && now >= leading.elected + grantors_wait(self.ttl())
+    }
+
+    // --- Seen from outside.
+
+    /// The term that this node leads, if it does.
+    #[must_use]
+    pub fn leading(&self) -> Option<LeaderId> {
+        self.inner.lock().leading.as_ref().map(|leading| leading.id)
+    }
+
+    /// True once this leader may serve and grant.
+    #[must_use]
+    pub fn leading_ready(&self) -> Option<LeaderId> {
+        let inner = self.inner.lock();
+        let leading = inner.leading.as_ref()?;
+        (leading.first_applied && !leading.handing_over).then_some(leading.id)
+    }
+
+    /// `leader`, `follower` or `none`.
+    #[must_use]
+    pub fn describe(&self, now: Duration) -> &'static str {
+        let inner = self.inner.lock();
+        if !self.cell.lasts(now) {
+            "none"
+        } else if inner.leading.is_some() {
+            "leader"
+        } else {
+            "follower"
+        }
+    }
+}
+
+/// Compares a holder's clock with ours over a window; a wrong one gets nothing until it has run right
+/// for a whole window.
+fn clock_fits(leading: &mut Leading, peer: NodeId, request: &LeaseRequest, now: Duration) -> bool {
+    let theirs = Duration::from_nanos(request.clock_ns);
+    let fresh = ClockWatch { ours: now, theirs, wrong: false };
+    let watch = leading.clocks.entry(peer).or_insert(fresh);
+    if theirs < watch.theirs {
+        // Another boot of that node: its clock began anew.
+        *watch = fresh;
+        return true;
+    }
+    let ours_ran = now.saturating_sub(watch.ours);
+    if ours_ran >= CLOCK_WINDOW {
+        let theirs_ran = theirs - watch.theirs;
+        let off = ours_ran.abs_diff(theirs_ran);
+        let wrong = off > ours_ran * RHO_PERCENT / 100;
+        if wrong && !watch.wrong {
+            tracing::error!(
+                node = peer,
+                ours_ms = ours_ran.as_millis() as u64,
+                theirs_ms = theirs_ran.as_millis() as u64,
+                "a node's clock runs wrong: it gets no lease"
+            );
+        }
+        *watch = ClockWatch { ours: now, theirs, wrong };
+    }
+    !watch.wrong
+}

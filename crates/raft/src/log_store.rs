@@ -1,0 +1,293 @@
+//! The Raft log: entries in memory until they are purged, on disk through one writer that syncs in
+//! groups. An entry is acknowledged only after the sync that covers it.
+//!
+//! This is also where leases learn first what happens: a won election shows as this node's own first
+//! entry, a lost one as a vote, a configuration as an entry.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use keyward_env::Env;
+use keyward_model::NodeId;
+use keyward_state::{Batch, Store, Table, codec};
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::lease::Keeper;
+use crate::types::{LogEntry, LogId, Membership, TypeConfig, Vote};
+
+const VOTE: &[u8] = b"vote";
+const PURGED: &[u8] = b"purged";
+/// Whose log this is.
+pub(crate) const IDENTITY: &[u8] = b"identity";
+
+/// Writes that wait for the writer at most; openraft sends few at a time.
+const WRITES_WAITING_MAX: usize = 1024;
+/// Appends that one sync covers at most.
+const GROUP_MAX: usize = 256;
+
+struct Cache<E: Env> {
+    entries: BTreeMap<u64, LogEntry<E>>,
+    vote: Option<Vote>,
+    purged: Option<LogId>,
+    /// The configuration of the last snapshot or applied state: in force when the log names none.
+    base: Membership,
+}
+
+enum Done<E: Env> {
+    Append(IOFlushed<TypeConfig<E>>),
+    Other(oneshot::Sender<io::Result<()>>),
+}
+
+struct Write<E: Env> {
+    batch: Batch,
+    done: Done<E>,
+}
+
+/// The log of one node.
+pub struct LogStore<E: Env> {
+    me: NodeId,
+    env: E,
+    keeper: Arc<Keeper>,
+    cache: Arc<Mutex<Cache<E>>>,
+    writer: mpsc::Sender<Write<E>>,
+}
+
+impl<E: Env> Clone for LogStore<E> {
+    fn clone(&self) -> Self {
+        Self {
+            me: self.me,
+            env: self.env.clone(),
+            keeper: Arc::clone(&self.keeper),
+            cache: Arc::clone(&self.cache),
+            writer: self.writer.clone(),
+        }
+    }
+}
+
+fn log_key(index: u64) -> [u8; 8] {
+    index.to_be_bytes()
+}
+
+fn damaged(what: &str, error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("log store, {what}: {error}"))
+}
+
+impl<E: Env> LogStore<E> {
+    /// Reads the log that `store` holds and starts its writer. `base` is the configuration that the
+    /// state machine has applied.
+    pub(crate) fn open(
+        me: NodeId,
+        env: E,
+        store: Arc<dyn Store>,
+        keeper: Arc<Keeper>,
+        base: Membership,
+    ) -> io::Result<Self> {
+        let read = |key: &[u8]| store.get(Table::LogMeta, key);
+        let vote = match read(VOTE)? {
+            Some(bytes) => Some(codec::decode(&bytes).map_err(|e| damaged("vote", e))?),
+            None => None,
+        };
+        let purged = match read(PURGED)? {
+            Some(bytes) => Some(codec::decode(&bytes).map_err(|e| damaged("purged", e))?),
+            None => None,
+        };
+        let mut entries = BTreeMap::new();
+        let mut expected: Option<u64> = purged.as_ref().map(|id: &LogId| id.index + 1);
+        store.scan(Table::Log, &mut |_, bytes| {
+            let entry: LogEntry<E> = codec::decode(bytes).map_err(|e| damaged("an entry", e))?;
+            let index = entry.log_id.index;
+            // Rows below the purge mark may be left over from a purge that was not synced.
+            if purged.as_ref().is_some_and(|id: &LogId| index <= id.index) {
+                return Ok(());
+            }
+            if expected.is_some_and(|expected| expected != index) {
+                return Err(damaged("entries", format!("a gap before index {index}")));
+            }
+            expected = Some(index + 1);
+            entries.insert(index, entry);
+            Ok(())
+        })?;
+        let cache = Arc::new(Mutex::new(Cache { entries, vote, purged, base }));
+        let (writer, writes) = mpsc::channel(WRITES_WAITING_MAX);
+        env.spawn(write_in_groups(env.clone(), store, writes));
+        let log = Self { me, env, keeper, cache, writer };
+        log.tell_configuration();
+        Ok(log)
+    }
+
+    /// The state machine took over a snapshot: its configuration counts where the log names none.
+    pub(crate) fn rebase(&self, base: Membership) {
+        self.cache.lock().base = base;
+        self.tell_configuration();
+    }
+
+    fn tell_configuration(&self) {
+        let cache = self.cache.lock();
+        let last = cache.entries.values().rev().find_map(LogEntry::<E>::get_membership);
+        let effective = last.unwrap_or_else(|| cache.base.clone());
+        self.keeper.configured(effective);
+    }
+
+    async fn write_through(&self, batch: Batch) -> io::Result<()> {
+        let (done, answer) = oneshot::channel();
+        let write = Write { batch, done: Done::Other(done) };
+        let gone = || io::Error::other("the log's writer has stopped");
+        self.writer.send(write).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+/// Writes in order, each group with one sync, and only then tells who waits.
+async fn write_in_groups<E: Env>(
+    env: E,
+    store: Arc<dyn Store>,
+    mut writes: mpsc::Receiver<Write<E>>,
+) {
+    while let Some(first) = writes.recv().await {
+        let mut batch = first.batch;
+        let mut waiting = vec![first.done];
+        while waiting.len() < GROUP_MAX
+            && let Ok(next) = writes.try_recv()
+        {
+            batch.changes.extend(next.batch.changes);
+            waiting.push(next.done);
+        }
+        let target = Arc::clone(&store);
+        let result = env.blocking(move || target.write(batch, true)).await;
+        for done in waiting {
+            let result = match &result {
+                Ok(()) => Ok(()),
+                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            };
+            match done {
+                Done::Append(callback) => callback.io_completed(result),
+                Done::Other(answer) => drop(answer.send(result)),
+            }
+        }
+    }
+}
+
+impl<E: Env> RaftLogReader<TypeConfig<E>> for LogStore<E> {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<LogEntry<E>>>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let bound = |b: Bound<&u64>| b.cloned();
+        let range = (bound(range.start_bound()), bound(range.end_bound()));
+        Ok(self.cache.lock().entries.range(range).map(|(_, entry)| entry.clone()).collect())
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.cache.lock().vote)
+    }
+}
+
+impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig<E>>> {
+        let cache = self.cache.lock();
+        let last = cache.entries.values().next_back().map(|entry| entry.log_id);
+        Ok(LogState { last_purged_log_id: cache.purged, last_log_id: last.or(cache.purged) })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        // Told before the vote can leave: a leader that votes for another serves no longer.
+        self.keeper.voted(*vote.leader_id(), self.env.boot_now());
+        let mut batch = Batch::default();
+        batch.put(Table::LogMeta, VOTE, codec::encode(vote));
+        self.write_through(batch).await?;
+        self.cache.lock().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig<E>>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = LogEntry<E>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut batch = Batch::default();
+        let mut configured = false;
+        {
+            let mut cache = self.cache.lock();
+            for entry in entries {
+                self.notice_victory(&cache, &entry);
+                configured |= entry.get_membership().is_some();
+                batch.put(Table::Log, log_key(entry.log_id.index), codec::encode(&entry));
+                cache.entries.insert(entry.log_id.index, entry);
+            }
+        }
+        if configured {
+            self.tell_configuration();
+        }
+        let write = Write { batch, done: Done::Append(callback) };
+        self.writer
+            .send(write)
+            .await
+            .map_err(|_| io::Error::other("the log's writer has stopped"))
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
+        let from = last_log_id.map_or(0, |id| id.index + 1);
+        drop(self.cache.lock().entries.split_off(&from));
+        self.tell_configuration();
+        let mut batch = Batch::default();
+        batch.changes.push(keyward_state::Change::DeleteRange(
+            Table::Log,
+            log_key(from).to_vec(),
+            log_key(u64::MAX).to_vec(),
+        ));
+        self.write_through(batch).await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        {
+            let mut cache = self.cache.lock();
+            let kept = cache.entries.split_off(&(log_id.index + 1));
+            let gone = std::mem::replace(&mut cache.entries, kept);
+            // A configuration among the purged entries is applied, and so still in force.
+            if let Some(membership) =
+                gone.values().rev().find_map(LogEntry::<E>::get_membership)
+            {
+                cache.base = membership;
+            }
+            cache.purged = Some(log_id);
+        }
+        let mut batch = Batch::default();
+        batch.put(Table::LogMeta, PURGED, codec::encode(&log_id));
+        batch.changes.push(keyward_state::Change::DeleteRange(
+            Table::Log,
+            log_key(0).to_vec(),
+            log_key(log_id.index + 1).to_vec(),
+        ));
+        self.write_through(batch).await
+    }
+}
+
+impl<E: Env> LogStore<E> {
+    /// This node's first entry of a term means that it has won. The author of the entry before it is
+    /// the last leader (rule 6).
+    fn notice_victory(&self, cache: &Cache<E>, entry: &LogEntry<E>) {
+        let leader = entry.log_id.leader_id;
+        if leader.node_id != self.me {
+            return;
+        }
+        let before = cache.entries.values().next_back().map(|last| last.log_id).or(cache.purged);
+        if before.is_some_and(|before| before.leader_id == leader) {
+            return;
+        }
+        let author = before.map(|before| before.leader_id.node_id);
+        self.keeper.won(leader, entry.log_id.index, author, self.env.boot_now());
+    }
+}

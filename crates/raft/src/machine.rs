@@ -1,0 +1,224 @@
+//! The state machine that openraft drives: applies entries to the state, writes rows and the last
+//! applied index in one batch, then shows the new state to calls.
+
+use std::io;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use futures_util::{Stream, StreamExt};
+use keyward_env::Env;
+use keyward_state::{Batch, Checkpoint, State, Store, Table, apply, codec};
+use openraft::OptionalSend;
+use openraft::entry::RaftEntry;
+use openraft::impls::EntryPayload;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
+use tokio::sync::Notify;
+
+use crate::lease::Keeper;
+use crate::log_store::LogStore;
+use crate::types::{Applied, LogId, SnapshotData, StoredMembership, TypeConfig};
+
+const APPLIED: &[u8] = b"applied";
+
+/// Entries written in one batch at most: bounds what one slow write holds up.
+const GROUP_MAX: usize = 256;
+
+/// The state as calls see it, and word of each step.
+pub struct Visible {
+    state: ArcSwap<State>,
+    /// Woken at each step.
+    pub stepped: Notify,
+}
+
+impl Visible {
+    /// The present snapshot.
+    #[must_use]
+    pub fn load(&self) -> Arc<State> {
+        self.state.load_full()
+    }
+}
+
+type Position = (Option<LogId>, StoredMembership);
+type Frozen = (Arc<dyn Checkpoint>, Position);
+
+/// Reads the state and its position in the log from a store.
+pub(crate) fn load(store: &dyn Store) -> io::Result<(State, Position)> {
+    let mut state = State::load(store)?;
+    let position: Position = match store.get(Table::Meta, APPLIED)? {
+        Some(bytes) => codec::decode(&bytes).map_err(io::Error::other)?,
+        None => (None, StoredMembership::default()),
+    };
+    state.applied = position.0.map_or(0, |id| id.index);
+    Ok((state, position))
+}
+
+/// One node's state machine.
+pub(crate) struct Machine<E: Env> {
+    env: E,
+    store: Arc<dyn Store>,
+    keeper: Arc<Keeper>,
+    log: LogStore<E>,
+    visible: Arc<Visible>,
+    position: Position,
+    /// The latest checkpoint. None after a start: openraft asks for a new one when it needs it.
+    frozen: Option<Frozen>,
+}
+
+impl<E: Env> Machine<E> {
+    pub(crate) fn new(
+        env: E,
+        store: Arc<dyn Store>,
+        keeper: Arc<Keeper>,
+        log: LogStore<E>,
+        state: State,
+        position: Position,
+    ) -> (Self, Arc<Visible>) {
+        let visible = Arc::new(Visible {
+            state: ArcSwap::from_pointee(state),
+            stepped: Notify::new(),
+        });
+        let visible_here = Arc::clone(&visible);
+        let machine =
+            Self { env, store, keeper, log, visible: visible_here, position, frozen: None };
+        machine.tell();
+        (machine, visible)
+    }
+
+    /// Shows the state to calls, then tells the leases.
+    fn show(&self, state: State) {
+        self.visible.state.store(Arc::new(state));
+        self.tell();
+        self.visible.stepped.notify_waiters();
+    }
+
+    fn tell(&self) {
+        let index = self.position.0.map_or(0, |id| id.index);
+        self.keeper.applied(index, self.position.1.membership(), self.env.boot_now());
+    }
+
+    async fn freeze(&mut self) -> io::Result<Frozen> {
+        let store = Arc::clone(&self.store);
+        let checkpoint = self.env.blocking(move || store.checkpoint()).await?;
+        let frozen = (checkpoint, self.position.clone());
+        self.frozen = Some(frozen.clone());
+        Ok(frozen)
+    }
+
+    async fn step(&mut self, group: &mut Vec<EntryResponder<TypeConfig<E>>>) -> io::Result<()> {
+        let mut state = State::clone(&self.visible.load());
+        let mut batch = Batch::default();
+        let mut answers = Vec::with_capacity(group.len());
+        for (entry, responder) in group.drain(..) {
+            let outcome = match &entry.payload {
+                EntryPayload::Blank => None,
+                EntryPayload::Normal(proposal) => Some(apply(&mut state, &mut batch, &proposal.0)),
+                EntryPayload::Membership(_) => None,
+            };
+            if let Some(membership) = entry.get_membership() {
+                self.position.1 = StoredMembership::new(Some(entry.log_id), membership);
+            }
+            self.position.0 = Some(entry.log_id);
+            state.applied = entry.log_id.index;
+            answers.push((responder, outcome));
+        }
+        batch.put(Table::Meta, APPLIED, codec::encode(&self.position));
+        let store = Arc::clone(&self.store);
+        // Not synced: the log is, and a state that lost its tail in a power cut is caught up from it.
+        self.env.blocking(move || store.write(batch, false)).await?;
+        self.show(state);
+        for (responder, outcome) in answers {
+            if let Some(responder) = responder {
+                responder.send(Applied(outcome));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<E: Env> RaftStateMachine<TypeConfig<E>> for Machine<E> {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<Position> {
+        Ok(self.position.clone())
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig<E>>>> + Unpin + OptionalSend,
+    {
+        let mut group = Vec::new();
+        while let Some(entry) = entries.next().await {
+            group.push(entry?);
+            if group.len() >= GROUP_MAX {
+                self.step(&mut group).await?;
+            }
+        }
+        if group.is_empty() { Ok(()) } else { self.step(&mut group).await }
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        // Here and not in the builder: nothing is applied meanwhile, so the checkpoint stands exactly at
+        // our position. It costs one flush.
+        Builder { snapshot: Some(self.freeze().await) }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMetaOf<TypeConfig<E>>,
+        snapshot: SnapshotData,
+    ) -> io::Result<()> {
+        let SnapshotData::Received(slot) = snapshot else {
+            return Err(io::Error::other("a snapshot of this node cannot be installed on it"));
+        };
+        let install = slot
+            .lock()
+            .take()
+            .ok_or_else(|| io::Error::other("this snapshot was installed already"))?;
+        let store = Arc::clone(&self.store);
+        let (state, position) = self
+            .env
+            .blocking(move || {
+                install.commit()?;
+                load(&*store)
+            })
+            .await?;
+        if position.0 != meta.last_log_id {
+            return Err(io::Error::other("the received snapshot is not at the index it names"));
+        }
+        self.position = position;
+        self.log.rebase(self.position.1.membership().clone());
+        self.show(state);
+        self.freeze().await?;
+        Ok(())
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<Option<SnapshotOf<TypeConfig<E>, SnapshotData>>> {
+        Ok(self.frozen.clone().map(snapshot::<E>))
+    }
+}
+
+fn snapshot<E: Env>(frozen: Frozen) -> SnapshotOf<TypeConfig<E>, SnapshotData> {
+    let (checkpoint, (last_log_id, last_membership)) = frozen;
+    openraft::Snapshot {
+        meta: SnapshotMetaOf::<TypeConfig<E>> { last_log_id, last_membership },
+        snapshot: SnapshotData::Local(checkpoint),
+    }
+}
+
+/// A snapshot that was made while the machine stood still.
+pub(crate) struct Builder {
+    snapshot: Option<io::Result<Frozen>>,
+}
+
+impl<E: Env> RaftSnapshotBuilder<TypeConfig<E>> for Builder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig<E>, SnapshotData>> {
+        let made = self.snapshot.take();
+        made.unwrap_or_else(|| Err(io::Error::other("built already"))).map(snapshot::<E>)
+    }
+}

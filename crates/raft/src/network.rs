@@ -1,0 +1,211 @@
+//! openraft's view of the network: each message becomes a [`PeerRequest`] on the [`Transport`].
+//!
+//! Acknowledgements are noted here with the time at which the request was sent, per leader id: leases
+//! rest on these times and not on openraft's own instants, which stand still in suspend. Appends use
+//! openraft's sequential `stream_append`, one request in flight (DESIGN section 5).
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use keyward_env::{AsyncRuntime, Env, Select2};
+use keyward_model::NodeId;
+use keyward_state::codec;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::impls::BasicNode;
+use openraft::network::RPCOption;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::type_config::alias::SnapshotOf;
+use openraft::{AnyError, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+
+use crate::lease::Keeper;
+use crate::messages::{PeerRequest, PeerResponse, Transport, TransportError};
+use crate::types::{SnapshotData, TypeConfig, Vote};
+
+/// Bytes of a snapshot in one message.
+const PIECE_BYTES: usize = 256 * 1024;
+/// How long one piece may take.
+const PIECE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long installing may take at the receiver.
+const INSTALL_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Makes a [`Peer`] for each target.
+pub(crate) struct Network<E: Env> {
+    pub(crate) env: E,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) transfers: Arc<AtomicU64>,
+}
+
+impl<E: Env> RaftNetworkFactory<TypeConfig<E>> for Network<E> {
+    type Network = Peer<E>;
+
+    async fn new_client(&mut self, target: NodeId, node: &BasicNode) -> Peer<E> {
+        Peer {
+            env: self.env.clone(),
+            keeper: Arc::clone(&self.keeper),
+            transport: Arc::clone(&self.transport),
+            transfers: Arc::clone(&self.transfers),
+            target,
+            node: node.clone(),
+        }
+    }
+}
+
+/// One target of openraft's messages.
+pub(crate) struct Peer<E: Env> {
+    env: E,
+    keeper: Arc<Keeper>,
+    transport: Arc<dyn Transport>,
+    transfers: Arc<AtomicU64>,
+    target: NodeId,
+    node: BasicNode,
+}
+
+fn unreachable<C: openraft::RaftTypeConfig>(error: &TransportError) -> RPCError<C> {
+    RPCError::Unreachable(Unreachable::new(error))
+}
+
+fn odd<C: openraft::RaftTypeConfig>(what: impl ToString) -> RPCError<C> {
+    RPCError::Network(NetworkError::new(&AnyError::error(what)))
+}
+
+impl<E: Env> Peer<E> {
+    async fn ask(
+        &self,
+        request: &PeerRequest<E>,
+        patience: Duration,
+    ) -> Result<PeerResponse<E>, RPCError<TypeConfig<E>>> {
+        let body = codec::encode(request);
+        let answer = self
+            .transport
+            .call(self.target, &self.node, body, patience)
+            .await
+            .map_err(|error| match error {
+                TransportError::Unreachable { .. } => unreachable(&error),
+                TransportError::NoAnswer { .. } => odd(error),
+            })?;
+        match codec::decode(&answer).map_err(odd)? {
+            PeerResponse::Failed(reason) => Err(odd(reason)),
+            response => Ok(response),
+        }
+    }
+}
+
+fn unexpected<C: openraft::RaftTypeConfig>() -> RPCError<C> {
+    odd("a peer gave an answer of another kind")
+}
+
+impl<E: Env> RaftNetworkV2<TypeConfig<E>> for Peer<E> {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig<E>>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig<E>>, RPCError<TypeConfig<E>>> {
+        let leader = *rpc.vote.leader_id();
+        let sent = self.env.boot_now();
+        match self.ask(&PeerRequest::Append(rpc), option.hard_ttl()).await? {
+            PeerResponse::Append(response) => {
+                if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                    self.keeper.acknowledged(leader, self.target, sent, self.env.boot_now());
+                }
+                Ok(response)
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig<E>>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig<E>>, RPCError<TypeConfig<E>>> {
+        match self.ask(&PeerRequest::Vote(rpc), option.hard_ttl()).await? {
+            PeerResponse::Vote(response) => Ok(response),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig<E>>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig<E>>, RPCError<TypeConfig<E>>> {
+        match self.ask(&PeerRequest::PreVote(rpc), option.hard_ttl()).await? {
+            PeerResponse::Vote(response) => Ok(response),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig<E>>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig<E>>, RPCError<TypeConfig<E>>> {
+        // Rule 6: the self-lease ends before the message leaves, whoever decided to send it.
+        self.keeper.hand_over(self.env.boot_now());
+        self.ask(&PeerRequest::TransferLeader(req), option.hard_ttl()).await?;
+        Ok(Ok(()))
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig<E>, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig<E>>, StreamingError<TypeConfig<E>>> {
+        match E::Runtime::select2(cancel, self.send_snapshot(vote, snapshot)).await {
+            Select2::First(closed) => Err(StreamingError::Closed(closed)),
+            Select2::Second(sent) => sent,
+        }
+    }
+}
+
+impl<E: Env> Peer<E> {
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig<E>, SnapshotData>,
+    ) -> Result<SnapshotResponse<TypeConfig<E>>, StreamingError<TypeConfig<E>>> {
+        let SnapshotData::Local(checkpoint) = snapshot.snapshot else {
+            return Err(odd("only an own snapshot is sent").into());
+        };
+        let transfer = self.transfers.fetch_add(1, Ordering::Relaxed);
+        for (file, len) in checkpoint.files() {
+            let mut offset = 0;
+            // An empty file is sent too: its one piece is empty.
+            loop {
+                let (source, name) = (Arc::clone(&checkpoint), file.clone());
+                let bytes = self
+                    .env
+                    .blocking(move || source.read(&name, offset, PIECE_BYTES))
+                    .await
+                    .map_err(odd)?;
+                let sent = bytes.len() as u64;
+                let piece = PeerRequest::SnapshotPiece { transfer, file: file.clone(), offset, bytes };
+                self.ask(&piece, PIECE_PATIENCE).await?;
+                offset += sent;
+                if offset >= len || sent == 0 {
+                    break;
+                }
+            }
+        }
+        let done = PeerRequest::SnapshotDone {
+            transfer,
+            vote,
+            last_log_id: snapshot.meta.last_log_id,
+            membership: snapshot.meta.last_membership,
+        };
+        match self.ask(&done, INSTALL_PATIENCE).await? {
+            PeerResponse::Snapshot(response) => Ok(response),
+            _ => Err(unexpected().into()),
+        }
+    }
+}

@@ -1,0 +1,883 @@
+//! One node of a Region: consensus, leases and the state as calls see it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use keyward_env::Env;
+use keyward_model::{NodeId, Timestamp};
+use keyward_state::{
+    Batch, Envelope, Install, Outcome, State, Store, Table, Timers, codec,
+};
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::impls::BasicNode;
+use openraft::{Config, Raft, SnapshotPolicy};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OnceCell};
+
+use crate::lease::{Fenced, Keeper, Owed};
+use crate::log_store::{IDENTITY, LogStore};
+use crate::machine::{self, Machine, Visible};
+use crate::messages::{
+    BoxFuture, Member, NodeStatus, PeerRequest, PeerResponse, ProposeError, Transport,
+};
+use crate::network::Network;
+use crate::types::{LeaderId, Proposal, SnapshotData, TypeConfig};
+
+/// Entries between snapshots: a log of this length is replayed in well under a second.
+const SNAPSHOT_EVERY: u64 = 10_000;
+/// Entries kept behind a snapshot, so that a node that was away for a moment needs no snapshot.
+const LOG_KEPT: u64 = 2_000;
+/// Between looks while something is waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// A follower that is behind a fence answers after this and holds its calls instead.
+const FENCE_PATIENCE: Duration = Duration::from_millis(5);
+/// A fence message is given up after this and sent again.
+const FENCE_CALL: Duration = Duration::from_millis(250);
+/// Between tries to reach a leader.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// What a node is started with.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its id, unique for ever in the Region.
+    pub node: NodeId,
+    /// Where its peers reach it, `host:port`.
+    pub address: String,
+    /// Raft and lease timers; must be the Region's own.
+    pub timers: Timers,
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A disk, or what is on it.
+    #[error("the data folder cannot be used: {0}")]
+    Storage(#[from] io::Error),
+    /// The folder belongs to somebody else.
+    #[error(
+        "the data folder belongs to node {found}, and this is node {expected}: name the right folder, \
+         or an empty one"
+    )]
+    ForeignFolder {
+        /// Whose it is.
+        found: NodeId,
+        /// Who asked.
+        expected: NodeId,
+    },
+    /// Mixed timers could serve stale answers.
+    #[error("the Region's timers are {region:?}, and this node is configured with {local:?}: use the Region's")]
+    Timers {
+        /// What the Region runs with.
+        region: Timers,
+        /// What the node was given.
+        local: Timers,
+    },
+    /// openraft said no.
+    #[error("consensus did not start: {0}")]
+    Raft(String),
+}
+
+/// Why a call cannot be served from memory here and now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotServing {
+    /// No lease: this node does not hear from a majority, or has just started.
+    #[error("this node holds no serving lease: it does not reach a majority of the Region's nodes")]
+    NoLease,
+    /// The lease lasts, and a change that calls must see has not arrived yet.
+    #[error("this node waits for a change that it has not received yet")]
+    Behind,
+}
+
+/// The layer above, as peers reach it.
+pub trait PeerApp: Send + Sync + 'static {
+    /// Answers a peer's [`PeerRequest::App`].
+    fn answer(&self, from: NodeId, body: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, String>>;
+}
+
+/// A snapshot being received.
+struct Incoming {
+    from: NodeId,
+    transfer: u64,
+    install: Box<dyn Install>,
+}
+
+/// A running node.
+pub struct Node<E: Env> {
+    config: NodeConfig,
+    env: E,
+    raft: Raft<TypeConfig<E>, Machine<E>>,
+    keeper: Arc<Keeper>,
+    visible: Arc<Visible>,
+    transport: Arc<dyn Transport>,
+    state_store: Arc<dyn Store>,
+    incoming: Mutex<Option<Incoming>>,
+    /// Rule 6: neither votes nor stands before this point.
+    mute_until: Duration,
+    /// Woken when a fence is wanted.
+    fence_wanted: Notify,
+    /// Woken when a fence was answered.
+    fence_answered: Notify,
+    /// Peers with a fence message under way.
+    fencing: Mutex<BTreeSet<NodeId>>,
+    app: OnceCell<Arc<dyn PeerApp>>,
+    stopped: AtomicBool,
+}
+
+/// A value of an openraft enum that its crate does not export, by its name.
+fn by_name<T: serde::de::DeserializeOwned>(name: &'static str) -> Result<T, StartError> {
+    use serde::de::IntoDeserializer;
+    let name: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+        name.into_deserializer();
+    T::deserialize(name).map_err(|e| StartError::Raft(e.to_string()))
+}
+
+fn raft_config(timers: Timers) -> Result<Arc<Config>, StartError> {
+    let config = Config {
+        cluster_name: "keyward".to_owned(),
+        heartbeat_interval: timers.heartbeat_ms,
+        election_timeout_min: timers.election_ms_min,
+        election_timeout_max: timers.election_ms_max,
+        enable_pre_vote: Some(true),
+        // A leader that restarts must be elected anew (rule 4).
+        enable_leader_restore: Some(false),
+        // Switched on once this node may stand (rule 6).
+        enable_elect: false,
+        // Hand-overs leave only when we send them (rule 6).
+        removed_leader_step_down: by_name("Never")?,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        max_in_snapshot_log_to_keep: LOG_KEPT,
+        purge_batch_size: 256,
+        install_snapshot_timeout: 120_000,
+        backoff: "100ms".to_owned(),
+        ..Config::default()
+    };
+    config.validate().map(Arc::new).map_err(|e| StartError::Raft(e.to_string()))
+}
+
+impl<E: Env> Node<E> {
+    /// Starts a node on its two stores. It takes part once it has been added to a Region, or founds one.
+    pub async fn start(
+        config: NodeConfig,
+        env: E,
+        log_store: Arc<dyn Store>,
+        state_store: Arc<dyn Store>,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Arc<Self>, StartError> {
+        let store = Arc::clone(&log_store);
+        let node = config.node;
+        env.blocking(move || check_identity(&*store, node)).await?;
+        let store = Arc::clone(&state_store);
+        let (state, position) = env.blocking(move || machine::load(&*store)).await?;
+        if let Some(facts) = &state.region
+            && facts.timers != config.timers
+        {
+            return Err(StartError::Timers { region: facts.timers, local: config.timers });
+        }
+        let now = env.boot_now();
+        let keeper = Arc::new(Keeper::new(node, random_u64(&env), config.timers, now));
+        let base = position.1.membership().clone();
+        let store = Arc::clone(&log_store);
+        let log = LogStore::open(node, env.clone(), store, Arc::clone(&keeper), base)?;
+        let (machine, visible) = Machine::new(
+            env.clone(),
+            Arc::clone(&state_store),
+            Arc::clone(&keeper),
+            log.clone(),
+            state,
+            position,
+        );
+        let network = Network {
+            env: env.clone(),
+            keeper: Arc::clone(&keeper),
+            transport: Arc::clone(&transport),
+            transfers: Arc::new(AtomicU64::new(random_u64(&env))),
+        };
+        let raft = Raft::new(node, raft_config(config.timers)?, network, log, machine)
+            .await
+            .map_err(|e| StartError::Raft(e.to_string()))?;
+        let mute_until = now + Duration::from_millis(config.timers.election_ms_max);
+        let node = Arc::new(Self {
+            config,
+            env,
+            raft,
+            keeper,
+            visible,
+            transport,
+            state_store,
+            incoming: Mutex::new(None),
+            mute_until,
+            fence_wanted: Notify::new(),
+            fence_answered: Notify::new(),
+            fencing: Mutex::default(),
+            app: OnceCell::new(),
+            stopped: AtomicBool::new(false),
+        });
+        node.spawn(Self::stand_when_allowed);
+        node.spawn(Self::renew_leases);
+        node.spawn(Self::send_fences);
+        Ok(node)
+    }
+
+    /// Starts a task that holds the node only while it works.
+    fn spawn<F, Fut>(self: &Arc<Self>, task: F)
+    where
+        F: FnOnce(Arc<Self>) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.env.spawn(task(Arc::clone(self)));
+    }
+
+    /// Who answers peers' messages for the layer above. Set once, right after the start.
+    pub fn set_app(&self, app: Arc<dyn PeerApp>) {
+        // A second layer above would be a programming error; the first one stays.
+        let _ = self.app.set(app);
+    }
+
+    /// This node's id.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.config.node
+    }
+
+    /// The seams it runs on.
+    #[must_use]
+    pub fn env(&self) -> &E {
+        &self.env
+    }
+
+    /// The state as calls see it. Decide on it only after [`Self::admit`].
+    #[must_use]
+    pub fn state(&self) -> Arc<State> {
+        self.visible.load()
+    }
+
+    /// A sealed token, read from the store: it is not kept in memory.
+    pub async fn token(&self, material: keyward_model::KeyMaterialId) -> io::Result<Option<Vec<u8>>> {
+        let store = Arc::clone(&self.state_store);
+        self.env.blocking(move || store.get(Table::Tokens, material.bytes())).await
+    }
+
+    // --- Data plane.
+
+    /// Rule 3: the state that a call may be decided on. Waits for a moment where waiting helps: right
+    /// after an election, during a hand-over, behind a fence.
+    pub async fn admit(&self, patience: Duration) -> Result<Arc<State>, NotServing> {
+        match self.admit_now() {
+            Ok(state) => Ok(state),
+            Err(_) => self.admit_soon(patience).await,
+        }
+    }
+
+    /// The state that a call may be decided on, without waiting: two atomics and one pointer.
+    pub fn admit_now(&self) -> Result<Arc<State>, NotServing> {
+        let cell = self.keeper.cell();
+        if !cell.lasts(self.env.boot_now()) {
+            return Err(NotServing::NoLease);
+        }
+        let fence = cell.fence();
+        let state = self.visible.load();
+        if state.applied < fence { Err(NotServing::Behind) } else { Ok(state) }
+    }
+
+    async fn admit_soon(&self, patience: Duration) -> Result<Arc<State>, NotServing> {
+        let end = self.env.boot_now() + patience;
+        loop {
+            let refusal = match self.admit_now() {
+                Ok(state) => return Ok(state),
+                Err(refusal) => refusal,
+            };
+            let now = self.env.boot_now();
+            let worth = refusal == NotServing::Behind || self.keeper.cell().worth_waiting(now);
+            if now >= end || !worth || self.stopped.load(Ordering::SeqCst) {
+                return Err(refusal);
+            }
+            self.env.timeout(LOOK_AGAIN, self.visible.stepped.notified()).await;
+        }
+    }
+
+    /// Looked at again when an answer is about to leave: a call that was held up (a paused process) must
+    /// not answer on a lease that is over.
+    #[must_use]
+    pub fn still_serving(&self) -> bool {
+        self.keeper.cell().lasts(self.env.boot_now())
+    }
+
+    // --- Control plane.
+
+    /// Has the leader propose and fence a command; any node may be asked. The answer comes when every
+    /// call that starts later, on any node, sees the change.
+    ///
+    /// `Err(NotLeader)`: nothing was proposed in time. `Err(Unknown)`: it may take effect.
+    pub async fn propose(
+        &self,
+        envelope: Envelope,
+        patience: Duration,
+    ) -> Result<Outcome, ProposeError> {
+        let end = self.env.boot_now() + patience;
+        let mut error = ProposeError::NotLeader;
+        loop {
+            let left = end.saturating_sub(self.env.boot_now());
+            if left.is_zero() || self.stopped.load(Ordering::SeqCst) {
+                return Err(error);
+            }
+            match self.propose_once(&envelope, left).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(ProposeError::Unknown) => error = ProposeError::Unknown,
+                Err(ProposeError::NotLeader) => {}
+            }
+            self.env.sleep(RETRY.min(left)).await;
+        }
+    }
+
+    async fn propose_once(
+        &self,
+        envelope: &Envelope,
+        left: Duration,
+    ) -> Result<Outcome, ProposeError> {
+        let Some((leader, node)) = self.leader() else { return Err(ProposeError::NotLeader) };
+        if leader == self.id() {
+            return self.propose_here(envelope.clone(), left).await;
+        }
+        let request = PeerRequest::<E>::Propose {
+            envelope: Box::new(envelope.clone()),
+            patience_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+        };
+        match self.ask(leader, &node, &request, left).await {
+            Some(PeerResponse::Proposed(result)) => result,
+            Some(_) => Err(ProposeError::NotLeader),
+            // It may have arrived: the id makes asking again harmless.
+            None => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// The leader's part: stamp, commit, apply, fence.
+    async fn propose_here(
+        &self,
+        mut envelope: Envelope,
+        patience: Duration,
+    ) -> Result<Outcome, ProposeError> {
+        let end = self.env.boot_now() + patience;
+        let Some(leader) = self.keeper.leading() else { return Err(ProposeError::NotLeader) };
+        envelope.time = Timestamp(self.env.wall_now_ms());
+        let write = self.raft.client_write(Proposal(Box::new(envelope)));
+        let written = match self.env.timeout(patience, write).await {
+            None => return Err(ProposeError::Unknown),
+            Some(Ok(written)) => written,
+            Some(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
+                // openraft answers so as well when leadership was lost after the append.
+                return Err(ProposeError::Unknown);
+            }
+            Some(Err(_)) => return Err(ProposeError::Unknown),
+        };
+        if written.log_id.leader_id != leader {
+            return Err(ProposeError::Unknown);
+        }
+        self.fence(leader, written.log_id.index, end).await?;
+        written.data.0.ok_or(ProposeError::Unknown)
+    }
+
+    /// Rule 5: returns once no node can serve anything older than `index`.
+    async fn fence(&self, leader: LeaderId, index: u64, end: Duration) -> Result<(), ProposeError> {
+        self.keeper.want_fence(index, self.env.boot_now());
+        self.fence_wanted.notify_one();
+        loop {
+            let answered = self.fence_answered.notified();
+            let now = self.env.boot_now();
+            match self.keeper.fenced(leader, index, now) {
+                Fenced::Yes => return Ok(()),
+                Fenced::LeadershipLost => return Err(ProposeError::Unknown),
+                Fenced::Waiting if now >= end => return Err(ProposeError::Unknown),
+                Fenced::Waiting => {}
+            }
+            self.env.timeout(LOOK_AGAIN * 4, answered).await;
+        }
+    }
+
+    /// Fences everything applied so far: the first half of a two-step change, found half done by a new
+    /// leader, is known everywhere once this returns.
+    pub async fn fence_all(&self, patience: Duration) -> Result<(), ProposeError> {
+        let leader = self.keeper.leading_ready().ok_or(ProposeError::NotLeader)?;
+        let end = self.env.boot_now() + patience;
+        self.fence(leader, self.keeper.cell().applied(), end).await
+    }
+
+    /// True while this node leads, and may serve and grant.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.keeper.leading_ready().is_some()
+    }
+
+    /// The leader and where it is, as far as this node knows.
+    fn leader(&self) -> Option<(NodeId, BasicNode)> {
+        use openraft::async_runtime::WatchReceiver;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        let node = metrics.membership_config.membership().get_node(&leader)?.clone();
+        Some((leader, node))
+    }
+
+    /// The leader's id, as far as this node knows.
+    #[must_use]
+    pub fn leader_id(&self) -> Option<NodeId> {
+        self.leader().map(|(leader, _)| leader)
+    }
+
+    // --- Peers.
+
+    async fn ask(
+        &self,
+        target: NodeId,
+        node: &BasicNode,
+        request: &PeerRequest<E>,
+        patience: Duration,
+    ) -> Option<PeerResponse<E>> {
+        let body = codec::encode(request);
+        let answer = self.transport.call(target, node, body, patience).await.ok()?;
+        codec::decode(&answer).ok()
+    }
+
+    /// Asks the layer above of another node.
+    pub async fn ask_app(
+        &self,
+        target: NodeId,
+        address: &str,
+        body: Vec<u8>,
+        patience: Duration,
+    ) -> Result<Vec<u8>, String> {
+        let node = BasicNode::new(address);
+        match self.ask(target, &node, &PeerRequest::App(body), patience).await {
+            Some(PeerResponse::App(answer)) => Ok(answer),
+            Some(PeerResponse::Failed(reason)) => Err(reason),
+            Some(_) => Err("an answer of another kind".to_owned()),
+            None => Err(format!("node {target} at {address} did not answer")),
+        }
+    }
+
+    /// Asks the layer above of the leader.
+    pub async fn ask_leader_app(&self, body: Vec<u8>, patience: Duration) -> Result<Vec<u8>, String> {
+        let (leader, node) = self.leader().ok_or("no leader is known")?;
+        if leader == self.id() {
+            let app = self.app.get().ok_or("the node is starting")?;
+            return app.answer(leader, body).await;
+        }
+        self.ask_app(leader, &node.addr, body, patience).await
+    }
+
+    /// Answers a message of `from`, whom the transport vouches for.
+    pub fn answer(self: &Arc<Self>, from: NodeId, body: Vec<u8>) -> BoxFuture<'static, Vec<u8>> {
+        let this = Arc::clone(self);
+        Box::pin(async move {
+            let response = match codec::decode(&body) {
+                Ok(request) => this.answer_request(from, request).await,
+                Err(error) => PeerResponse::Failed(error.to_string()),
+            };
+            codec::encode(&response)
+        })
+    }
+
+    async fn answer_request(&self, from: NodeId, request: PeerRequest<E>) -> PeerResponse<E> {
+        fn or_failed<E: Env, T, Err: std::fmt::Display>(
+            result: Result<T, Err>,
+            wrap: impl FnOnce(T) -> PeerResponse<E>,
+        ) -> PeerResponse<E> {
+            match result {
+                Ok(value) => wrap(value),
+                Err(error) => PeerResponse::Failed(error.to_string()),
+            }
+        }
+        match request {
+            PeerRequest::Append(rpc) => {
+                or_failed(self.raft.append_entries(rpc).await, PeerResponse::Append)
+            }
+            // Rule 6: openraft forgets in a restart what it heard, so this node neither votes nor
+            // stands for one leader lease.
+            PeerRequest::Vote(_) | PeerRequest::PreVote(_) | PeerRequest::TransferLeader(_)
+                if self.is_mute() =>
+            {
+                PeerResponse::Failed("this node has just started and does not vote yet".to_owned())
+            }
+            PeerRequest::Vote(rpc) => or_failed(self.raft.vote(rpc).await, PeerResponse::Vote),
+            PeerRequest::PreVote(rpc) => {
+                or_failed(self.raft.pre_vote(rpc).await, PeerResponse::Vote)
+            }
+            PeerRequest::TransferLeader(rpc) => {
+                self.keeper.asked_to_stand();
+                or_failed(self.raft.handle_transfer_leader(rpc).await, |_| PeerResponse::Ok)
+            }
+            PeerRequest::SnapshotPiece { transfer, file, offset, bytes } => {
+                let written = self.receive_piece(from, transfer, file, offset, bytes).await;
+                or_failed(written, |()| PeerResponse::Ok)
+            }
+            PeerRequest::SnapshotDone { transfer, vote, last_log_id, membership } => {
+                let Some(install) = self.take_incoming(from, transfer) else {
+                    return PeerResponse::Failed("no such snapshot transfer".to_owned());
+                };
+                let snapshot = openraft::Snapshot {
+                    meta: openraft::type_config::alias::SnapshotMetaOf::<TypeConfig<E>> {
+                        last_log_id,
+                        last_membership: membership,
+                    },
+                    snapshot: SnapshotData::Received(Arc::new(Mutex::new(Some(install)))),
+                };
+                let installed = self.raft.install_full_snapshot(vote, snapshot).await;
+                or_failed(installed, PeerResponse::Snapshot)
+            }
+            PeerRequest::Lease(request) => {
+                PeerResponse::Lease(self.keeper.grant(from, &request, self.env.boot_now()))
+            }
+            PeerRequest::Fence { index, .. } => {
+                self.wait_applied(index, FENCE_PATIENCE).await;
+                self.keeper.fence_here(index);
+                PeerResponse::Ok
+            }
+            PeerRequest::Propose { envelope, patience_ms } => {
+                let patience = Duration::from_millis(patience_ms);
+                PeerResponse::Proposed(self.propose_here(*envelope, patience).await)
+            }
+            PeerRequest::Status => PeerResponse::Status(Box::new(self.status())),
+            PeerRequest::App(body) => match self.app.get() {
+                Some(app) => or_failed(app.answer(from, body).await, PeerResponse::App),
+                None => PeerResponse::Failed("the node is starting".to_owned()),
+            },
+        }
+    }
+
+    fn is_mute(&self) -> bool {
+        self.env.boot_now() < self.mute_until
+    }
+
+    async fn wait_applied(&self, index: u64, patience: Duration) {
+        let end = self.env.boot_now() + patience;
+        while self.keeper.cell().applied() < index {
+            let left = end.saturating_sub(self.env.boot_now());
+            if left.is_zero() {
+                return;
+            }
+            self.env.timeout(left.min(LOOK_AGAIN / 5), self.visible.stepped.notified()).await;
+        }
+    }
+
+    async fn receive_piece(
+        &self,
+        from: NodeId,
+        transfer: u64,
+        file: String,
+        offset: u64,
+        bytes: Vec<u8>,
+    ) -> io::Result<()> {
+        let mut incoming = match self.take_incoming(from, transfer) {
+            Some(install) => install,
+            None => self.state_store.begin_install()?,
+        };
+        let (incoming, written) = self
+            .env
+            .blocking(move || {
+                let written = incoming.write(&file, offset, &bytes);
+                (incoming, written)
+            })
+            .await;
+        *self.incoming.lock() = Some(Incoming { from, transfer, install: incoming });
+        written
+    }
+
+    fn take_incoming(&self, from: NodeId, transfer: u64) -> Option<Box<dyn Install>> {
+        let mut slot = self.incoming.lock();
+        match slot.take() {
+            Some(incoming) if incoming.from == from && incoming.transfer == transfer => {
+                Some(incoming.install)
+            }
+            // Another transfer: what was received of the old one is dropped.
+            _ => None,
+        }
+    }
+
+    // --- Tasks.
+
+    async fn stand_when_allowed(self: Arc<Self>) {
+        while self.is_mute() {
+            self.env.sleep(LOOK_AGAIN).await;
+        }
+        self.raft.runtime_config().elect(true);
+        let alone = {
+            use openraft::async_runtime::WatchReceiver;
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().voter_ids().eq([self.id()])
+        };
+        if alone {
+            // The only voter need not wait for an election timeout.
+            let _ = self.raft.trigger().elect(false).await;
+        }
+    }
+
+    /// Asks the leader for a lease at every interval; keeps an only voter's own lease fresh.
+    async fn renew_leases(self: Arc<Self>) {
+        let renewal = Duration::from_millis(self.config.timers.renewal_ms);
+        let mut follows = None;
+        while !self.stopped.load(Ordering::SeqCst) {
+            let now = self.env.boot_now();
+            self.keeper.tick(now);
+            let leader = self.leader();
+            let known = leader.as_ref().map(|(id, _)| *id);
+            match leader {
+                Some((leader, node)) if leader != self.id() => {
+                    let this = Arc::clone(&self);
+                    self.env.spawn(async move { this.renew_lease(leader, node, now).await });
+                }
+                _ => {}
+            }
+            // A leader that has just appeared is asked at once, not an interval later.
+            let pause = if known.is_none() || known != follows { renewal / 8 } else { renewal };
+            follows = known;
+            self.env.sleep(pause).await;
+        }
+    }
+
+    async fn renew_lease(self: Arc<Self>, leader: NodeId, node: BasicNode, asked: Duration) {
+        let request = PeerRequest::<E>::Lease(self.keeper.request(asked));
+        let ttl = Duration::from_millis(self.config.timers.lease_ttl_ms);
+        let Some(PeerResponse::Lease(Ok(grant))) = self.ask(leader, &node, &request, ttl).await
+        else {
+            return;
+        };
+        while !self.keeper.take(&grant, asked, self.env.boot_now()) {
+            self.env.sleep(LOOK_AGAIN / 5).await;
+        }
+        self.visible.stepped.notify_waiters();
+    }
+
+    /// Tells every node that owes an answer; one message under way to each, always the newest index.
+    async fn send_fences(self: Arc<Self>) {
+        while !self.stopped.load(Ordering::SeqCst) {
+            let nodes = self.addresses();
+            for owed in self.keeper.owed() {
+                let Some(node) = nodes.get(&owed.node) else { continue };
+                if self.fencing.lock().insert(owed.node) {
+                    let (this, node) = (Arc::clone(&self), node.clone());
+                    self.env.spawn(async move { this.send_fence(owed, node).await });
+                }
+            }
+            let wanted = self.fence_wanted.notified();
+            self.env.timeout(Duration::from_millis(self.config.timers.heartbeat_ms), wanted).await;
+        }
+    }
+
+    async fn send_fence(self: Arc<Self>, owed: Owed, node: BasicNode) {
+        let request = PeerRequest::Fence { leader: owed.leader, index: owed.index };
+        let answer = self.ask(owed.node, &node, &request, FENCE_CALL).await;
+        self.fencing.lock().remove(&owed.node);
+        if matches!(answer, Some(PeerResponse::Ok)) {
+            self.keeper.fence_answered(&owed);
+            self.fence_answered.notify_waiters();
+            // Changes that came meanwhile are owed now.
+            self.fence_wanted.notify_one();
+        }
+    }
+
+    fn addresses(&self) -> BTreeMap<NodeId, BasicNode> {
+        use openraft::async_runtime::WatchReceiver;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        membership.nodes().map(|(id, node)| (*id, node.clone())).collect()
+    }
+
+    // --- Membership.
+
+    /// The members, by the last configuration in the log.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        use openraft::async_runtime::WatchReceiver;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        membership
+            .nodes()
+            .map(|(id, node)| Member {
+                node: *id,
+                address: node.addr.clone(),
+                voter: voters.contains(id),
+            })
+            .collect()
+    }
+
+    /// Makes this node the only voter of a new Region. Refused by a node that has a log.
+    pub async fn found(&self) -> Result<(), String> {
+        let members = BTreeMap::from([(self.id(), BasicNode::new(self.config.address.clone()))]);
+        self.raft.initialize(members).await.map_err(|e| e.to_string())
+    }
+
+    /// Adds a node that follows and does not vote. Leader only.
+    pub async fn add_learner(&self, node: NodeId, address: &str) -> Result<(), String> {
+        let added = self.raft.add_learner(node, BasicNode::new(address), false).await;
+        added.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Makes followers that have caught up vote. Leader only.
+    pub async fn promote(&self, node: NodeId) -> Result<(), String> {
+        let change = openraft::ChangeMembers::AddVoterIds(BTreeSet::from([node]));
+        self.raft.change_membership(change, true).await.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Removes a node: first nothing more is granted to it and its leases run out, then the membership
+    /// changes (rule 5). Leader only.
+    pub async fn remove(&self, node: NodeId, patience: Duration) -> Result<(), String> {
+        if node == self.id() {
+            return Err("the leader cannot remove itself: transfer leadership first".to_owned());
+        }
+        let end = self.env.boot_now() + patience;
+        self.keeper.stop_granting(node);
+        while !self.keeper.lease_is_over(node, self.env.boot_now()) {
+            if self.env.boot_now() >= end || self.keeper.leading().is_none() {
+                self.keeper.grant_again(node);
+                return Err(format!("node {node}'s lease did not run out in time; try again"));
+            }
+            self.env.sleep(LOOK_AGAIN).await;
+        }
+        let votes = self.members().iter().any(|member| member.node == node && member.voter);
+        let removed = BTreeSet::from([node]);
+        let result = if votes {
+            let change = openraft::ChangeMembers::RemoveVoters(removed);
+            self.raft.change_membership(change, false).await
+        } else {
+            let change = openraft::ChangeMembers::RemoveNodes(removed);
+            self.raft.change_membership(change, false).await
+        };
+        if result.is_err() {
+            self.keeper.grant_again(node);
+        }
+        result.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Hands leadership to `to`, or to whichever voter takes it. Returns the new leader.
+    pub async fn transfer(&self, to: Option<NodeId>, patience: Duration) -> Result<NodeId, String> {
+        let end = self.env.boot_now() + patience;
+        let candidates: Vec<NodeId> = match to {
+            Some(node) => vec![node],
+            None => self
+                .members()
+                .into_iter()
+                .filter(|member| member.voter && member.node != self.id())
+                .map(|member| member.node)
+                .collect(),
+        };
+        if candidates.is_empty() {
+            return Err("no other voter to hand leadership to".to_owned());
+        }
+        let step = Duration::from_millis(self.config.timers.election_ms_max);
+        let mut turn = candidates.iter().cycle();
+        while self.keeper.leading().is_some() {
+            let Some(target) = turn.next() else { break };
+            if self.env.boot_now() >= end {
+                return Err("no voter took leadership over in time".to_owned());
+            }
+            // Rule 6: the self-lease is given up before any message leaves.
+            self.keeper.hand_over(self.env.boot_now());
+            self.raft.trigger().transfer_leader(*target).await.map_err(|e| e.to_string())?;
+            let wait_until = self.env.boot_now() + step;
+            while self.keeper.leading().is_some() && self.env.boot_now() < wait_until {
+                self.env.sleep(LOOK_AGAIN).await;
+            }
+        }
+        while self.env.boot_now() < end {
+            match self.leader_id() {
+                Some(leader) if leader != self.id() => return Ok(leader),
+                _ => self.env.sleep(LOOK_AGAIN).await,
+            }
+        }
+        Err("leadership was given up, and no new leader is known yet".to_owned())
+    }
+
+    // --- Seen from outside.
+
+    /// How this node is.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        use openraft::async_runtime::WatchReceiver;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let now = self.env.boot_now();
+        let cell = self.keeper.cell();
+        NodeStatus {
+            node: self.id(),
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            last_log: metrics.last_log_index.unwrap_or(0),
+            committed: metrics.cluster_committed.map_or(0, |id| id.index),
+            applied: cell.applied(),
+            lease: self.keeper.describe(now).to_owned(),
+            lease_ms: u64::try_from(cell.left(now).as_millis()).unwrap_or(u64::MAX),
+            fence: cell.fence(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// Asks another member how it is.
+    pub async fn status_of(&self, member: &Member, patience: Duration) -> Option<NodeStatus> {
+        if member.node == self.id() {
+            return Some(self.status());
+        }
+        let node = BasicNode::new(member.address.clone());
+        match self.ask(member.node, &node, &PeerRequest::Status, patience).await {
+            Some(PeerResponse::Status(status)) => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// What stopped consensus on this node for good, if anything did: a disk that fails, for example.
+    #[must_use]
+    pub fn fatal(&self) -> Option<String> {
+        use openraft::async_runtime::WatchReceiver;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.running_state.as_ref().err().map(ToString::to_string)
+    }
+
+    /// True once this node belongs to a Region.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.members().iter().any(|member| member.node == self.id())
+    }
+
+    /// True once the node was told to stop.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Stops: no call is served from here on.
+    pub async fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.visible.stepped.notify_waiters();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "consensus did not stop cleanly");
+        }
+    }
+}
+
+fn random_u64<E: Env>(env: &E) -> u64 {
+    let mut bytes = [0; 8];
+    env.entropy().fill(&mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
+/// A folder belongs to one node for ever.
+fn check_identity(store: &dyn Store, node: NodeId) -> Result<(), StartError> {
+    match store.get(Table::LogMeta, IDENTITY)? {
+        Some(bytes) => {
+            let found: NodeId = codec::decode(&bytes).map_err(io::Error::other)?;
+            if found == node { Ok(()) } else { Err(StartError::ForeignFolder { found, expected: node }) }
+        }
+        None => {
+            let mut batch = Batch::default();
+            batch.put(Table::LogMeta, IDENTITY, codec::encode(&node));
+            store.write(batch, true)?;
+            Ok(())
+        }
+    }
+}

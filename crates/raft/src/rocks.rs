@@ -1,0 +1,310 @@
+//! The [`Store`] on RocksDB: one database a store, one column family a table, checkpoints as hard links.
+//!
+//! Layout of a store's folder: `CURRENT-DB` names the sub-folder that holds the database (`db-<n>`), so
+//! that a received checkpoint takes its place in one rename; `checkpoint/` holds the latest checkpoint, which is made anew after a start.
+
+use std::fs;
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use keyward_state::{Batch, Change, Checkpoint, Install, Store, Table, Visit};
+use parking_lot::Mutex;
+use rocksdb::{
+    ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, IteratorMode, Options, WriteBatch,
+    WriteOptions,
+};
+
+const CURRENT: &str = "CURRENT-DB";
+const CHECKPOINT: &str = "checkpoint";
+const INCOMING: &str = "incoming";
+
+/// A store on disk.
+#[derive(Clone)]
+pub struct RocksStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    folder: PathBuf,
+    tables: &'static [Table],
+    db: ArcSwap<DB>,
+    /// Checkpoints and installs, one at a time.
+    maintenance: Mutex<()>,
+}
+
+fn other(error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
+/// Makes a rename durable.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    fs::File::open(folder)?.sync_all()
+}
+
+fn options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    // A node holds little: sealed tokens and metadata. Small buffers keep it under 60 MB at rest.
+    options.set_write_buffer_size(4 * 1024 * 1024);
+    options.set_db_write_buffer_size(16 * 1024 * 1024);
+    options.set_max_write_buffer_number(2);
+    options.set_keep_log_file_num(2);
+    options.set_max_log_file_size(1024 * 1024);
+    options.set_max_open_files(256);
+    options.set_max_background_jobs(2);
+    options.set_max_total_wal_size(16 * 1024 * 1024);
+    // A torn record at the end of the write-ahead file is what a power cut leaves; anything else in it
+    // is damage, and is told.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    // A deleted token must not live on in a recycled file.
+    options.set_recycle_log_file_num(0);
+    options.set_paranoid_checks(true);
+    options
+}
+
+fn open_db(path: &Path, tables: &[Table]) -> io::Result<DB> {
+    let families = tables.iter().map(|table| ColumnFamilyDescriptor::new(table.name(), options()));
+    DB::open_cf_descriptors(&options(), path, families)
+        .map_err(|e| io::Error::other(format!("database {}: {e}", path.display())))
+}
+
+impl RocksStore {
+    /// Opens the store in `folder`, and makes it if it is not there.
+    pub fn open(folder: &Path, tables: &'static [Table]) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        let current = match fs::read_to_string(folder.join(CURRENT)) {
+            Ok(name) => name.trim().to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                set_current(folder, "db-1")?;
+                "db-1".to_owned()
+            }
+            Err(error) => return Err(error),
+        };
+        remove_strays(folder, &current)?;
+        let db = open_db(&folder.join(&current), tables)?;
+        let shared = Shared {
+            folder: folder.to_owned(),
+            tables,
+            db: ArcSwap::from_pointee(db),
+            maintenance: Mutex::new(()),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+}
+
+fn set_current(folder: &Path, name: &str) -> io::Result<()> {
+    let draft = folder.join("CURRENT-DB.new");
+    let mut file = fs::File::create(&draft)?;
+    writeln!(file, "{name}")?;
+    file.sync_all()?;
+    fs::rename(&draft, folder.join(CURRENT))?;
+    sync_folder(folder)
+}
+
+/// Removes databases and transfers that a crash left behind.
+fn remove_strays(folder: &Path, current: &str) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let stray = name == INCOMING
+            || name == CHECKPOINT
+            || name == "checkpoint.new"
+            || (name.starts_with("db-") && name != current);
+        if stray {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn family(db: &DB, table: Table) -> io::Result<&ColumnFamily> {
+    db.cf_handle(table.name())
+        .ok_or_else(|| io::Error::other(format!("table {} is not in this store", table.name())))
+}
+
+impl Store for RocksStore {
+    fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let db = self.shared.db.load();
+        db.get_cf(family(&db, table)?, key).map_err(other)
+    }
+
+    fn scan(&self, table: Table, visit: Visit<'_>) -> io::Result<()> {
+        let db = self.shared.db.load_full();
+        for row in db.iterator_cf(family(&db, table)?, IteratorMode::Start) {
+            let (key, value) = row.map_err(other)?;
+            visit(&key, &value)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, batch: Batch, sync: bool) -> io::Result<()> {
+        let db = self.shared.db.load();
+        let mut rows = WriteBatch::default();
+        for change in &batch.changes {
+            match change {
+                Change::Put(table, key, value) => rows.put_cf(family(&db, *table)?, key, value),
+                Change::Delete(table, key) => rows.delete_cf(family(&db, *table)?, key),
+                Change::DeleteRange(table, from, to) => {
+                    rows.delete_range_cf(family(&db, *table)?, from, to);
+                }
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        db.write_opt(rows, &options).map_err(other)
+    }
+
+    fn checkpoint(&self) -> io::Result<Arc<dyn Checkpoint>> {
+        let _one_at_a_time = self.shared.maintenance.lock();
+        let folder = &self.shared.folder;
+        let (draft, place) = (folder.join("checkpoint.new"), folder.join(CHECKPOINT));
+        let db = self.shared.db.load_full();
+        if draft.exists() {
+            fs::remove_dir_all(&draft)?;
+        }
+        rocksdb::checkpoint::Checkpoint::new(&db)
+            .and_then(|checkpoint| checkpoint.create_checkpoint(&draft))
+            .map_err(other)?;
+        if place.exists() {
+            fs::remove_dir_all(&place)?;
+        }
+        fs::rename(&draft, &place)?;
+        sync_folder(folder)?;
+        Ok(Arc::new(RocksCheckpoint::open(&place)?))
+    }
+
+    fn begin_install(&self) -> io::Result<Box<dyn Install>> {
+        let folder = self.shared.folder.join(INCOMING);
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        fs::create_dir_all(&folder)?;
+        Ok(Box::new(RocksInstall { shared: Arc::clone(&self.shared), folder }))
+    }
+}
+
+/// The files are opened at once: hard links and open handles keep their content even when the next
+/// checkpoint takes the folder's place.
+struct RocksCheckpoint {
+    files: Vec<(String, u64, Mutex<fs::File>)>,
+}
+
+impl RocksCheckpoint {
+    fn open(folder: &Path) -> io::Result<Self> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let file = fs::File::open(entry.path())?;
+            files.push((name, file.metadata()?.len(), Mutex::new(file)));
+        }
+        files.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(Self { files })
+    }
+}
+
+impl Checkpoint for RocksCheckpoint {
+    fn files(&self) -> Vec<(String, u64)> {
+        self.files.iter().map(|(name, len, _)| (name.clone(), *len)).collect()
+    }
+
+    fn read(&self, file: &str, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let (_, _, handle) = self
+            .files
+            .iter()
+            .find(|(name, _, _)| name == file)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, file.to_owned()))?;
+        let mut handle = handle.lock();
+        handle.seek(io::SeekFrom::Start(offset))?;
+        let mut bytes = Vec::new();
+        Read::by_ref(&mut *handle).take(len as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+struct RocksInstall {
+    shared: Arc<Shared>,
+    folder: PathBuf,
+}
+
+impl Install for RocksInstall {
+    fn write(&mut self, file: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        // Only names as RocksDB makes them: a peer must not write outside the folder.
+        let plain = !file.is_empty()
+            && file.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            && !file.starts_with('.');
+        if !plain {
+            return Err(io::Error::other(format!("a checkpoint file of an odd name: {file:?}")));
+        }
+        let mut target =
+            fs::OpenOptions::new().create(true).append(true).open(self.folder.join(file))?;
+        if target.metadata()?.len() != offset {
+            return Err(io::Error::other("pieces of a checkpoint arrived out of order"));
+        }
+        target.write_all(bytes)
+    }
+
+    fn commit(self: Box<Self>) -> io::Result<()> {
+        let _one_at_a_time = self.shared.maintenance.lock();
+        let folder = &self.shared.folder;
+        for entry in fs::read_dir(&self.folder)? {
+            fs::File::open(entry?.path())?.sync_all()?;
+        }
+        sync_folder(&self.folder)?;
+        let old = fs::read_to_string(folder.join(CURRENT))?.trim().to_owned();
+        let number: u64 = old.strip_prefix("db-").and_then(|n| n.parse().ok()).unwrap_or(1);
+        let name = format!("db-{}", number + 1);
+        fs::rename(&self.folder, folder.join(&name))?;
+        sync_folder(folder)?;
+        let db = open_db(&folder.join(&name), self.shared.tables)?;
+        set_current(folder, &name)?;
+        self.shared.db.store(Arc::new(db));
+        // Readers that still hold the old database keep its open files; the folder can go.
+        fs::remove_dir_all(folder.join(old))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &str, value: &str) -> Batch {
+        let mut batch = Batch::default();
+        batch.put(Table::Keys, key, value.as_bytes().to_vec());
+        batch
+    }
+
+    #[test]
+    fn rows_survive_reopening_and_a_checkpoint_replaces_another_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(&folder.path().join("a"), &Table::STATE).unwrap();
+        store.write(put("k", "1"), true).unwrap();
+        drop(store);
+        let store = RocksStore::open(&folder.path().join("a"), &Table::STATE).unwrap();
+        assert_eq!(store.get(Table::Keys, b"k").unwrap(), Some(b"1".to_vec()));
+
+        let checkpoint = store.checkpoint().unwrap();
+        store.write(put("k", "2"), false).unwrap();
+        let target = RocksStore::open(&folder.path().join("b"), &Table::STATE).unwrap();
+        target.write(put("old", "x"), true).unwrap();
+        let mut install = target.begin_install().unwrap();
+        for (file, len) in checkpoint.files() {
+            let mut offset = 0;
+            while offset < len {
+                let piece = checkpoint.read(&file, offset, 1000).unwrap();
+                install.write(&file, offset, &piece).unwrap();
+                offset += piece.len() as u64;
+            }
+        }
+        assert!(install.write("../escape", 0, b"x").is_err());
+        install.commit().unwrap();
+        assert_eq!(target.get(Table::Keys, b"k").unwrap(), Some(b"1".to_vec()));
+        assert_eq!(target.get(Table::Keys, b"old").unwrap(), None);
+        drop(target);
+        let target = RocksStore::open(&folder.path().join("b"), &Table::STATE).unwrap();
+        assert_eq!(target.get(Table::Keys, b"k").unwrap(), Some(b"1".to_vec()));
+    }
+}

@@ -1,0 +1,258 @@
+//! The Region's built-in certificate authority. Its private key is part of the replicated state, sealed
+//! like everything else; it is opened for one signature at a time. Callers' private keys never come
+//! here: they send a signing request (PKCS #10, RFC 2986).
+
+use keyward_env::Entropy;
+use keyward_model::limits::{CERTIFICATE_DAYS, CERTIFICATE_DAYS_DEFAULT};
+use keyward_model::{KmsError, NodeId, PrincipalArn, Timestamp};
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
+use time::OffsetDateTime;
+
+/// Names a node in its certificate: `urn:keyward:node:<id>`.
+pub const NODE_URN: &str = "urn:keyward:node:";
+
+/// A new certificate begins this much in the past, for callers whose clocks are behind.
+const BACKDATED_MS: i64 = 5 * 60 * 1000;
+/// The authority's own certificate lasts this long.
+const AUTHORITY_DAYS: u32 = 3650;
+/// Node certificates last this long.
+const NODE_DAYS: u32 = 825;
+
+/// Why a certificate was not issued.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The signing request does not parse, or its signature is wrong.
+    #[error("the certificate signing request cannot be used ({0}): send PKCS #10 in DER, signed")]
+    Request(rcgen::Error),
+    /// The authority itself failed.
+    #[error("no certificate could be made: {0}")]
+    Internal(rcgen::Error),
+}
+
+/// A certificate authority, open.
+pub struct Authority {
+    certificate: Vec<u8>,
+    key: KeyPair,
+}
+
+/// A certificate that was issued.
+pub struct Issued {
+    /// The certificate, DER.
+    pub certificate: Vec<u8>,
+    /// Its serial number.
+    pub serial: Vec<u8>,
+    /// When it ends.
+    pub not_after: Timestamp,
+}
+
+/// What a certificate says about its holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Somebody who calls.
+    Principal(PrincipalArn),
+    /// A node of the Region.
+    Node(NodeId),
+}
+
+impl Subject {
+    fn uri(&self) -> String {
+        match self {
+            Self::Principal(arn) => arn.to_string(),
+            Self::Node(node) => format!("{NODE_URN}{node}"),
+        }
+    }
+
+    /// Reads the URI of a certificate's subject alternative name.
+    #[must_use]
+    pub fn from_uri(uri: &str) -> Option<Self> {
+        match uri.strip_prefix(NODE_URN) {
+            Some(node) => node.parse().ok().map(Self::Node),
+            None => uri.parse().ok().map(Self::Principal),
+        }
+    }
+}
+
+fn date(time: Timestamp) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(time.0.div_euclid(1000))
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+fn serial(entropy: &dyn Entropy) -> Vec<u8> {
+    // 127 random bits: positive in ASN.1, and unguessable (RFC 5280, 4.1.2.2).
+    let mut bytes = vec![0; 16];
+    entropy.fill(&mut bytes);
+    bytes[0] = (bytes[0] & 0x7f) | 0x40;
+    bytes
+}
+
+fn named(name: &str) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, name.chars().take(64).collect::<String>());
+    subject
+}
+
+impl Authority {
+    /// Makes a new authority.
+    pub fn generate(
+        region: &str,
+        entropy: &dyn Entropy,
+        now: Timestamp,
+    ) -> Result<Self, AuthorityError> {
+        let key = KeyPair::generate().map_err(AuthorityError::Internal)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named(&format!("Keyward {region}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.serial_number = Some(SerialNumber::from_slice(&serial(entropy)));
+        params.not_before = date(Timestamp(now.0 - BACKDATED_MS));
+        params.not_after = date(now.plus_days(AUTHORITY_DAYS));
+        let certificate = params.self_signed(&key).map_err(AuthorityError::Internal)?;
+        Ok(Self { certificate: certificate.der().to_vec(), key })
+    }
+
+    /// Opens an authority from its certificate and private key (PKCS #8), both DER.
+    pub fn open(certificate: &[u8], private_key: &[u8]) -> Result<Self, AuthorityError> {
+        let key = PrivatePkcs8KeyDer::from(private_key);
+        let key = KeyPair::try_from(&key).map_err(AuthorityError::Internal)?;
+        Ok(Self { certificate: certificate.to_vec(), key })
+    }
+
+    /// Its certificate, DER.
+    #[must_use]
+    pub fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+
+    /// Its private key, PKCS #8 DER. For sealing, once, when the Region is founded.
+    #[must_use]
+    pub fn private_key(&self) -> zeroize::Zeroizing<Vec<u8>> {
+        zeroize::Zeroizing::new(self.key.serialize_der())
+    }
+
+    /// Issues a certificate to a principal for the key of a signing request.
+    pub fn issue(
+        &self,
+        request: &[u8],
+        principal: &PrincipalArn,
+        days: u32,
+        entropy: &dyn Entropy,
+        now: Timestamp,
+    ) -> Result<Issued, AuthorityError> {
+        let subject = Subject::Principal(principal.clone());
+        self.sign(request, &subject, &[], days, entropy, now)
+    }
+
+    /// Issues a certificate to a node, which is reached under `hosts` (names or IP addresses).
+    pub fn issue_node(
+        &self,
+        request: &[u8],
+        node: NodeId,
+        hosts: &[String],
+        entropy: &dyn Entropy,
+        now: Timestamp,
+    ) -> Result<Issued, AuthorityError> {
+        self.sign(request, &Subject::Node(node), hosts, NODE_DAYS, entropy, now)
+    }
+
+    fn sign(
+        &self,
+        request: &[u8],
+        subject: &Subject,
+        hosts: &[String],
+        days: u32,
+        entropy: &dyn Entropy,
+        now: Timestamp,
+    ) -> Result<Issued, AuthorityError> {
+        let der = CertificateSigningRequestDer::from(request);
+        // Checks the request's own signature: the sender holds the private key.
+        let request =
+            CertificateSigningRequestParams::from_der(&der).map_err(AuthorityError::Request)?;
+        let serial = serial(entropy);
+        let not_after = now.plus_days(days);
+        // Nothing of what the request asks for is taken over but the key.
+        let mut params = CertificateParams::default();
+        let uri = subject.uri();
+        params.distinguished_name = named(uri.rsplit([':', '/']).next().unwrap_or(&uri));
+        let mut names =
+            vec![SanType::URI(Ia5String::try_from(uri.as_str()).map_err(AuthorityError::Internal)?)];
+        for host in hosts {
+            names.push(match host.parse() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(
+                    Ia5String::try_from(host.as_str()).map_err(AuthorityError::Internal)?,
+                ),
+            });
+        }
+        params.subject_alt_names = names;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = match subject {
+            Subject::Principal(_) => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Subject::Node(_) => {
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
+            }
+        };
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.not_before = date(Timestamp(now.0 - BACKDATED_MS));
+        params.not_after = date(not_after);
+        let own = CertificateDer::from(self.certificate.as_slice());
+        let issuer =
+            Issuer::from_ca_cert_der(&own, &self.key).map_err(AuthorityError::Internal)?;
+        let certificate =
+            params.signed_by(&request.public_key, &issuer).map_err(AuthorityError::Internal)?;
+        Ok(Issued { certificate: certificate.der().to_vec(), serial, not_after })
+    }
+}
+
+/// A fresh private key (PKCS #8 DER) and a signing request (DER) for it.
+pub fn signing_request() -> Result<(zeroize::Zeroizing<Vec<u8>>, Vec<u8>), AuthorityError> {
+    let key = KeyPair::generate().map_err(AuthorityError::Internal)?;
+    let request =
+        CertificateParams::default().serialize_request(&key).map_err(AuthorityError::Internal)?;
+    Ok((zeroize::Zeroizing::new(key.serialize_der()), request.der().to_vec()))
+}
+
+/// A validity in days, as an operator may ask for it.
+pub(crate) fn validity_days(days: Option<u32>) -> Result<u32, KmsError> {
+    let days = days.unwrap_or(CERTIFICATE_DAYS_DEFAULT);
+    if CERTIFICATE_DAYS.contains(&days) {
+        return Ok(days);
+    }
+    Err(KmsError::constraint_on(
+        "validityInDays",
+        &days.to_string(),
+        "Member must have value between 1 and 397",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use keyward_env::OsEntropy;
+
+    use super::*;
+
+    #[test]
+    fn certificates_name_their_subject_and_only_that() {
+        let now = Timestamp(1_800_000_000_000);
+        let authority = Authority::generate("eu-west-1", &OsEntropy, now).unwrap();
+        let reopened =
+            Authority::open(authority.certificate(), &authority.private_key()).unwrap();
+        let (_, request) = signing_request().unwrap();
+        let arn: PrincipalArn = "arn:aws:iam::111122223333:user/alice".parse().unwrap();
+        let issued = reopened.issue(&request, &arn, 1, &OsEntropy, now).unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&issued.certificate).unwrap();
+        assert_eq!(parsed.raw_serial(), issued.serial);
+        assert!(!parsed.is_ca());
+        let names = parsed.subject_alternative_name().unwrap().unwrap().value;
+        let [x509_parser::extensions::GeneralName::URI(uri)] = names.general_names.as_slice() else {
+            panic!("one URI expected");
+        };
+        assert_eq!(Subject::from_uri(uri), Some(Subject::Principal(arn)));
+        assert!(authority.issue(b"junk", &"arn:aws:iam::111122223333:user/a".parse().unwrap(), 1, &OsEntropy, now).is_err());
+    }
+}

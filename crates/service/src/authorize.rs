@@ -1,0 +1,139 @@
+//! Who is it, and may they? Two questions, asked on every call.
+
+use std::sync::Arc;
+
+use keyward_model::{ErrorCode, KmsError, Operation, Plane, Timestamp};
+use keyward_state::{Key, Principal, State};
+
+use crate::api::Caller;
+
+/// The principal behind a certificate, if both still stand. Expiry and revocation are looked at on each
+/// call, not only when the connection was made.
+pub(crate) fn authenticate<'a>(
+    state: &'a State,
+    caller: &Caller,
+    now: Timestamp,
+) -> Result<&'a Arc<Principal>, KmsError> {
+    let refuse =
+        |message: String| KmsError::new(ErrorCode::UnrecognizedClientException, message);
+    if now >= caller.not_after {
+        return Err(refuse(format!(
+            "the certificate of {} has expired: get a new one from an operator",
+            caller.principal
+        )));
+    }
+    let principal = state.principal(&caller.principal).ok_or_else(|| {
+        refuse(format!("{} is not a principal of this Region", caller.principal))
+    })?;
+    if principal.disabled {
+        return Err(refuse(format!("principal {} is disabled", caller.principal)));
+    }
+    if caller.own_authority {
+        match principal.certificates.get(&caller.serial) {
+            Some(record) if !record.revoked => {}
+            Some(_) => {
+                return Err(refuse(format!(
+                    "this certificate of {} was revoked",
+                    caller.principal
+                )));
+            }
+            None => {
+                return Err(refuse(format!(
+                    "this certificate of {} is not on record",
+                    caller.principal
+                )));
+            }
+        }
+    }
+    Ok(principal)
+}
+
+/// A question to whoever decides.
+pub struct Question<'a> {
+    /// Who asks.
+    pub principal: &'a Principal,
+    /// What for.
+    pub operation: Operation,
+    /// On which key, with its ARN; none for operations on no single key.
+    pub key: Option<(&'a Key, &'a str)>,
+}
+
+/// Decides whether a call is allowed. The policy engine will stand behind it.
+pub trait Authorize: Send + Sync + 'static {
+    /// `Ok` allows; the refusal says why.
+    fn decide(&self, question: &Question<'_>) -> Result<(), KmsError>;
+}
+
+/// Decides by the kind of the principal and the account of the key.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ByKind;
+
+impl Authorize for ByKind {
+    fn decide(&self, question: &Question<'_>) -> Result<(), KmsError> {
+        let kinds = question.principal.kinds;
+        let (allowed, needed) = match (question.operation, question.operation.plane()) {
+            (Operation::DescribeKey | Operation::ListKeys | Operation::ListAliases, _) => {
+                (kinds.administrator || kinds.user, "key administrator or key user")
+            }
+            (_, Plane::Use) => (kinds.user, "key user"),
+            (_, Plane::Manage | Plane::Read) => (kinds.administrator, "key administrator"),
+        };
+        let own = question.key.is_none_or(|(key, _)| key.account == question.principal.arn.account());
+        if allowed && own {
+            return Ok(());
+        }
+        let resource = question.key.map_or("*", |(_, arn)| arn);
+        let reason = if allowed {
+            "because the key belongs to another account".to_owned()
+        } else {
+            format!("because it is not a {needed}")
+        };
+        Err(KmsError::new(
+            ErrorCode::AccessDeniedException,
+            format!(
+                "User: {} is not authorized to perform: kms:{} on resource: {resource} {reason}",
+                question.principal.arn,
+                question.operation.name(),
+            ),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use keyward_state::Kinds;
+
+    use super::*;
+
+    fn principal(kinds: Kinds) -> Principal {
+        Principal {
+            arn: "arn:aws:iam::111122223333:user/x".parse().unwrap(),
+            kinds,
+            disabled: false,
+            created: Timestamp(0),
+            certificates: BTreeMap::new(),
+        }
+    }
+
+    /// Every operation with every kind: administrators are not users, operators are neither.
+    #[test]
+    fn every_operation_is_open_to_exactly_its_kinds() {
+        let kinds = |operator, administrator, user| Kinds { operator, administrator, user };
+        for operation in Operation::ALL {
+            let open = |kinds| {
+                let principal = principal(kinds);
+                let question = Question { principal: &principal, operation: *operation, key: None };
+                ByKind.decide(&question).is_ok()
+            };
+            let both = matches!(operation.name(), "DescribeKey" | "ListKeys" | "ListAliases");
+            let uses = operation.plane() == Plane::Use;
+            assert!(!open(kinds(true, false, false)), "{operation:?} by an operator");
+            assert!(!open(kinds(false, false, false)), "{operation:?} by nobody");
+            assert_eq!(open(kinds(false, true, false)), both || !uses, "{operation:?} by an administrator");
+            assert_eq!(open(kinds(false, false, true)), both || uses, "{operation:?} by a user");
+            assert!(open(kinds(false, true, true)), "{operation:?} by both");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The key service. The way of every call can be read in [`Kms::serve`], from top to bottom:
+//! admit (lease and fence) > authenticate > shape > resolve key > authorize > execute (memory, or one
+//! Raft command) > look at the lease again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward_env::{Entropy, Env};
+use keyward_hsm::{BackingKey, Hsm};
+use keyward_model::{
+    DomainKeyId, ErrorCode, KmsError, Operation, Plane, Region, Timestamp, check_state,
+};
+use keyward_raft::{Node, NotServing, ProposeError};
+use keyward_state::{Command, Envelope, Key, Material, Principal, Reply, State};
+
+use crate::api::{Call, Request, Response};
+use crate::authorize::{Authorize, ByKind, Question, authenticate};
+use crate::resolve::{Forms, View};
+
+/// How long a data-plane call waits at most for a lease or a fence where waiting helps.
+const ADMIT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The key service of one node.
+pub struct Kms<E: Env> {
+    pub(crate) node: Arc<Node<E>>,
+    pub(crate) hsm: Arc<Hsm>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    authorizer: Arc<dyn Authorize>,
+}
+
+/// What a call is served with: one immutable snapshot, and who asks.
+pub(crate) struct Serving<'a> {
+    pub(crate) state: &'a State,
+    pub(crate) region: &'a Region,
+    pub(crate) principal: &'a Principal,
+    pub(crate) operation: Operation,
+    pub(crate) deadline: Duration,
+}
+
+impl<'a> Serving<'a> {
+    pub(crate) fn view(&self) -> View<'a> {
+        View {
+            state: self.state,
+            region: self.region,
+            account: self.principal.arn.account(),
+        }
+    }
+}
+
+/// A key that the caller may use or manage, and its ARN.
+pub(crate) struct Permitted {
+    pub(crate) key: Arc<Key>,
+    pub(crate) arn: String,
+}
+
+impl<E: Env> Kms<E> {
+    /// The service on a node and its HSM.
+    #[must_use]
+    pub fn new(node: Arc<Node<E>>, hsm: Arc<Hsm>) -> Arc<Self> {
+        let entropy = node.env().entropy();
+        Arc::new(Self { node, hsm, entropy, authorizer: Arc::new(ByKind) })
+    }
+
+    /// The node below.
+    #[must_use]
+    pub fn node(&self) -> &Arc<Node<E>> {
+        &self.node
+    }
+
+    /// The HSM.
+    #[must_use]
+    pub fn hsm(&self) -> &Arc<Hsm> {
+        &self.hsm
+    }
+
+    /// Serves one call. The deadline is held by the layer above (`stack.rs`).
+    pub async fn serve(&self, call: Call) -> Result<Response, KmsError> {
+        let env = self.node.env();
+        let deadline = env.boot_now() + call.patience;
+        let state = self.admit(call.patience).await?;
+        let now = Timestamp(env.wall_now_ms());
+        let principal = authenticate(&state, &call.caller, now)?;
+        let serving = Serving {
+            region: &state.region.as_ref().ok_or_else(not_founded)?.region,
+            state: &state,
+            principal,
+            operation: call.request.operation(),
+            deadline,
+        };
+        let response = self.execute(&serving, call.request).await?;
+        // A call that was held up must not answer on a lease that is over. (A change was fenced: it
+        // needs no lease.)
+        if serving.operation.plane() != Plane::Manage && !self.node.still_serving() {
+            return Err(no_lease(NotServing::NoLease));
+        }
+        Ok(response)
+    }
+
+    async fn admit(&self, patience: Duration) -> Result<Arc<State>, KmsError> {
+        self.node.admit(patience.min(ADMIT_PATIENCE)).await.map_err(no_lease)
+    }
+
+    async fn execute(&self, s: &Serving<'_>, request: Request) -> Result<Response, KmsError> {
+        match request {
+            Request::CreateKey(r) => self.create_key(s, r).await,
+            Request::DescribeKey(r) => self.describe_key(s, &r),
+            Request::ListKeys(r) => self.list_keys(s, &r),
+            Request::UpdateKeyDescription(r) => self.update_key_description(s, r).await,
+            Request::EnableKey(r) => self.set_enabled(s, &r.key_id, true).await,
+            Request::DisableKey(r) => self.set_enabled(s, &r.key_id, false).await,
+            Request::ScheduleKeyDeletion(r) => self.schedule_key_deletion(s, &r).await,
+            Request::CancelKeyDeletion(r) => self.cancel_key_deletion(s, &r).await,
+            Request::CreateAlias(r) => self.create_alias(s, &r).await,
+            Request::UpdateAlias(r) => self.update_alias(s, &r).await,
+            Request::DeleteAlias(r) => self.delete_alias(s, &r).await,
+            Request::ListAliases(r) => self.list_aliases(s, &r),
+            Request::TagResource(r) => self.tag_resource(s, r).await,
+            Request::UntagResource(r) => self.untag_resource(s, r).await,
+            Request::ListResourceTags(r) => self.list_resource_tags(s, &r),
+            Request::EnableKeyRotation(r) => self.enable_key_rotation(s, &r).await,
+            Request::DisableKeyRotation(r) => self.disable_key_rotation(s, &r).await,
+            Request::GetKeyRotationStatus(r) => self.get_key_rotation_status(s, &r),
+            Request::RotateKeyOnDemand(r) => self.rotate_key_on_demand(s, &r).await,
+            Request::ListKeyRotations(r) => self.list_key_rotations(s, &r),
+            Request::Encrypt(r) => self.encrypt(s, r).await,
+            Request::Decrypt(r) => self.decrypt(s, r).await,
+            Request::ReEncrypt(r) => self.re_encrypt(s, r).await,
+            Request::GenerateDataKey(r) => self.generate_data_key(s, r, true).await,
+            Request::GenerateDataKeyWithoutPlaintext(r) => {
+                self.generate_data_key(s, r.into(), false).await
+            }
+            Request::GenerateRandom(r) => self.generate_random(s, &r),
+        }
+    }
+
+    // --- Steps that operations share.
+
+    /// Asks whether the caller may call an operation on no single key.
+    pub(crate) fn permit(&self, s: &Serving<'_>) -> Result<(), KmsError> {
+        let question =
+            Question { principal: s.principal, operation: s.operation, key: None };
+        self.authorizer.decide(&question)
+    }
+
+    /// Asks whether the caller may call the operation on this key.
+    pub(crate) fn permit_on(&self, s: &Serving<'_>, key: Arc<Key>) -> Result<Permitted, KmsError> {
+        let arn = s.view().arn(&key);
+        let question = Question {
+            principal: s.principal,
+            operation: s.operation,
+            key: Some((&key, &arn)),
+        };
+        self.authorizer.decide(&question)?;
+        Ok(Permitted { key, arn })
+    }
+
+    /// The key that a parameter names, if the caller may.
+    pub(crate) fn permitted_key(
+        &self,
+        s: &Serving<'_>,
+        text: &str,
+        member: &str,
+        forms: Forms,
+    ) -> Result<Permitted, KmsError> {
+        self.permit_on(s, s.view().key(text, member, forms)?)
+    }
+
+    /// The same, and its state allows the operation.
+    pub(crate) fn usable_key(
+        &self,
+        s: &Serving<'_>,
+        text: &str,
+        member: &str,
+        forms: Forms,
+    ) -> Result<Permitted, KmsError> {
+        let permitted = self.permitted_key(s, text, member, forms)?;
+        check_state(s.operation, permitted.key.state, &permitted.arn)?;
+        Ok(permitted)
+    }
+
+    /// One change: one Raft command, acknowledged once every node has it.
+    pub(crate) async fn change(
+        &self,
+        deadline: Duration,
+        command: Command,
+    ) -> Result<Reply, KmsError> {
+        let mut id = [0; 16];
+        self.entropy.fill(&mut id);
+        // The leader stamps the time.
+        let envelope = Envelope { id, time: Timestamp(0), command };
+        let left = deadline.saturating_sub(self.node.env().boot_now());
+        match self.node.propose(envelope, left).await {
+            Ok(outcome) => outcome,
+            Err(ProposeError::NotLeader) => Err(KmsError::new(
+                ErrorCode::DependencyTimeoutException,
+                "no leader could be reached in time; nothing was changed: try again",
+            )),
+            Err(ProposeError::Unknown) => Err(KmsError::unknown_outcome(
+                "the change was handed to the cluster and not acknowledged in time: it may have taken \
+                 effect. Look before trying again",
+            )),
+        }
+    }
+
+    /// The material, ready for use: from the HSM's memory, or opened from its sealed token.
+    pub(crate) async fn backing_key(
+        &self,
+        s: &Serving<'_>,
+        key: &Key,
+        material: &Material,
+    ) -> Result<Arc<BackingKey>, KmsError> {
+        if let Some(open) = self.hsm.unsealed(&material.id) {
+            return Ok(open);
+        }
+        let token = self
+            .node
+            .token(material.id)
+            .await
+            .map_err(|error| internal("a sealed token could not be read", &error))?
+            .ok_or_else(|| internal("a sealed token is missing", &material.id))?;
+        let token = keyward_hsm::SealedToken::from_bytes(token);
+        let domain_key = token
+            .domain_key_id()
+            .ok_or_else(|| internal("a sealed token is damaged", &material.id))?;
+        self.open_domain_key(s.state, domain_key).await?;
+        self.hsm.unseal(key.id, material.id, &token).map_err(|e| internal("the HSM refused", &e))
+    }
+
+    /// Has the HSM open a domain key with this node's root, if it is not open already.
+    pub(crate) async fn open_domain_key(
+        &self,
+        state: &State,
+        id: DomainKeyId,
+    ) -> Result<(), KmsError> {
+        if self.hsm.has_domain_key(id) {
+            return Ok(());
+        }
+        let unavailable = |why: String| KmsError::new(ErrorCode::KeyUnavailableException, why);
+        let domain_key = state
+            .domain_keys
+            .get(&id)
+            .ok_or_else(|| unavailable(format!("domain key {id} is not known here yet")))?;
+        self.hsm.open_domain_key(&domain_key.sealed).await.map_err(|error| {
+            unavailable(format!("domain key {id} cannot be opened on this node: {error}"))
+        })
+    }
+
+    /// The domain key that new material is sealed under, open.
+    pub(crate) async fn active_domain_key(&self, state: &State) -> Result<DomainKeyId, KmsError> {
+        let id = state.region.as_ref().ok_or_else(not_founded)?.active_domain_key;
+        self.open_domain_key(state, id).await?;
+        Ok(id)
+    }
+}
+
+pub(crate) fn not_founded() -> KmsError {
+    KmsError::new(
+        ErrorCode::KMSInvalidStateException,
+        "this node belongs to no Region yet: found one (`keyward dev up` does), or have an operator add \
+         the node",
+    )
+}
+
+fn no_lease(refusal: NotServing) -> KmsError {
+    KmsError::new(ErrorCode::DependencyTimeoutException, format!("{refusal}; try another node"))
+}
+
+/// Something broke that the caller can do nothing about. The cause goes to the log, not to the caller.
+pub(crate) fn internal(what: &'static str, cause: &dyn std::fmt::Display) -> KmsError {
+    tracing::error!(%cause, "{what}");
+    KmsError::new(ErrorCode::KMSInternalException, what)
+}

@@ -1,0 +1,25 @@
+//! The operations of the key service, once. Every door translates its protocol into a [`Call`] and hands
+//! it to the [`stack`]; the way of a call through it can be read in [`Kms::serve`].
+//!
+//! **Invariant:** no wire formats. A data-plane call writes no Raft entry, takes no global lock and waits
+//! for no disk once its key is open; a control-plane call is exactly one Raft command (a rotation: two).
+
+pub mod api;
+mod authority;
+mod authorize;
+mod crypto;
+mod housekeeping;
+mod keys;
+mod kms;
+mod operator;
+mod peer;
+mod resolve;
+mod rotation;
+mod stack;
+
+pub use api::{Call, Caller, Request, Response};
+pub use authority::{Authority, AuthorityError, Issued, NODE_URN, Subject, signing_request};
+pub use authorize::{Authorize, ByKind, Question};
+pub use kms::Kms;
+pub use operator::{ClusterStatus, FoundingRequest, MemberStatus};
+pub use stack::{Deadline, Measure, Serve, Shed, Stack, stack};

@@ -1,0 +1,540 @@
+//! Operator calls: founding, membership, domain keys, principals. Open to operators only.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward_env::Env;
+use keyward_model::limits::PAGE_PRINCIPALS;
+use keyward_model::{ErrorCode, KmsError, NodeId, PrincipalArn, Region, Timestamp};
+use keyward_raft::NodeStatus;
+use keyward_state::{Command, Founding, Kinds, Principal, State, Timers, codec};
+
+use crate::api::{Caller, Listing};
+use crate::authority::{self, Authority, Issued};
+use crate::authorize::authenticate;
+use crate::kms::{Kms, internal, not_founded};
+use crate::peer::{AppRequest, AppResponse, LeaderCommand, LeaderReply};
+use crate::resolve;
+
+/// Between looks while a new node catches up.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long a peer may take to say how it is.
+const STATUS_PATIENCE: Duration = Duration::from_millis(500);
+
+/// The cluster, as an operator sees it.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct ClusterStatus {
+    pub region: String,
+    pub region_id: String,
+    pub leader: Option<NodeId>,
+    pub nodes: Vec<MemberStatus>,
+    pub keys: usize,
+    pub active_domain_key: String,
+    pub domain_keys: usize,
+}
+
+/// One node of it; no status when it does not answer.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct MemberStatus {
+    pub node: NodeId,
+    pub address: String,
+    pub voter: bool,
+    pub root: Option<String>,
+    pub status: Option<NodeStatus>,
+}
+
+/// What founding takes.
+pub struct FoundingRequest {
+    /// The Region's name.
+    pub region: Region,
+    /// Its timers.
+    pub timers: Timers,
+    /// The first operator; must be the caller.
+    pub operator: PrincipalArn,
+    /// The authority's certificate, DER.
+    pub ca_certificate: Vec<u8>,
+    /// Its private key, PKCS #8 DER.
+    pub ca_private_key: zeroize::Zeroizing<Vec<u8>>,
+}
+
+fn refused(message: String) -> KmsError {
+    KmsError::new(ErrorCode::KMSInvalidStateException, message)
+}
+
+impl<E: Env> Kms<E> {
+    fn left(&self, deadline: Duration) -> Duration {
+        deadline.saturating_sub(self.node.env().boot_now())
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp(self.node.env().wall_now_ms())
+    }
+
+    /// Lets operators through and nobody else.
+    async fn operator(&self, caller: &Caller, patience: Duration) -> Result<Arc<State>, KmsError> {
+        let state = self.node.admit(patience).await.map_err(|refusal| {
+            KmsError::new(
+                ErrorCode::DependencyTimeoutException,
+                format!("{refusal}; try another node"),
+            )
+        })?;
+        self.require_operator(&state, caller)?;
+        Ok(state)
+    }
+
+    fn require_operator(&self, state: &State, caller: &Caller) -> Result<(), KmsError> {
+        if state.region.is_none() {
+            return Err(not_founded());
+        }
+        let principal = authenticate(state, caller, self.now())?;
+        if principal.kinds.operator {
+            return Ok(());
+        }
+        Err(KmsError::new(
+            ErrorCode::AccessDeniedException,
+            format!("User: {} is not an operator: operator calls are open to operators only", principal.arn),
+        ))
+    }
+
+    /// Founds the Region on this node.
+    pub async fn found(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: FoundingRequest,
+        patience: Duration,
+    ) -> Result<String, KmsError> {
+        let env = self.node.env();
+        let deadline = env.boot_now() + patience;
+        if let Some(facts) = &self.node.state().region {
+            return Err(KmsError::new(
+                ErrorCode::AlreadyExistsException,
+                format!("this node belongs to Region {} already", facts.region),
+            ));
+        }
+        if caller.principal != request.operator {
+            return Err(KmsError::new(
+                ErrorCode::AccessDeniedException,
+                "the founder becomes the first operator: name the caller's own ARN",
+            ));
+        }
+        if self.now() >= caller.not_after {
+            return Err(KmsError::new(
+                ErrorCode::UnrecognizedClientException,
+                "the founder's certificate has expired",
+            ));
+        }
+        Authority::open(&request.ca_certificate, &request.ca_private_key)
+            .map_err(|e| KmsError::validation(format!("the authority cannot be used: {e}")))?;
+        let domain_key =
+            self.hsm.generate_domain_key().await.map_err(|e| internal("the HSM refused", &e))?;
+        let ca_private_key = self
+            .hsm
+            .seal_secret(domain_key.id, CA_LABEL, &request.ca_private_key)
+            .map_err(|e| internal("the HSM refused", &e))?;
+        let mut region_id = [0; 16];
+        self.entropy.fill(&mut region_id);
+        self.node.found().await.map_err(refused)?;
+        let command = Command::Found(Box::new(Founding {
+            region: request.region,
+            region_id,
+            timers: request.timers,
+            ca_certificate: request.ca_certificate,
+            ca_private_key,
+            domain_key,
+            node: self.node.id(),
+            root: self.hsm.root_id().clone(),
+            operator: request.operator,
+            operator_certificate: (caller.serial.clone(), caller.not_after),
+        }));
+        self.change(deadline, command).await?;
+        Ok(hex::encode(region_id))
+    }
+
+    /// The cluster as this node and its peers see it. Answered without a lease too: an operator needs it
+    /// most when there is none.
+    pub async fn cluster_status(&self, caller: &Caller) -> Result<ClusterStatus, KmsError> {
+        let state = self.node.state();
+        self.require_operator(&state, caller)?;
+        let facts = state.region.as_ref().ok_or_else(not_founded)?;
+        let members = self.node.members();
+        let asked = members.iter().map(|member| self.node.status_of(member, STATUS_PATIENCE));
+        let answers = futures_util::future::join_all(asked).await;
+        let nodes = members
+            .iter()
+            .zip(answers)
+            .map(|(member, status)| MemberStatus {
+                node: member.node,
+                address: member.address.clone(),
+                voter: member.voter,
+                root: state.root_of(member.node).map(|root| root.id.to_string()),
+                status,
+            })
+            .collect();
+        Ok(ClusterStatus {
+            region: facts.region.to_string(),
+            region_id: hex::encode(facts.region_id),
+            leader: self.node.leader_id(),
+            nodes,
+            keys: state.key_count(),
+            active_domain_key: facts.active_domain_key.to_string(),
+            domain_keys: state.domain_keys.len(),
+        })
+    }
+
+    /// Adds a waiting node.
+    pub async fn add_node(
+        self: &Arc<Self>,
+        caller: &Caller,
+        node: NodeId,
+        address: String,
+        learner: bool,
+        patience: Duration,
+    ) -> Result<(), KmsError> {
+        if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+            return Err(KmsError::validation(format!(
+                "'{address}' is not an address: expected host:port"
+            )));
+        }
+        self.operator(caller, patience).await?;
+        let command = LeaderCommand::AddNode { node, address, learner };
+        self.have_led(command, patience).await.map(drop)
+    }
+
+    /// Removes a node.
+    pub async fn remove_node(
+        self: &Arc<Self>,
+        caller: &Caller,
+        node: NodeId,
+        patience: Duration,
+    ) -> Result<(), KmsError> {
+        self.operator(caller, patience).await?;
+        self.have_led(LeaderCommand::RemoveNode { node }, patience).await.map(drop)
+    }
+
+    /// Hands leadership over.
+    pub async fn transfer_leadership(
+        self: &Arc<Self>,
+        caller: &Caller,
+        to: Option<NodeId>,
+        patience: Duration,
+    ) -> Result<NodeId, KmsError> {
+        self.operator(caller, patience).await?;
+        match self.have_led(LeaderCommand::Transfer { to }, patience).await? {
+            LeaderReply::NewLeader(leader) => Ok(leader),
+            other => Err(internal("an unexpected reply", &format!("{other:?}"))),
+        }
+    }
+
+    /// Makes a new domain key the active one.
+    pub async fn rotate_domain_key(
+        self: &Arc<Self>,
+        caller: &Caller,
+        patience: Duration,
+    ) -> Result<String, KmsError> {
+        self.operator(caller, patience).await?;
+        match self.have_led(LeaderCommand::RotateDomainKey, patience).await? {
+            LeaderReply::DomainKey(id) => Ok(id.to_string()),
+            other => Err(internal("an unexpected reply", &format!("{other:?}"))),
+        }
+    }
+
+    /// Carries a command out here, or has the leader do it.
+    async fn have_led(
+        self: &Arc<Self>,
+        command: LeaderCommand,
+        patience: Duration,
+    ) -> Result<LeaderReply, KmsError> {
+        if self.node.leads() {
+            return self.lead(command, patience).await;
+        }
+        let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        let request = AppRequest::Operate { command, patience_ms };
+        let answer = self.node.ask_leader_app(codec::encode(&request), patience).await;
+        let response = answer
+            .and_then(|bytes| codec::decode(&bytes).map_err(|e| e.to_string()))
+            .map_err(|why| KmsError::unknown_outcome(format!("the leader did not answer: {why}")))?;
+        match response {
+            AppResponse::Operated(result) => result,
+            other => Err(internal("an unexpected answer", &format!("{other:?}"))),
+        }
+    }
+
+    /// The leader's part of an operator command.
+    pub(crate) async fn lead(
+        self: &Arc<Self>,
+        command: LeaderCommand,
+        patience: Duration,
+    ) -> Result<LeaderReply, KmsError> {
+        let deadline = self.node.env().boot_now() + patience;
+        match command {
+            LeaderCommand::AddNode { node, address, learner } => {
+                self.lead_add(node, &address, learner, deadline).await?;
+                Ok(LeaderReply::Done)
+            }
+            LeaderCommand::RemoveNode { node } => {
+                if self.node.members().iter().all(|member| member.node != node) {
+                    return Err(KmsError::new(
+                        ErrorCode::NotFoundException,
+                        format!("node {node} is not a member; `keyward cluster status` lists them"),
+                    ));
+                }
+                self.node.remove(node, self.left(deadline)).await.map_err(refused)?;
+                self.change(deadline, Command::ForgetRoot { node }).await?;
+                Ok(LeaderReply::Done)
+            }
+            LeaderCommand::Transfer { to } => {
+                if let Some(to) = to
+                    && !self.node.members().iter().any(|m| m.node == to && m.voter)
+                {
+                    return Err(KmsError::new(
+                        ErrorCode::NotFoundException,
+                        format!("node {to} is not a voter; `keyward cluster status` lists them"),
+                    ));
+                }
+                if to == Some(self.node.id()) {
+                    return Ok(LeaderReply::NewLeader(self.node.id()));
+                }
+                let leader = self.node.transfer(to, self.left(deadline)).await.map_err(refused)?;
+                Ok(LeaderReply::NewLeader(leader))
+            }
+            LeaderCommand::RotateDomainKey => {
+                let id = self.introduce_domain_key(deadline).await?;
+                self.await_active(id, deadline).await?;
+                Ok(LeaderReply::DomainKey(id))
+            }
+        }
+    }
+
+    async fn lead_add(
+        self: &Arc<Self>,
+        node: NodeId,
+        address: &str,
+        learner: bool,
+        deadline: Duration,
+    ) -> Result<(), KmsError> {
+        let members = self.node.members();
+        if let Some(other) = members.iter().find(|m| m.address == address && m.node != node) {
+            return Err(refused(format!("{address} is the address of node {}", other.node)));
+        }
+        if members.iter().any(|m| m.node == node && (m.voter || learner)) {
+            return Err(KmsError::new(
+                ErrorCode::AlreadyExistsException,
+                format!("node {node} is a member already"),
+            ));
+        }
+        let hello = self.ask_peer(node, address, &AppRequest::Hello, STATUS_PATIENCE * 4).await;
+        let (root, region_id) = match hello {
+            Ok(AppResponse::Hello { root, region_id }) => (root, region_id),
+            Ok(other) => return Err(internal("an unexpected answer", &format!("{other:?}"))),
+            Err(why) => {
+                return Err(refused(format!(
+                    "node {node} cannot be added: {why}. Is it running, with a certificate of this \
+                     Region that names it?"
+                )));
+            }
+        };
+        let own = self.node.state().region.as_ref().map(|facts| facts.region_id);
+        if region_id.is_some() && region_id != own {
+            return Err(refused(format!("node {node} belongs to another Region: empty its data folder")));
+        }
+        self.change(deadline, Command::RegisterRoot { root: root.clone(), node }).await?;
+        if members.iter().all(|m| m.node != node) {
+            self.node.add_learner(node, address).await.map_err(refused)?;
+        }
+        // It catches up, and its housekeeping fetches the domain keys for its own root.
+        let target = self.node.state().applied;
+        loop {
+            let member = keyward_raft::Member {
+                node,
+                address: address.to_owned(),
+                voter: false,
+            };
+            let status = self.node.status_of(&member, STATUS_PATIENCE).await;
+            let caught_up = status.is_some_and(|status| status.applied >= target);
+            if caught_up && self.node.state().domain_keys_without(&root).is_empty() {
+                break;
+            }
+            if self.left(deadline).is_zero() {
+                return Err(KmsError::unknown_outcome(format!(
+                    "node {node} is a learner and still catching up: add it again to have it vote"
+                )));
+            }
+            self.node.env().sleep(LOOK_AGAIN).await;
+        }
+        if learner {
+            return Ok(());
+        }
+        self.node.promote(node).await.map_err(refused)
+    }
+
+    // --- Principals.
+
+    /// Creates a principal; with a signing request, issues its first certificate.
+    pub async fn create_principal(
+        &self,
+        caller: &Caller,
+        arn: &str,
+        kinds: &[String],
+        signing_request: Option<&[u8]>,
+        validity_days: Option<u32>,
+        patience: Duration,
+    ) -> Result<(Arc<Principal>, Option<Vec<u8>>), KmsError> {
+        let deadline = self.node.env().boot_now() + patience;
+        let arn = principal_arn(arn)?;
+        let kinds = parse_kinds(kinds)?;
+        let days = authority::validity_days(validity_days)?;
+        let state = self.operator(caller, patience).await?;
+        let issued = match signing_request {
+            Some(request) => Some(self.issue(&state, request, &arn, days).await?),
+            None => None,
+        };
+        let certificate = issued.as_ref().map(|issued| (issued.serial.clone(), issued.not_after));
+        let command = Command::CreatePrincipal { arn: arn.clone(), kinds, certificate };
+        self.change(deadline, command).await?;
+        let principal = self.fenced_principal(&arn, deadline).await?;
+        Ok((principal, issued.map(|issued| issued.certificate)))
+    }
+
+    /// Issues a further certificate.
+    pub async fn issue_certificate(
+        &self,
+        caller: &Caller,
+        arn: &str,
+        signing_request: &[u8],
+        validity_days: Option<u32>,
+        patience: Duration,
+    ) -> Result<Issued, KmsError> {
+        let deadline = self.node.env().boot_now() + patience;
+        let arn = principal_arn(arn)?;
+        let days = authority::validity_days(validity_days)?;
+        let state = self.operator(caller, patience).await?;
+        let issued = self.issue(&state, signing_request, &arn, days).await?;
+        let command = Command::AddCertificate {
+            arn,
+            serial: issued.serial.clone(),
+            not_after: issued.not_after,
+        };
+        self.change(deadline, command).await?;
+        Ok(issued)
+    }
+
+    async fn issue(
+        &self,
+        state: &State,
+        request: &[u8],
+        arn: &PrincipalArn,
+        days: u32,
+    ) -> Result<Issued, KmsError> {
+        let facts = state.region.as_ref().ok_or_else(not_founded)?;
+        let damaged = || internal("the authority's key is damaged", &"no domain key named");
+        let domain_key = facts.ca_private_key.domain_key_id().ok_or_else(damaged)?;
+        self.open_domain_key(state, domain_key).await?;
+        let key = self
+            .hsm
+            .open_secret(&facts.ca_private_key, CA_LABEL)
+            .map_err(|e| internal("the HSM refused", &e))?;
+        let authority = Authority::open(&facts.ca_certificate, key.expose())
+            .map_err(|e| internal("the authority cannot be opened", &e))?;
+        authority
+            .issue(request, arn, days, &*self.entropy, self.now())
+            .map_err(|e| KmsError::validation(e.to_string()))
+    }
+
+    async fn fenced_principal(
+        &self,
+        arn: &PrincipalArn,
+        deadline: Duration,
+    ) -> Result<Arc<Principal>, KmsError> {
+        let state = self.node.admit(self.left(deadline)).await;
+        state.ok().and_then(|state| state.principal(arn).cloned()).ok_or_else(|| {
+            KmsError::unknown_outcome(format!("{arn} was created; this node has yet to learn it"))
+        })
+    }
+
+    /// Lists principals.
+    pub async fn list_principals(
+        &self,
+        caller: &Caller,
+        limit: Option<i32>,
+        marker: Option<&str>,
+        patience: Duration,
+    ) -> Result<Listing<Arc<Principal>>, KmsError> {
+        let limit = resolve::limit(limit, PAGE_PRINCIPALS)?;
+        let after = resolve::marker::<PrincipalArn>('p', marker)?;
+        let state = self.operator(caller, patience).await?;
+        let page = state.list_principals(after.as_ref(), limit);
+        let next_marker = match (page.truncated, page.items.last()) {
+            (true, Some(last)) => Some(resolve::marker_of('p', last.arn.as_str())),
+            _ => None,
+        };
+        Ok(Listing { items: page.items, next_marker })
+    }
+
+    /// Disables or enables a principal.
+    pub async fn set_principal_disabled(
+        &self,
+        caller: &Caller,
+        arn: &str,
+        disabled: bool,
+        patience: Duration,
+    ) -> Result<(), KmsError> {
+        let deadline = self.node.env().boot_now() + patience;
+        let arn = principal_arn(arn)?;
+        self.operator(caller, patience).await?;
+        self.change(deadline, Command::SetPrincipalDisabled { arn, disabled }).await.map(drop)
+    }
+
+    /// Revokes one certificate.
+    pub async fn revoke_certificate(
+        &self,
+        caller: &Caller,
+        arn: &str,
+        serial: &str,
+        patience: Duration,
+    ) -> Result<(), KmsError> {
+        let deadline = self.node.env().boot_now() + patience;
+        let arn = principal_arn(arn)?;
+        let serial = hex::decode(serial).map_err(|_| {
+            KmsError::validation(format!("'{serial}' is not a serial number: expected hexadecimal digits"))
+        })?;
+        self.operator(caller, patience).await?;
+        self.change(deadline, Command::RevokeCertificate { arn, serial }).await.map(drop)
+    }
+}
+
+/// Binds the authority's sealed key to its purpose.
+const CA_LABEL: &str = "keyward certificate authority";
+
+fn principal_arn(text: &str) -> Result<PrincipalArn, KmsError> {
+    text.parse().map_err(|e| KmsError::validation(format!("'{text}' is {e}")))
+}
+
+fn parse_kinds(names: &[String]) -> Result<Kinds, KmsError> {
+    let mut kinds = Kinds::default();
+    for name in names {
+        match name.as_str() {
+            "operator" => kinds.operator = true,
+            "administrator" => kinds.administrator = true,
+            "user" => kinds.user = true,
+            other => {
+                return Err(KmsError::constraint_on(
+                    "kinds",
+                    other,
+                    "Member must satisfy enum value set: [operator, administrator, user]",
+                ));
+            }
+        }
+    }
+    match kinds {
+        Kinds { operator: false, administrator: false, user: false } => {
+            Err(KmsError::missing("kinds"))
+        }
+        Kinds { operator: true, administrator: false, user: false } => Ok(kinds),
+        Kinds { operator: true, .. } => Err(KmsError::validation(
+            "an operator neither manages nor uses keys: create a principal of its own for that",
+        )),
+        _ => Ok(kinds),
+    }
+}

@@ -1,0 +1,129 @@
+//! What the service layers of two nodes say to each other: joining, handing domain keys from HSM to HSM,
+//! and operator commands that only a leader can carry out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward_env::Env;
+use keyward_hsm::{ResealRequest, RootId};
+use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId};
+use keyward_raft::{BoxFuture, PeerApp};
+use keyward_state::codec;
+use serde::{Deserialize, Serialize};
+
+use crate::kms::Kms;
+
+/// A message to the service layer of another node.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum AppRequest {
+    /// Who are you? Asked by a leader of a node that is to be added.
+    Hello,
+    /// Domain keys, please, sealed to the HSM that asks. Its root must be registered.
+    Reseal { request: ResealRequest, domain_keys: Vec<DomainKeyId> },
+    /// An operator's command for the leader. The sender has checked the operator.
+    Operate { command: LeaderCommand, patience_ms: u64 },
+}
+
+/// Operator commands that only a leader can carry out.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum LeaderCommand {
+    AddNode { node: NodeId, address: String, learner: bool },
+    RemoveNode { node: NodeId },
+    Transfer { to: Option<NodeId> },
+    RotateDomainKey,
+}
+
+/// What came of a leader command.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum LeaderReply {
+    Done,
+    NewLeader(NodeId),
+    DomainKey(DomainKeyId),
+}
+
+/// An answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum AppResponse {
+    Hello { root: RootId, region_id: Option<[u8; 16]> },
+    Resealed(Vec<(DomainKeyId, Vec<u8>)>),
+    Operated(Result<LeaderReply, KmsError>),
+}
+
+impl<E: Env> Kms<E> {
+    pub(crate) async fn ask_peer(
+        &self,
+        node: NodeId,
+        address: &str,
+        request: &AppRequest,
+        patience: Duration,
+    ) -> Result<AppResponse, String> {
+        let answer = self.node.ask_app(node, address, codec::encode(request), patience).await?;
+        codec::decode(&answer).map_err(|e| e.to_string())
+    }
+
+    async fn answer_peer(
+        self: &Arc<Self>,
+        from: NodeId,
+        request: AppRequest,
+    ) -> Result<AppResponse, String> {
+        match request {
+            AppRequest::Hello => Ok(AppResponse::Hello {
+                root: self.hsm.root_id().clone(),
+                region_id: self.node.state().region.as_ref().map(|facts| facts.region_id),
+            }),
+            AppRequest::Reseal { request, domain_keys } => {
+                self.reseal(from, &request, &domain_keys).await.map(AppResponse::Resealed)
+            }
+            AppRequest::Operate { command, patience_ms } => {
+                let patience = Duration::from_millis(patience_ms);
+                let result = if self.node.leads() {
+                    self.lead(command, patience).await
+                } else {
+                    Err(KmsError::new(
+                        ErrorCode::DependencyTimeoutException,
+                        "the leader has just changed; nothing was done: try again",
+                    ))
+                };
+                Ok(AppResponse::Operated(result))
+            }
+        }
+    }
+
+    /// Seals domain keys to the HSM of a node whose root an operator has approved. The bytes are never
+    /// seen outside the two HSMs.
+    async fn reseal(
+        &self,
+        from: NodeId,
+        request: &ResealRequest,
+        domain_keys: &[DomainKeyId],
+    ) -> Result<Vec<(DomainKeyId, Vec<u8>)>, String> {
+        let state = self.node.state();
+        let registered =
+            state.root_of(from).is_some_and(|root| root.id == request.root);
+        if !registered {
+            return Err(format!(
+                "the root {} of node {from} is not registered: an operator adds the node first",
+                request.root
+            ));
+        }
+        let mut sealed = Vec::with_capacity(domain_keys.len());
+        for id in domain_keys {
+            self.open_domain_key(&state, *id).await.map_err(|e| e.to_string())?;
+            let bytes = self.hsm.export_domain_key(*id, request).map_err(|e| e.to_string())?;
+            sealed.push((*id, bytes));
+        }
+        Ok(sealed)
+    }
+}
+
+/// The service layer, as its node reaches it.
+pub(crate) struct App<E: Env>(pub(crate) Arc<Kms<E>>);
+
+impl<E: Env> PeerApp for App<E> {
+    fn answer(&self, from: NodeId, body: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+        Box::pin(async move {
+            let request = codec::decode(&body).map_err(|e| e.to_string())?;
+            self.0.answer_peer(from, request).await.map(|answer| codec::encode(&answer))
+        })
+    }
+}

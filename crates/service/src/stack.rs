@@ -1,0 +1,197 @@
+//! The stack that every door calls, readable from top to bottom in [`stack`]: measure, shed, deadline,
+//! serve. Each is one small tower layer with one concern.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use keyward_env::Env;
+use keyward_model::limits::{CALL_DEADLINE_MAX, CALLS_IN_FLIGHT_MAX};
+use keyward_model::{ErrorCode, KmsError, Plane};
+use keyward_raft::BoxFuture;
+use tower::{Layer, Service, ServiceBuilder};
+
+use crate::api::{Call, Response};
+use crate::kms::Kms;
+
+/// The whole stack, as one service.
+pub type Stack<E> = Measure<E, Shed<Deadline<E, Serve<E>>>>;
+
+/// Builds the stack on a node's service.
+pub fn stack<E: Env>(kms: Arc<Kms<E>>) -> Stack<E> {
+    let env = kms.node().env().clone();
+    ServiceBuilder::new()
+        .layer(MeasureLayer(env.clone()))
+        .layer(ShedLayer)
+        .layer(DeadlineLayer(env))
+        .service(Serve(kms))
+}
+
+/// The bottom: the operations.
+pub struct Serve<E: Env>(Arc<Kms<E>>);
+
+impl<E: Env> Clone for Serve<E> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<E: Env> Service<Call> for Serve<E> {
+    type Response = Response;
+    type Error = KmsError;
+    type Future = BoxFuture<'static, Result<Response, KmsError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), KmsError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let kms = Arc::clone(&self.0);
+        Box::pin(async move { kms.serve(call).await })
+    }
+}
+
+macro_rules! layer {
+    ($layer:ident$(<$E:ident>)? => $service:ident, $self:ident, $inner:ident, $make:expr) => {
+        impl<$($E: Env,)? S> Layer<S> for $layer$(<$E>)? {
+            type Service = $service<$($E,)? S>;
+            fn layer(&$self, $inner: S) -> Self::Service { $make }
+        }
+    };
+}
+
+/// Holds the caller's deadline. A change that was handed on may still take effect, and the refusal says
+/// so.
+#[derive(Clone)]
+pub struct Deadline<E, S> {
+    env: E,
+    inner: S,
+}
+
+struct DeadlineLayer<E>(E);
+layer!(DeadlineLayer<E> => Deadline, self, inner, Deadline { env: self.0.clone(), inner });
+
+impl<E, S> Service<Call> for Deadline<E, S>
+where
+    E: Env,
+    S: Service<Call, Response = Response, Error = KmsError, Future: Send + 'static>,
+{
+    type Response = Response;
+    type Error = KmsError;
+    type Future = BoxFuture<'static, Result<Response, KmsError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), KmsError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut call: Call) -> Self::Future {
+        call.patience = call.patience.min(CALL_DEADLINE_MAX);
+        let (env, patience) = (self.env.clone(), call.patience);
+        let changes = call.request.operation().plane() == Plane::Manage;
+        // A change notices its own deadline and knows more about its outcome: it gets a moment longer.
+        let grace = if changes { Duration::from_millis(50) } else { Duration::ZERO };
+        let served = self.inner.call(call);
+        Box::pin(async move {
+            match env.timeout(patience + grace, served).await {
+                Some(result) => result,
+                None if changes => Err(KmsError::unknown_outcome(
+                    "the deadline passed while the change was under way: it may have taken effect",
+                )),
+                None => Err(KmsError::new(
+                    ErrorCode::DependencyTimeoutException,
+                    "the deadline passed before the call was served: try again, or allow more time",
+                )),
+            }
+        })
+    }
+}
+
+/// Refuses at once what a node cannot hold, instead of letting a queue grow.
+#[derive(Clone)]
+pub struct Shed<S> {
+    in_flight: Arc<AtomicUsize>,
+    inner: S,
+}
+
+struct ShedLayer;
+layer!(ShedLayer => Shed, self, inner, Shed { in_flight: Arc::default(), inner });
+
+/// Gives its place back however the call ends, also when its future is dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<S> Service<Call> for Shed<S>
+where
+    S: Service<Call, Response = Response, Error = KmsError, Future: Send + 'static>,
+{
+    type Response = Response;
+    type Error = KmsError;
+    type Future = BoxFuture<'static, Result<Response, KmsError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), KmsError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let place = Place(Arc::clone(&self.in_flight));
+        if self.in_flight.fetch_add(1, Ordering::Relaxed) >= CALLS_IN_FLIGHT_MAX {
+            drop(place);
+            return Box::pin(std::future::ready(Err(KmsError::new(
+                ErrorCode::ThrottlingException,
+                format!("this node has {CALLS_IN_FLIGHT_MAX} calls under way: try again in a moment"),
+            ))));
+        }
+        let served = self.inner.call(call);
+        Box::pin(async move {
+            let _place = place;
+            served.await
+        })
+    }
+}
+
+/// Counts and times calls by operation and outcome.
+#[derive(Clone)]
+pub struct Measure<E, S> {
+    env: E,
+    inner: S,
+}
+
+struct MeasureLayer<E>(E);
+layer!(MeasureLayer<E> => Measure, self, inner, Measure { env: self.0.clone(), inner });
+
+impl<E, S> Service<Call> for Measure<E, S>
+where
+    E: Env,
+    S: Service<Call, Response = Response, Error = KmsError, Future: Send + 'static>,
+{
+    type Response = Response;
+    type Error = KmsError;
+    type Future = BoxFuture<'static, Result<Response, KmsError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), KmsError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let env = self.env.clone();
+        let operation = call.request.operation().name();
+        let began = env.boot_now();
+        let served = self.inner.call(call);
+        Box::pin(async move {
+            let result = served.await;
+            let took = env.boot_now().saturating_sub(began);
+            let outcome = result.as_ref().map_or_else(|error| error.code.name(), |_| "ok");
+            metrics::counter!("keyward_calls_total", "operation" => operation, "outcome" => outcome)
+                .increment(1);
+            metrics::histogram!("keyward_call_seconds", "operation" => operation)
+                .record(took.as_secs_f64());
+            result
+        })
+    }
+}

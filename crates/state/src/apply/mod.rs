@@ -1,0 +1,169 @@
+//! Applying a command: a pure function of (state, command). Every change goes through [`Tx`], which
+//! changes the state in memory and records the row for the store, so that the two cannot part.
+
+mod keys;
+mod region;
+
+use std::sync::Arc;
+
+use keyward_model::limits::{OUTCOME_KEPT_MS, OUTCOMES_KEPT_MAX};
+use keyward_model::{ErrorCode, KmsError, Timestamp};
+
+use crate::codec;
+use crate::command::{Command, Envelope, Outcome, Reply};
+use crate::rows::{Alias, DomainKey, Key, Principal, RegionFacts, Root};
+use crate::state::{META_REGION, META_TIME, State};
+use crate::store::{Batch, Table};
+
+/// Changes the state, and records each changed row.
+pub(crate) struct Tx<'a> {
+    pub(crate) state: &'a mut State,
+    batch: &'a mut Batch,
+    /// Region time of this command.
+    pub(crate) now: Timestamp,
+}
+
+/// Applies one command: changes `state` and adds the changed rows to `batch`. A refused command changes
+/// nothing but the record of its outcome.
+pub fn apply(state: &mut State, batch: &mut Batch, envelope: &Envelope) -> Outcome {
+    if let Some(first) = state.outcome(&envelope.id) {
+        return first.clone();
+    }
+    if envelope.time > state.time {
+        state.time = envelope.time;
+        batch.put(Table::Meta, META_TIME, codec::encode(&state.time));
+    }
+    let now = state.time;
+    let mut tx = Tx { state, batch, now };
+    let outcome = tx.run(&envelope.command);
+    tx.keep_outcome(envelope, &outcome);
+    outcome
+}
+
+impl Tx<'_> {
+    fn run(&mut self, command: &Command) -> Outcome {
+        if self.state.region.is_none() && !matches!(command, Command::Found(_)) {
+            return Err(KmsError::new(
+                ErrorCode::KMSInvalidStateException,
+                "this Region has not been founded yet: found it first",
+            ));
+        }
+        match command {
+            Command::Found(founding) => self.found(founding),
+            Command::CreateKey { key, account, description, tags, material, token } => {
+                self.create_key(*key, *account, description, tags, *material, token)
+            }
+            Command::SetDescription { key, description } => self.set_description(*key, description),
+            Command::SetEnabled { key, enabled } => self.set_enabled(*key, *enabled),
+            Command::ScheduleDeletion { key, window_days } => {
+                self.schedule_deletion(*key, *window_days)
+            }
+            Command::CancelDeletion { key } => self.cancel_deletion(*key),
+            Command::CreateAlias { account, name, target } => {
+                self.create_alias(*account, name, *target)
+            }
+            Command::UpdateAlias { account, name, target } => {
+                self.update_alias(*account, name, *target)
+            }
+            Command::DeleteAlias { account, name } => self.delete_alias(*account, name),
+            Command::Tag { key, tags } => self.tag(*key, tags),
+            Command::Untag { key, tag_keys } => self.untag(*key, tag_keys),
+            Command::EnableRotation { key, period_days } => self.enable_rotation(*key, *period_days),
+            Command::DisableRotation { key } => self.disable_rotation(*key),
+            Command::IntroduceMaterial { key, material, token, kind } => {
+                self.introduce_material(*key, *material, token, *kind)
+            }
+            Command::ActivateMaterial { key, material } => self.activate_material(*key, *material),
+            Command::CreatePrincipal { arn, kinds, certificate } => {
+                self.create_principal(arn, *kinds, certificate.as_ref())
+            }
+            Command::AddCertificate { arn, serial, not_after } => {
+                self.add_certificate(arn, serial, *not_after)
+            }
+            Command::SetPrincipalDisabled { arn, disabled } => {
+                self.set_principal_disabled(arn, *disabled)
+            }
+            Command::RevokeCertificate { arn, serial } => self.revoke_certificate(arn, serial),
+            Command::RegisterRoot { root, node } => self.register_root(root, *node),
+            Command::ForgetRoot { node } => self.forget_root(*node),
+            Command::AddDomainKey { sealed } => self.add_domain_key(sealed),
+            Command::AddRootCopy { domain_key, copy } => self.add_root_copy(*domain_key, copy),
+            Command::ActivateDomainKey { domain_key } => self.activate_domain_key(*domain_key),
+        }
+    }
+
+    pub(crate) fn put_key(&mut self, key: Key) {
+        self.batch.put(Table::Keys, key_row(&key), codec::encode(&key));
+        self.state.index_key(Arc::new(key));
+    }
+
+    pub(crate) fn put_token(&mut self, material: &keyward_model::KeyMaterialId, token: &[u8]) {
+        self.batch.put(Table::Tokens, material.bytes(), token.to_vec());
+    }
+
+    pub(crate) fn put_alias(&mut self, alias: Alias) {
+        self.batch.put(Table::Aliases, alias_row(&alias), codec::encode(&alias));
+        self.state.index_alias(Arc::new(alias));
+    }
+
+    pub(crate) fn remove_alias(&mut self, alias: &Alias) {
+        self.batch.delete(Table::Aliases, alias_row(alias));
+        self.state.aliases.remove_mut(&(alias.account, alias.name.clone()));
+        self.state.key_aliases.remove_mut(&(alias.target, alias.name.clone()));
+    }
+
+    pub(crate) fn put_principal(&mut self, principal: Principal) {
+        let row = principal.arn.as_str().as_bytes();
+        self.batch.put(Table::Principals, row, codec::encode(&principal));
+        self.state.principals.insert_mut(principal.arn.clone(), Arc::new(principal));
+    }
+
+    pub(crate) fn put_region(&mut self, facts: RegionFacts) {
+        self.batch.put(Table::Meta, META_REGION, codec::encode(&facts));
+        self.state.region = Some(Arc::new(facts));
+    }
+
+    pub(crate) fn put_domain_key(&mut self, key: DomainKey) {
+        self.batch.put(Table::DomainKeys, *key.sealed.id.bytes(), codec::encode(&key));
+        Arc::make_mut(&mut self.state.domain_keys).insert(key.sealed.id, Arc::new(key));
+    }
+
+    pub(crate) fn put_root(&mut self, root: Root) {
+        self.batch.put(Table::Roots, root.id.as_str().as_bytes(), codec::encode(&root));
+        Arc::make_mut(&mut self.state.roots).insert(root.id.clone(), root);
+    }
+
+    pub(crate) fn remove_root(&mut self, root: &Root) {
+        self.batch.delete(Table::Roots, root.id.as_str().as_bytes());
+        Arc::make_mut(&mut self.state.roots).remove(&root.id);
+    }
+
+    /// Remembers the outcome, and forgets those that are too old or too many.
+    fn keep_outcome(&mut self, envelope: &Envelope, outcome: &Outcome) {
+        let kept = (self.now, outcome.clone());
+        self.batch.put(Table::Outcomes, envelope.id, codec::encode(&kept));
+        self.state.outcomes.insert_mut(envelope.id, Arc::new(kept));
+        self.state.outcome_ages.insert_mut((self.now, envelope.id), ());
+        while let Some(&(time, id)) = self.state.outcome_ages.first().map(|(age, ())| age) {
+            let old = time.0 + OUTCOME_KEPT_MS < self.now.0;
+            if !old && self.state.outcomes.size() <= OUTCOMES_KEPT_MAX {
+                break;
+            }
+            self.state.outcome_ages.remove_mut(&(time, id));
+            self.state.outcomes.remove_mut(&id);
+            self.batch.delete(Table::Outcomes, id);
+        }
+    }
+}
+
+fn key_row(key: &Key) -> Vec<u8> {
+    let mut row = vec![u8::from(key.id.is_multi_region())];
+    row.extend_from_slice(key.id.bytes());
+    row
+}
+
+fn alias_row(alias: &Alias) -> Vec<u8> {
+    format!("{}/{}", alias.account, alias.name).into_bytes()
+}
+
+pub(crate) const DONE: Outcome = Ok(Reply::Done);

@@ -1,0 +1,220 @@
+//! Founding, principals, roots and domain keys.
+
+use std::collections::BTreeMap;
+
+use keyward_hsm::{RootCopy, RootId, SealedDomainKey};
+use keyward_model::limits::{CERTIFICATES_PER_PRINCIPAL_MAX, PRINCIPALS_MAX};
+use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId, PrincipalArn, Timestamp};
+
+use super::{DONE, Tx};
+use crate::command::{Founding, Outcome};
+use crate::rows::{CertificateRecord, DomainKey, Kinds, Principal, RegionFacts, Root};
+
+impl Tx<'_> {
+    pub(super) fn found(&mut self, founding: &Founding) -> Outcome {
+        if let Some(facts) = &self.state.region {
+            return Err(KmsError::new(
+                ErrorCode::AlreadyExistsException,
+                format!("this Region was founded already, as {}", facts.region),
+            ));
+        }
+        self.put_root(Root { id: founding.root.clone(), node: founding.node });
+        self.put_domain_key(DomainKey { sealed: founding.domain_key.clone(), created: self.now });
+        self.put_region(RegionFacts {
+            region: founding.region.clone(),
+            region_id: founding.region_id,
+            founded: self.now,
+            timers: founding.timers,
+            ca_certificate: founding.ca_certificate.clone(),
+            ca_private_key: founding.ca_private_key.clone(),
+            active_domain_key: founding.domain_key.id,
+        });
+        let kinds = Kinds { operator: true, ..Kinds::default() };
+        self.create_principal(&founding.operator, kinds, Some(&founding.operator_certificate))
+    }
+
+    fn known_principal(&self, arn: &PrincipalArn) -> Result<Principal, KmsError> {
+        self.state.principal(arn).map(|p| Principal::clone(p)).ok_or_else(|| {
+            KmsError::new(
+                ErrorCode::NotFoundException,
+                format!("no principal {arn}; `keyward principal list` shows those there are"),
+            )
+        })
+    }
+
+    pub(super) fn create_principal(
+        &mut self,
+        arn: &PrincipalArn,
+        kinds: Kinds,
+        certificate: Option<&(Vec<u8>, Timestamp)>,
+    ) -> Outcome {
+        if self.state.principal(arn).is_some() {
+            return Err(KmsError::new(
+                ErrorCode::AlreadyExistsException,
+                format!("principal {arn} exists already"),
+            ));
+        }
+        if self.state.principals.size() >= PRINCIPALS_MAX {
+            return Err(KmsError::new(
+                ErrorCode::LimitExceededException,
+                format!("the Region has {PRINCIPALS_MAX} principals, the most allowed"),
+            ));
+        }
+        let certificates = certificate
+            .map(|(serial, not_after)| {
+                (serial.clone(), CertificateRecord { not_after: *not_after, revoked: false })
+            })
+            .into_iter()
+            .collect::<BTreeMap<_, _>>();
+        self.put_principal(Principal {
+            arn: arn.clone(),
+            kinds,
+            disabled: false,
+            created: self.now,
+            certificates,
+        });
+        DONE
+    }
+
+    pub(super) fn add_certificate(
+        &mut self,
+        arn: &PrincipalArn,
+        serial: &[u8],
+        not_after: Timestamp,
+    ) -> Outcome {
+        let mut principal = self.known_principal(arn)?;
+        // Records of certificates that have ended are of no more use: they are refused by their date.
+        let now = self.now;
+        principal.certificates.retain(|_, record| record.not_after > now);
+        if principal.certificates.len() >= CERTIFICATES_PER_PRINCIPAL_MAX {
+            return Err(KmsError::new(
+                ErrorCode::LimitExceededException,
+                format!("{arn} has {CERTIFICATES_PER_PRINCIPAL_MAX} certificates, the most allowed"),
+            ));
+        }
+        principal
+            .certificates
+            .insert(serial.to_vec(), CertificateRecord { not_after, revoked: false });
+        self.put_principal(principal);
+        DONE
+    }
+
+    pub(super) fn set_principal_disabled(&mut self, arn: &PrincipalArn, disabled: bool) -> Outcome {
+        let mut principal = self.known_principal(arn)?;
+        if disabled && principal.kinds.operator {
+            let others = self
+                .state
+                .principals
+                .values()
+                .any(|p| p.arn != *arn && p.kinds.operator && !p.disabled);
+            if !others {
+                return Err(KmsError::new(
+                    ErrorCode::KMSInvalidStateException,
+                    format!("{arn} is the last operator: create another one first"),
+                ));
+            }
+        }
+        principal.disabled = disabled;
+        self.put_principal(principal);
+        DONE
+    }
+
+    pub(super) fn revoke_certificate(&mut self, arn: &PrincipalArn, serial: &[u8]) -> Outcome {
+        let mut principal = self.known_principal(arn)?;
+        let Some(record) = principal.certificates.get_mut(serial) else {
+            return Err(KmsError::new(
+                ErrorCode::NotFoundException,
+                format!("{arn} has no certificate of that serial number on record"),
+            ));
+        };
+        record.revoked = true;
+        self.put_principal(principal);
+        DONE
+    }
+
+    pub(super) fn register_root(&mut self, root: &RootId, node: NodeId) -> Outcome {
+        if let Some(known) = self.state.roots.get(root) {
+            if known.node == node {
+                return DONE;
+            }
+            return Err(KmsError::new(
+                ErrorCode::AlreadyExistsException,
+                format!("root {root} belongs to node {}: a root is never shared", known.node),
+            ));
+        }
+        if let Some(known) = self.state.root_of(node) {
+            return Err(KmsError::new(
+                ErrorCode::AlreadyExistsException,
+                format!("node {node} has registered another root, {}", known.id),
+            ));
+        }
+        self.put_root(Root { id: root.clone(), node });
+        DONE
+    }
+
+    pub(super) fn forget_root(&mut self, node: NodeId) -> Outcome {
+        let Some(root) = self.state.root_of(node).cloned() else { return DONE };
+        if self.state.roots.len() == 1 {
+            return Err(KmsError::new(
+                ErrorCode::KMSInvalidStateException,
+                format!("{} is the last root: without it no key could be opened again", root.id),
+            ));
+        }
+        let keys: Vec<DomainKey> =
+            self.state.domain_keys.values().map(|k| DomainKey::clone(k)).collect();
+        for mut key in keys {
+            key.sealed.copies.retain(|copy| copy.root != root.id);
+            self.put_domain_key(key);
+        }
+        self.remove_root(&root);
+        DONE
+    }
+
+    pub(super) fn add_domain_key(&mut self, sealed: &SealedDomainKey) -> Outcome {
+        if self.state.domain_keys.contains_key(&sealed.id) {
+            return DONE;
+        }
+        self.put_domain_key(DomainKey { sealed: sealed.clone(), created: self.now });
+        DONE
+    }
+
+    fn known_domain_key(&self, id: DomainKeyId) -> Result<DomainKey, KmsError> {
+        self.state.domain_keys.get(&id).map(|k| DomainKey::clone(k)).ok_or_else(|| {
+            KmsError::new(ErrorCode::NotFoundException, format!("no domain key {id}"))
+        })
+    }
+
+    pub(super) fn add_root_copy(&mut self, id: DomainKeyId, copy: &RootCopy) -> Outcome {
+        let mut key = self.known_domain_key(id)?;
+        if !self.state.roots.contains_key(&copy.root) {
+            return Err(KmsError::new(
+                ErrorCode::AccessDeniedException,
+                format!("root {} is not registered: an operator adds its node first", copy.root),
+            ));
+        }
+        if key.sealed.copies.iter().all(|known| known.root != copy.root) {
+            key.sealed.copies.push(copy.clone());
+            self.put_domain_key(key);
+        }
+        DONE
+    }
+
+    pub(super) fn activate_domain_key(&mut self, id: DomainKeyId) -> Outcome {
+        let key = self.known_domain_key(id)?;
+        let missing = self
+            .state
+            .roots
+            .values()
+            .find(|root| key.sealed.copies.iter().all(|copy| copy.root != root.id));
+        if let Some(root) = missing {
+            return Err(KmsError::new(
+                ErrorCode::KMSInvalidStateException,
+                format!("node {} has no copy of domain key {id} yet", root.node),
+            ));
+        }
+        let Some(facts) = self.state.region.as_deref() else { return DONE };
+        let facts = RegionFacts { active_domain_key: id, ..facts.clone() };
+        self.put_region(facts);
+        DONE
+    }
+}

@@ -1,0 +1,247 @@
+//! Commands and outcomes: everything that can change a Region's state. One control-plane call is one
+//! command.
+
+use std::collections::BTreeMap;
+
+use keyward_hsm::{RootCopy, RootId, SealedDomainKey, SealedToken};
+use keyward_model::{
+    AccountId, AliasName, DomainKeyId, KeyId, KeyMaterialId, KmsError, NodeId, PrincipalArn, Region,
+    Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::rows::{Kinds, RotationKind, Timers};
+
+/// Names one attempt of a caller to change something. A retry carries the same id and gets the first
+/// outcome.
+pub type CommandId = [u8; 16];
+
+/// A command as it stands in the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// The attempt.
+    pub id: CommandId,
+    /// Stamped by the leader that proposes; the state never takes a step back in time.
+    pub time: Timestamp,
+    /// The change.
+    pub command: Command,
+}
+
+/// A change. Randomness and sealed material ride inside, so that applying is a pure function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// First command of a Region.
+    Found(Box<Founding>),
+    /// Makes a key.
+    CreateKey {
+        /// Its id.
+        key: KeyId,
+        /// Its owner.
+        account: AccountId,
+        /// Free text.
+        description: String,
+        /// Tags by key.
+        tags: BTreeMap<String, String>,
+        /// Its first material.
+        material: KeyMaterialId,
+        /// That material, sealed.
+        token: SealedToken,
+    },
+    /// Changes the description.
+    SetDescription {
+        /// The key.
+        key: KeyId,
+        /// The new text.
+        description: String,
+    },
+    /// EnableKey and DisableKey.
+    SetEnabled {
+        /// The key.
+        key: KeyId,
+        /// On or off.
+        enabled: bool,
+    },
+    /// Starts the waiting period.
+    ScheduleDeletion {
+        /// The key.
+        key: KeyId,
+        /// Its length in days.
+        window_days: u32,
+    },
+    /// Ends the waiting period.
+    CancelDeletion {
+        /// The key.
+        key: KeyId,
+    },
+    /// Makes an alias.
+    CreateAlias {
+        /// The account.
+        account: AccountId,
+        /// Its name.
+        name: AliasName,
+        /// The key it points at.
+        target: KeyId,
+    },
+    /// Points an alias elsewhere.
+    UpdateAlias {
+        /// The account.
+        account: AccountId,
+        /// Its name.
+        name: AliasName,
+        /// The key it points at from now on.
+        target: KeyId,
+    },
+    /// Removes an alias.
+    DeleteAlias {
+        /// The account.
+        account: AccountId,
+        /// Its name.
+        name: AliasName,
+    },
+    /// Adds or changes tags.
+    Tag {
+        /// The key.
+        key: KeyId,
+        /// Tags by key.
+        tags: BTreeMap<String, String>,
+    },
+    /// Removes tags.
+    Untag {
+        /// The key.
+        key: KeyId,
+        /// Their keys.
+        tag_keys: Vec<String>,
+    },
+    /// Switches automatic rotation on or changes its period.
+    EnableRotation {
+        /// The key.
+        key: KeyId,
+        /// The period in days.
+        period_days: u32,
+    },
+    /// Switches automatic rotation off.
+    DisableRotation {
+        /// The key.
+        key: KeyId,
+    },
+    /// First half of a rotation: every node learns the material; nothing encrypts with it yet.
+    IntroduceMaterial {
+        /// The key.
+        key: KeyId,
+        /// The new material.
+        material: KeyMaterialId,
+        /// The material, sealed.
+        token: SealedToken,
+        /// Why.
+        kind: RotationKind,
+    },
+    /// Second half of a rotation, proposed once the first is fenced: the material encrypts.
+    ActivateMaterial {
+        /// The key.
+        key: KeyId,
+        /// The material introduced before.
+        material: KeyMaterialId,
+    },
+    /// Makes a principal, with its first certificate if the built-in authority issues it.
+    CreatePrincipal {
+        /// Its ARN.
+        arn: PrincipalArn,
+        /// What it may do.
+        kinds: Kinds,
+        /// Serial number and end of its first certificate.
+        certificate: Option<(Vec<u8>, Timestamp)>,
+    },
+    /// Puts a further certificate on record.
+    AddCertificate {
+        /// Whose.
+        arn: PrincipalArn,
+        /// Its serial number.
+        serial: Vec<u8>,
+        /// When it ends.
+        not_after: Timestamp,
+    },
+    /// Disables or enables a principal.
+    SetPrincipalDisabled {
+        /// Whose.
+        arn: PrincipalArn,
+        /// Off or on.
+        disabled: bool,
+    },
+    /// Revokes a certificate.
+    RevokeCertificate {
+        /// Whose.
+        arn: PrincipalArn,
+        /// Its serial number.
+        serial: Vec<u8>,
+    },
+    /// Registers the root of a node that an operator approved.
+    RegisterRoot {
+        /// The root.
+        root: RootId,
+        /// The node that presented it.
+        node: NodeId,
+    },
+    /// Forgets the root of a node that was removed, and the copies sealed for it.
+    ForgetRoot {
+        /// The node that is gone.
+        node: NodeId,
+    },
+    /// First half of a domain-key rotation: the key is known; nothing is sealed under it yet.
+    AddDomainKey {
+        /// The key, sealed for the root of the node that made it.
+        sealed: SealedDomainKey,
+    },
+    /// A node sealed a domain key for its own root.
+    AddRootCopy {
+        /// The domain key.
+        domain_key: DomainKeyId,
+        /// The copy.
+        copy: RootCopy,
+    },
+    /// Second half of a domain-key rotation: new tokens are sealed under it. Refused while a registered
+    /// root has no copy.
+    ActivateDomainKey {
+        /// The domain key.
+        domain_key: DomainKeyId,
+    },
+}
+
+/// What founding a Region fixes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Founding {
+    /// Its name.
+    pub region: Region,
+    /// Tells it from others of that name.
+    pub region_id: [u8; 16],
+    /// Timers for every node.
+    pub timers: Timers,
+    /// The certificate authority's certificate, DER.
+    pub ca_certificate: Vec<u8>,
+    /// Its key, sealed.
+    pub ca_private_key: SealedToken,
+    /// The first domain key.
+    pub domain_key: SealedDomainKey,
+    /// The founding node and its root.
+    pub node: NodeId,
+    /// The founding node's root.
+    pub root: RootId,
+    /// The first operator.
+    pub operator: PrincipalArn,
+    /// Serial and end of the first operator's certificate.
+    pub operator_certificate: (Vec<u8>, Timestamp),
+}
+
+/// What a command led to. Kept for a while by command id.
+pub type Outcome = Result<Reply, KmsError>;
+
+/// What a command answers beyond success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// ScheduleDeletion: the date.
+    DeletionDate(Timestamp),
+    /// IntroduceMaterial: the material that is now waiting to be used. Another one than the command's
+    /// when a rotation was under way already.
+    Introduced(KeyMaterialId),
+}

@@ -1,0 +1,24 @@
+//! The replicated state of a Region: commands and a pure `apply`, the tables, queries over an immutable
+//! snapshot, and the small [`Store`] that it all rests on.
+//!
+//! **Invariant:** no clocks, no randomness, no threads, no network. `apply` is a function of (state,
+//! command) alone: time and randomness ride inside the command. A row in the store and its value in
+//! memory change through one call.
+
+mod apply;
+pub mod codec;
+mod command;
+mod mem;
+mod rows;
+mod state;
+mod store;
+
+pub use apply::apply;
+pub use command::{Command, CommandId, Envelope, Founding, Outcome, Reply};
+pub use mem::MemStore;
+pub use rows::{
+    Alias, CertificateRecord, DomainKey, Key, Kinds, Material, Principal, RegionFacts, Root,
+    Rotation, RotationKind, Timers,
+};
+pub use state::{Page, State};
+pub use store::{Batch, Change, Checkpoint, Install, Store, Table, Visit};

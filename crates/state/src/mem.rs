@@ -1,0 +1,209 @@
+//! A store in memory that forgets as a disk does: what was not synced is lost in a crash.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::codec;
+use crate::store::{Batch, Change, Checkpoint, Install, Store, Table, Visit};
+
+type Rows = BTreeMap<(Table8, Vec<u8>), Vec<u8>>;
+type Table8 = u8;
+
+#[derive(Default)]
+struct Disk {
+    /// What readers see.
+    visible: Rows,
+    /// What survives a crash.
+    durable: Rows,
+    /// Written and not yet synced, in order.
+    unsynced: Vec<Batch>,
+    /// Set by a crash: a task of the old process that is still being dropped must not write.
+    cut: bool,
+    syncs: u64,
+}
+
+/// A store in memory. Clones share the content.
+#[derive(Clone, Default)]
+pub struct MemStore {
+    disk: Arc<Mutex<Disk>>,
+}
+
+const fn table_number(table: Table) -> Table8 {
+    table as Table8
+}
+
+fn apply(rows: &mut Rows, batch: &Batch) {
+    for change in &batch.changes {
+        match change {
+            Change::Put(table, key, value) => {
+                rows.insert((table_number(*table), key.clone()), value.clone());
+            }
+            Change::Delete(table, key) => {
+                rows.remove(&(table_number(*table), key.clone()));
+            }
+            Change::DeleteRange(table, from, to) => {
+                let table = table_number(*table);
+                let doomed: Vec<_> = rows
+                    .range((table, from.clone())..(table, to.clone()))
+                    .map(|(key, _)| key.clone())
+                    .collect();
+                for key in doomed {
+                    rows.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+impl MemStore {
+    /// The disk after a power cut: everything synced, and the first `kept` of the batches that were
+    /// not. The store that crashed refuses every call from now on.
+    #[must_use]
+    pub fn crash(&self, kept: usize) -> Self {
+        let mut disk = self.disk.lock();
+        disk.cut = true;
+        let mut durable = disk.durable.clone();
+        for batch in disk.unsynced.iter().take(kept) {
+            apply(&mut durable, batch);
+        }
+        let next = Disk {
+            visible: durable.clone(),
+            durable,
+            ..Disk::default()
+        };
+        Self { disk: Arc::new(Mutex::new(next)) }
+    }
+
+    /// How many batches a crash would lose now.
+    #[must_use]
+    pub fn unsynced(&self) -> usize {
+        self.disk.lock().unsynced.len()
+    }
+
+    /// How many times the disk was synced.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.disk.lock().syncs
+    }
+
+    fn open<T>(&self, work: impl FnOnce(&mut Disk) -> io::Result<T>) -> io::Result<T> {
+        let mut disk = self.disk.lock();
+        if disk.cut {
+            return Err(io::Error::other("this store belongs to a process that has crashed"));
+        }
+        work(&mut disk)
+    }
+}
+
+impl Store for MemStore {
+    fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.open(|disk| Ok(disk.visible.get(&(table_number(table), key.to_vec())).cloned()))
+    }
+
+    fn scan(&self, table: Table, visit: Visit<'_>) -> io::Result<()> {
+        let table = table_number(table);
+        self.open(|disk| {
+            for ((_, key), value) in
+                disk.visible.range((table, vec![])..).take_while(|((t, _), _)| *t == table)
+            {
+                visit(key, value)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn write(&self, batch: Batch, sync: bool) -> io::Result<()> {
+        self.open(|disk| {
+            apply(&mut disk.visible, &batch);
+            disk.unsynced.push(batch);
+            if sync {
+                disk.syncs += 1;
+                for batch in std::mem::take(&mut disk.unsynced) {
+                    apply(&mut disk.durable, &batch);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn checkpoint(&self) -> io::Result<Arc<dyn Checkpoint>> {
+        self.write(Batch::default(), true)?;
+        self.open(|disk| {
+            let bytes = codec::encode(&disk.visible.iter().collect::<Vec<_>>());
+            Ok(Arc::new(MemCheckpoint { bytes }) as Arc<dyn Checkpoint>)
+        })
+    }
+
+    fn begin_install(&self) -> io::Result<Box<dyn Install>> {
+        Ok(Box::new(MemInstall { store: self.clone(), bytes: Vec::new() }))
+    }
+}
+
+struct MemCheckpoint {
+    bytes: Vec<u8>,
+}
+
+impl Checkpoint for MemCheckpoint {
+    fn files(&self) -> Vec<(String, u64)> {
+        vec![("rows".to_owned(), self.bytes.len() as u64)]
+    }
+
+    fn read(&self, _file: &str, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.bytes.len());
+        let end = start.saturating_add(len).min(self.bytes.len());
+        Ok(self.bytes[start..end].to_vec())
+    }
+}
+
+struct MemInstall {
+    store: MemStore,
+    bytes: Vec<u8>,
+}
+
+impl Install for MemInstall {
+    fn write(&mut self, _file: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if offset != self.bytes.len() as u64 {
+            return Err(io::Error::other("pieces of a checkpoint arrived out of order"));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn commit(self: Box<Self>) -> io::Result<()> {
+        let rows: Vec<((Table8, Vec<u8>), Vec<u8>)> =
+            codec::decode(&self.bytes).map_err(io::Error::other)?;
+        self.store.open(|disk| {
+            disk.visible = rows.into_iter().collect();
+            disk.durable = disk.visible.clone();
+            disk.unsynced.clear();
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &str) -> Batch {
+        let mut batch = Batch::default();
+        batch.put(Table::Keys, key.as_bytes(), b"v".to_vec());
+        batch
+    }
+
+    #[test]
+    fn a_crash_loses_what_was_not_synced_and_nothing_else() {
+        let store = MemStore::default();
+        store.write(put("a"), false).unwrap();
+        store.write(put("b"), true).unwrap();
+        store.write(put("c"), false).unwrap();
+        store.write(put("d"), false).unwrap();
+        let after = store.crash(1);
+        let has = |key: &str| after.get(Table::Keys, key.as_bytes()).unwrap().is_some();
+        assert_eq!([has("a"), has("b"), has("c"), has("d")], [true, true, true, false]);
+        assert!(store.write(put("e"), true).is_err(), "the crashed process must not write");
+    }
+}

@@ -1,0 +1,226 @@
+//! The rows of the replicated state.
+
+use std::collections::BTreeMap;
+
+use keyward_hsm::{RootId, SealedDomainKey, SealedToken};
+use keyward_model::{
+    AccountId, AliasName, DomainKeyId, KeyId, KeyMaterialId, KeyState, NodeId, PrincipalArn, Region,
+    Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+/// Facts about the Region that its founding fixes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionFacts {
+    /// Its name.
+    pub region: Region,
+    /// 16 random bytes, so that two Regions of one name are told apart.
+    pub region_id: [u8; 16],
+    /// When it was founded.
+    pub founded: Timestamp,
+    /// Timers that every node must run with (DESIGN section 5, rule 7).
+    pub timers: Timers,
+    /// The certificate authority's certificate, DER.
+    pub ca_certificate: Vec<u8>,
+    /// Its private key, sealed under a domain key.
+    pub ca_private_key: SealedToken,
+    /// The domain key that new tokens are sealed under.
+    pub active_domain_key: DomainKeyId,
+}
+
+/// Raft and lease timers, in milliseconds. Region state: nodes with mixed values could serve stale
+/// answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timers {
+    /// Between heartbeats.
+    pub heartbeat_ms: u64,
+    /// Shortest election timeout.
+    pub election_ms_min: u64,
+    /// Longest election timeout, which is openraft's leader lease too.
+    pub election_ms_max: u64,
+    /// The longest follower lease.
+    pub lease_ttl_ms: u64,
+    /// Between lease renewals.
+    pub renewal_ms: u64,
+}
+
+impl Timers {
+    /// For round trips under 50 ms.
+    pub const DEFAULT: Self = Self {
+        heartbeat_ms: 100,
+        election_ms_min: 300,
+        election_ms_max: 600,
+        lease_ttl_ms: 2500,
+        renewal_ms: 200,
+    };
+
+    /// For networks with round trips under 25 ms.
+    pub const QUICK: Self = Self {
+        heartbeat_ms: 50,
+        election_ms_min: 150,
+        election_ms_max: 300,
+        lease_ttl_ms: 1250,
+        renewal_ms: 100,
+    };
+}
+
+/// A KMS key, without its material.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// Its id.
+    pub id: KeyId,
+    /// The account that owns it.
+    pub account: AccountId,
+    /// Free text.
+    pub description: String,
+    /// Its state.
+    pub state: KeyState,
+    /// When it was created.
+    pub created: Timestamp,
+    /// When it may be deleted; only in PendingDeletion.
+    pub deletion_date: Option<Timestamp>,
+    /// Tags by key.
+    pub tags: BTreeMap<String, String>,
+    /// Every material, oldest first. Never empty.
+    pub materials: Vec<Material>,
+    /// The material that encrypts: an index into `materials`.
+    pub current: u32,
+    /// Rotation setting.
+    pub rotation: Rotation,
+    /// How many aliases point here.
+    pub aliases: u32,
+}
+
+impl Key {
+    /// The material that encrypts.
+    #[must_use]
+    pub fn current_material(&self) -> &Material {
+        &self.materials[self.current as usize]
+    }
+
+    /// The material of that id.
+    #[must_use]
+    pub fn material(&self, id: &KeyMaterialId) -> Option<&Material> {
+        self.materials.iter().find(|m| m.id == *id)
+    }
+
+    /// A material that is known everywhere soon, and not yet used for encrypting.
+    #[must_use]
+    pub fn introduced(&self) -> Option<&Material> {
+        self.materials.get(self.current as usize + 1)
+    }
+}
+
+/// One backing key of a KMS key. Its sealed token is in a table of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Material {
+    /// Its id.
+    pub id: KeyMaterialId,
+    /// When it was introduced.
+    pub introduced: Timestamp,
+    /// When it began to encrypt, and why; none for the first material.
+    pub rotated: Option<(Timestamp, RotationKind)>,
+    /// Why it was introduced.
+    pub kind: Option<RotationKind>,
+}
+
+/// Why a key was rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RotationKind {
+    /// The period passed.
+    Automatic,
+    /// Somebody asked.
+    OnDemand,
+}
+
+impl RotationKind {
+    /// The name as AWS writes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Automatic => "AUTOMATIC",
+            Self::OnDemand => "ON_DEMAND",
+        }
+    }
+}
+
+/// A key's rotation setting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// Rotates by itself.
+    pub enabled: bool,
+    /// The period, in days.
+    pub period_days: u32,
+    /// The next automatic rotation.
+    pub next: Timestamp,
+    /// On-demand rotations so far.
+    pub on_demand: u32,
+}
+
+/// An alias.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alias {
+    /// The account that it belongs to.
+    pub account: AccountId,
+    /// Its name, with `alias/`.
+    pub name: AliasName,
+    /// The key it points at.
+    pub target: KeyId,
+    /// When it was created.
+    pub created: Timestamp,
+    /// When it was last pointed elsewhere.
+    pub updated: Timestamp,
+}
+
+/// What a principal may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kinds {
+    /// Operates the cluster and its principals; neither uses nor manages keys.
+    pub operator: bool,
+    /// Manages keys, cannot use them.
+    pub administrator: bool,
+    /// Uses keys, cannot manage them.
+    pub user: bool,
+}
+
+/// Somebody who may call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Principal {
+    /// Its ARN, which names the account.
+    pub arn: PrincipalArn,
+    /// What it may do.
+    pub kinds: Kinds,
+    /// Refused whatever it shows.
+    pub disabled: bool,
+    /// When it was created.
+    pub created: Timestamp,
+    /// Certificates issued by the built-in authority, by serial number.
+    pub certificates: BTreeMap<Vec<u8>, CertificateRecord>,
+}
+
+/// A certificate on record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateRecord {
+    /// When it ends.
+    pub not_after: Timestamp,
+    /// Refused though not yet ended.
+    pub revoked: bool,
+}
+
+/// A root key that domain keys are sealed for. Each node has its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// Its id.
+    pub id: RootId,
+    /// The node that presented it.
+    pub node: NodeId,
+}
+
+/// A domain key and its place in time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainKey {
+    /// The key, once for each root.
+    pub sealed: SealedDomainKey,
+    /// When it was made.
+    pub created: Timestamp,
+}

@@ -1,0 +1,304 @@
+//! The state in memory: persistent maps, so that a reader holds one immutable snapshot while the next is
+//! being made, and takes no lock.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use keyward_hsm::RootId;
+use keyward_model::{AccountId, AliasName, DomainKeyId, KeyId, NodeId, PrincipalArn, Timestamp};
+use rpds::RedBlackTreeMapSync;
+
+use crate::codec;
+use crate::command::{CommandId, Outcome};
+use crate::rows::{Alias, DomainKey, Key, Principal, RegionFacts, Root};
+use crate::store::{Store, Table};
+
+/// Key of the row that holds the facts of the Region, in [`Table::Meta`].
+pub(crate) const META_REGION: &[u8] = b"region";
+/// Key of the row that holds Region time.
+pub(crate) const META_TIME: &[u8] = b"time";
+
+/// The whole state of a Region except for sealed tokens, as of one point in the log. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Index of the last applied entry, in the snapshot's own view. Zero before the first.
+    pub applied: u64,
+    /// Region time: the largest stamp applied.
+    pub time: Timestamp,
+    /// The facts; none before the founding.
+    pub region: Option<Arc<RegionFacts>>,
+    pub(crate) keys: RedBlackTreeMapSync<KeyId, Arc<Key>>,
+    pub(crate) account_keys: RedBlackTreeMapSync<(AccountId, KeyId), ()>,
+    pub(crate) key_counts: RedBlackTreeMapSync<AccountId, u32>,
+    pub(crate) aliases: RedBlackTreeMapSync<(AccountId, AliasName), Arc<Alias>>,
+    pub(crate) key_aliases: RedBlackTreeMapSync<(KeyId, AliasName), ()>,
+    pub(crate) principals: RedBlackTreeMapSync<PrincipalArn, Arc<Principal>>,
+    /// Domain keys by id: few (one a day).
+    pub domain_keys: Arc<BTreeMap<DomainKeyId, Arc<DomainKey>>>,
+    /// Registered roots: one a node.
+    pub roots: Arc<BTreeMap<RootId, Root>>,
+    pub(crate) outcomes: RedBlackTreeMapSync<CommandId, Arc<(Timestamp, Outcome)>>,
+    pub(crate) outcome_ages: RedBlackTreeMapSync<(Timestamp, CommandId), ()>,
+    /// Keys whose automatic rotation is on, by due time.
+    pub(crate) rotations_due: RedBlackTreeMapSync<(Timestamp, KeyId), ()>,
+    /// Keys with a material introduced and not yet used.
+    pub(crate) rotations_open: RedBlackTreeMapSync<KeyId, ()>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            applied: 0,
+            time: Timestamp::default(),
+            region: None,
+            keys: RedBlackTreeMapSync::new_sync(),
+            account_keys: RedBlackTreeMapSync::new_sync(),
+            key_counts: RedBlackTreeMapSync::new_sync(),
+            aliases: RedBlackTreeMapSync::new_sync(),
+            key_aliases: RedBlackTreeMapSync::new_sync(),
+            principals: RedBlackTreeMapSync::new_sync(),
+            domain_keys: Arc::default(),
+            roots: Arc::default(),
+            outcomes: RedBlackTreeMapSync::new_sync(),
+            outcome_ages: RedBlackTreeMapSync::new_sync(),
+            rotations_due: RedBlackTreeMapSync::new_sync(),
+            rotations_open: RedBlackTreeMapSync::new_sync(),
+        }
+    }
+}
+
+/// One page of a listing and where the next one starts.
+pub struct Page<T> {
+    /// The entries.
+    pub items: Vec<T>,
+    /// More follow.
+    pub truncated: bool,
+}
+
+impl<T> Page<T> {
+    pub(crate) fn take(entries: impl Iterator<Item = T>, limit: usize) -> Self {
+        let mut entries = entries;
+        let items: Vec<T> = entries.by_ref().take(limit).collect();
+        Self { items, truncated: entries.next().is_some() }
+    }
+}
+
+impl State {
+    /// Reads the state that a store holds. `applied` is the caller's to set: it is stored with the log
+    /// id that consensus needs.
+    pub fn load(store: &dyn Store) -> io::Result<Self> {
+        let mut state = Self::default();
+        fn row<T: serde::de::DeserializeOwned>(table: Table, bytes: &[u8]) -> io::Result<T> {
+            codec::decode(bytes).map_err(|e| io::Error::other(format!("table {}: {e}", table.name())))
+        }
+        if let Some(bytes) = store.get(Table::Meta, META_REGION)? {
+            state.region = Some(Arc::new(row(Table::Meta, &bytes)?));
+        }
+        if let Some(bytes) = store.get(Table::Meta, META_TIME)? {
+            state.time = row(Table::Meta, &bytes)?;
+        }
+        store.scan(Table::Keys, &mut |_, bytes| {
+            state.index_key(Arc::new(row(Table::Keys, bytes)?));
+            Ok(())
+        })?;
+        store.scan(Table::Aliases, &mut |_, bytes| {
+            state.index_alias(Arc::new(row(Table::Aliases, bytes)?));
+            Ok(())
+        })?;
+        store.scan(Table::Principals, &mut |_, bytes| {
+            let principal: Principal = row(Table::Principals, bytes)?;
+            state.principals.insert_mut(principal.arn.clone(), Arc::new(principal));
+            Ok(())
+        })?;
+        let mut domain_keys = BTreeMap::new();
+        store.scan(Table::DomainKeys, &mut |_, bytes| {
+            let domain_key: DomainKey = row(Table::DomainKeys, bytes)?;
+            domain_keys.insert(domain_key.sealed.id, Arc::new(domain_key));
+            Ok(())
+        })?;
+        state.domain_keys = Arc::new(domain_keys);
+        let mut roots = BTreeMap::new();
+        store.scan(Table::Roots, &mut |_, bytes| {
+            let root: Root = row(Table::Roots, bytes)?;
+            roots.insert(root.id.clone(), root);
+            Ok(())
+        })?;
+        state.roots = Arc::new(roots);
+        store.scan(Table::Outcomes, &mut |id, bytes| {
+            let id = CommandId::try_from(id)
+                .map_err(|_| io::Error::other("table outcomes: a key of a wrong length"))?;
+            let kept: (Timestamp, Outcome) = row(Table::Outcomes, bytes)?;
+            state.outcome_ages.insert_mut((kept.0, id), ());
+            state.outcomes.insert_mut(id, Arc::new(kept));
+            Ok(())
+        })?;
+        Ok(state)
+    }
+
+    /// Puts a key and everything derived from it in place.
+    pub(crate) fn index_key(&mut self, key: Arc<Key>) {
+        match self.keys.get(&key.id).cloned() {
+            Some(old) => {
+                self.rotations_due.remove_mut(&(old.rotation.next, old.id));
+                self.rotations_open.remove_mut(&old.id);
+            }
+            None => {
+                self.account_keys.insert_mut((key.account, key.id), ());
+                let count = self.key_counts.get(&key.account).copied().unwrap_or(0);
+                self.key_counts.insert_mut(key.account, count + 1);
+            }
+        }
+        if key.rotation.enabled && key.state == keyward_model::KeyState::Enabled {
+            self.rotations_due.insert_mut((key.rotation.next, key.id), ());
+        }
+        if key.introduced().is_some() {
+            self.rotations_open.insert_mut(key.id, ());
+        }
+        self.keys.insert_mut(key.id, key);
+    }
+
+    pub(crate) fn index_alias(&mut self, alias: Arc<Alias>) {
+        let slot = (alias.account, alias.name.clone());
+        if let Some(old) = self.aliases.get(&slot).cloned() {
+            self.key_aliases.remove_mut(&(old.target, old.name.clone()));
+        }
+        self.key_aliases.insert_mut((alias.target, alias.name.clone()), ());
+        self.aliases.insert_mut(slot, alias);
+    }
+
+    /// The key of that id.
+    #[must_use]
+    pub fn key(&self, id: &KeyId) -> Option<&Arc<Key>> {
+        self.keys.get(id)
+    }
+
+    /// How many keys the Region holds.
+    #[must_use]
+    pub fn key_count(&self) -> usize {
+        self.keys.size()
+    }
+
+    /// How many keys the account owns.
+    #[must_use]
+    pub fn account_key_count(&self, account: AccountId) -> u32 {
+        self.key_counts.get(&account).copied().unwrap_or(0)
+    }
+
+    /// The account's alias of that name.
+    #[must_use]
+    pub fn alias(&self, account: AccountId, name: &AliasName) -> Option<&Arc<Alias>> {
+        self.aliases.get(&(account, name.clone()))
+    }
+
+    /// The principal of that ARN.
+    #[must_use]
+    pub fn principal(&self, arn: &PrincipalArn) -> Option<&Arc<Principal>> {
+        self.principals.get(arn)
+    }
+
+    /// The account's keys after `after`, by id.
+    #[must_use]
+    pub fn list_keys(&self, account: AccountId, after: Option<KeyId>, limit: usize) -> Page<KeyId> {
+        let from = match after {
+            Some(id) => std::ops::Bound::Excluded((account, id)),
+            None => std::ops::Bound::Included((account, KeyId::from_parts(false, [0; 16]))),
+        };
+        let entries = self
+            .account_keys
+            .range((from, std::ops::Bound::Unbounded))
+            .map(|((owner, id), ())| (*owner, *id))
+            .take_while(move |(owner, _)| *owner == account)
+            .map(|(_, id)| id);
+        Page::take(entries, limit)
+    }
+
+    /// The account's aliases after `after`, by name; with `target`, only those of that key.
+    #[must_use]
+    pub fn list_aliases(
+        &self,
+        account: AccountId,
+        target: Option<KeyId>,
+        after: Option<&AliasName>,
+        limit: usize,
+    ) -> Page<Arc<Alias>> {
+        let later = |name: &AliasName| after.is_none_or(|after| name > after);
+        match target {
+            Some(key) => {
+                let entries = self
+                    .key_aliases
+                    .iter()
+                    .skip_while(|((k, _), ())| *k < key)
+                    .take_while(|((k, _), ())| *k == key)
+                    .filter(|((_, name), ())| later(name))
+                    .filter_map(|((_, name), ())| self.alias(account, name).cloned());
+                Page::take(entries, limit)
+            }
+            None => {
+                let entries = self
+                    .aliases
+                    .iter()
+                    .skip_while(|((owner, _), _)| *owner < account)
+                    .take_while(|((owner, _), _)| *owner == account)
+                    .filter(|((_, name), _)| later(name))
+                    .map(|(_, alias)| Arc::clone(alias));
+                Page::take(entries, limit)
+            }
+        }
+    }
+
+    /// Principals after `after`, by ARN.
+    #[must_use]
+    pub fn list_principals(
+        &self,
+        after: Option<&PrincipalArn>,
+        limit: usize,
+    ) -> Page<Arc<Principal>> {
+        let entries = self
+            .principals
+            .iter()
+            .filter(|(arn, _)| after.is_none_or(|after| *arn > after))
+            .map(|(_, principal)| Arc::clone(principal));
+        Page::take(entries, limit)
+    }
+
+    /// Keys whose automatic rotation is due at `now`, at most `limit`.
+    #[must_use]
+    pub fn rotations_due(&self, now: Timestamp, limit: usize) -> Vec<KeyId> {
+        self.rotations_due
+            .iter()
+            .take_while(|((due, _), ())| *due <= now)
+            .map(|((_, key), ())| *key)
+            .filter(|key| !self.rotations_open.contains_key(key))
+            .take(limit)
+            .collect()
+    }
+
+    /// Keys with a rotation half done, at most `limit`.
+    #[must_use]
+    pub fn rotations_open(&self, limit: usize) -> Vec<KeyId> {
+        self.rotations_open.iter().map(|(key, ())| *key).take(limit).collect()
+    }
+
+    /// The node's own root, as registered.
+    #[must_use]
+    pub fn root_of(&self, node: NodeId) -> Option<&Root> {
+        self.roots.values().find(|root| root.node == node)
+    }
+
+    /// Domain keys that `root` has no copy of.
+    #[must_use]
+    pub fn domain_keys_without(&self, root: &RootId) -> Vec<DomainKeyId> {
+        self.domain_keys
+            .values()
+            .filter(|key| key.sealed.copies.iter().all(|copy| copy.root != *root))
+            .map(|key| key.sealed.id)
+            .collect()
+    }
+
+    /// The first outcome of a command that was applied lately.
+    #[must_use]
+    pub fn outcome(&self, id: &CommandId) -> Option<&Outcome> {
+        self.outcomes.get(id).map(|kept| &kept.1)
+    }
+}

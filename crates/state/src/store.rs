@@ -1,0 +1,134 @@
+//! The small key-value store that log and state rest on: RocksDB in production (`crates/raft`), memory
+//! in simulation and tests.
+
+use std::io;
+use std::sync::Arc;
+
+/// A table. Log tables and state tables live in two stores: a checkpoint of the state must not carry a
+/// vote.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Table {
+    /// State: Region facts, applied index, membership.
+    Meta,
+    /// State: KMS keys without their material.
+    Keys,
+    /// State: sealed key tokens, apart, so that they can be purged for good.
+    Tokens,
+    /// State: aliases.
+    Aliases,
+    /// State: principals and their certificates.
+    Principals,
+    /// State: domain keys as lists of sealed copies.
+    DomainKeys,
+    /// State: registered roots.
+    Roots,
+    /// State: outcomes of recent commands.
+    Outcomes,
+    /// Log: entries by index.
+    Log,
+    /// Log: vote, committed, purged.
+    LogMeta,
+}
+
+impl Table {
+    /// The tables of a state store.
+    pub const STATE: [Self; 8] = [
+        Self::Meta,
+        Self::Keys,
+        Self::Tokens,
+        Self::Aliases,
+        Self::Principals,
+        Self::DomainKeys,
+        Self::Roots,
+        Self::Outcomes,
+    ];
+    /// The tables of a log store.
+    pub const LOG: [Self; 2] = [Self::Log, Self::LogMeta];
+
+    /// The name on disk.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Meta => "meta",
+            Self::Keys => "keys",
+            Self::Tokens => "tokens",
+            Self::Aliases => "aliases",
+            Self::Principals => "principals",
+            Self::DomainKeys => "domain_keys",
+            Self::Roots => "roots",
+            Self::Outcomes => "outcomes",
+            Self::Log => "log",
+            Self::LogMeta => "log_meta",
+        }
+    }
+}
+
+/// One change in a [`Batch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Sets a row.
+    Put(Table, Vec<u8>, Vec<u8>),
+    /// Removes a row.
+    Delete(Table, Vec<u8>),
+    /// Removes the rows from the first key on, up to and without the second.
+    DeleteRange(Table, Vec<u8>, Vec<u8>),
+}
+
+/// Changes that become visible and durable together, or not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// In order: a later change of the same row wins.
+    pub changes: Vec<Change>,
+}
+
+impl Batch {
+    /// Sets a row.
+    pub fn put(&mut self, table: Table, key: impl Into<Vec<u8>>, value: Vec<u8>) {
+        self.changes.push(Change::Put(table, key.into(), value));
+    }
+
+    /// Removes a row.
+    pub fn delete(&mut self, table: Table, key: impl Into<Vec<u8>>) {
+        self.changes.push(Change::Delete(table, key.into()));
+    }
+}
+
+/// A frozen copy of a state store, readable in pieces.
+pub trait Checkpoint: Send + Sync + 'static {
+    /// The files: name and length in bytes.
+    fn files(&self) -> Vec<(String, u64)>;
+
+    /// Reads up to `len` bytes of a file from `offset`; fewer at its end.
+    fn read(&self, file: &str, offset: u64, len: usize) -> io::Result<Vec<u8>>;
+}
+
+/// A checkpoint that is being received. Nothing of the present state changes before `commit`.
+pub trait Install: Send + 'static {
+    /// Writes a piece of a file. Pieces of one file come in order.
+    fn write(&mut self, file: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Puts the received state in the place of the present one, durably.
+    fn commit(self: Box<Self>) -> io::Result<()>;
+}
+
+/// Visits rows: key, value.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>;
+
+/// A key-value store with atomic batches. Calls may block on a disk: keep them off async threads.
+pub trait Store: Send + Sync + 'static {
+    /// Reads a row.
+    fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
+
+    /// Visits all rows of a table in key order.
+    fn scan(&self, table: Table, visit: Visit<'_>) -> io::Result<()>;
+
+    /// Writes a batch. With `sync` it, and all that was written before it, survives a power cut once the
+    /// call has returned.
+    fn write(&self, batch: Batch, sync: bool) -> io::Result<()>;
+
+    /// Freezes the present content durably; the checkpoint before it is dropped.
+    fn checkpoint(&self) -> io::Result<Arc<dyn Checkpoint>>;
+
+    /// Begins to receive a checkpoint.
+    fn begin_install(&self) -> io::Result<Box<dyn Install>>;
+}
