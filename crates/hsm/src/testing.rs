@@ -1,35 +1,52 @@
-//! What the tests of this crate share.
+//! What the unit tests share.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use keyward_env::Entropy;
-use parking_lot::Mutex;
 
-use crate::arena::{Arena, ArenaConfig};
+use crate::arena::{ARENA_BYTES_MIN, Arena, ArenaConfig};
 
-/// Repeatable bytes: SHA-256 in counter mode over a seed. For tests only.
-pub(crate) struct SeededEntropy(Mutex<(u64, u64)>);
+/// Randomness from a seed: SHA-256 of seed and counter.
+pub(crate) struct SeededEntropy {
+    seed: u64,
+    counter: AtomicU64,
+}
 
 impl SeededEntropy {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(Mutex::new((seed, 0)))
+        Self { seed, counter: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn shared(seed: u64) -> Arc<dyn Entropy> {
+        Arc::new(Self::new(seed))
     }
 }
 
 impl Entropy for SeededEntropy {
     fn fill(&self, bytes: &mut [u8]) {
-        let mut state = self.0.lock();
         for chunk in bytes.chunks_mut(32) {
-            let input = [state.0.to_le_bytes(), state.1.to_le_bytes()].concat();
-            let block = ring::digest::digest(&ring::digest::SHA256, &input);
-            chunk.copy_from_slice(&block.as_ref()[..chunk.len()]);
-            state.1 += 1;
+            let counter = self.counter.fetch_add(1, Ordering::Relaxed);
+            let input = [self.seed.to_be_bytes(), counter.to_be_bytes()].concat();
+            let digest = ring::digest::digest(&ring::digest::SHA256, &input);
+            chunk.copy_from_slice(&digest.as_ref()[..chunk.len()]);
         }
     }
 }
 
-/// An arena that every machine lets a test have.
+/// An arena of 1,024 slots. It may go unlocked where the tests' own limit is used up: they run many at
+/// once.
 pub(crate) fn small_arena() -> Arc<Arena> {
-    Arena::new(&ArenaConfig { bytes: crate::arena::ARENA_BYTES_MIN, allow_unlocked: true })
-        .expect("64 KiB of memory")
+    Arena::new(&ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true }).unwrap()
+}
+
+/// Runs a future that never waits.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("the future waits for something"),
+    }
 }

@@ -1,1 +1,81 @@
-fn main(){}
+//! `keyward`: server, development Region, operator's and user's command line, in one binary.
+//!
+//! **Invariant:** no logic that belongs below. This crate reads configuration, wires the layers together
+//! and prints.
+
+mod cli;
+mod config;
+mod demo;
+mod dev;
+mod error;
+mod observe;
+mod pem;
+mod server;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use cli::{Cli, Command, ConfigCommand};
+use config::Config;
+use error::Failure;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // rustls needs to be told which provider of cryptography the process uses; a second call is refused
+    // and harmless.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(Failure::new(format!("the async runtime did not start: {error}"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let format = cli.format();
+    match cli.command {
+        Command::Server { config, overrides, with_parent } => {
+            if with_parent {
+                dev::end_with_parent();
+            }
+            let config = Config::load(&config, &overrides).map_err(|e| {
+                Failure::from_error(e).next("`keyward config check` tells what is in force")
+            })?;
+            observe::start_log(&config.observe);
+            server::run(config, server::until_told_to_stop()).await
+        }
+        Command::Config(ConfigCommand::Check { config, overrides }) => {
+            let config = Config::load(&config, &overrides).map_err(Failure::from_error)?;
+            let shown = toml::to_string_pretty(&config)
+                .map_err(|e| Failure::new(format!("cannot show the configuration: {e}")))?;
+            print!("{shown}");
+            Ok(())
+        }
+        Command::Dev(command) => dev::run(command).await,
+        Command::Key(command) => cli::keys::key(&cli.connect.client()?, format, command).await,
+        Command::Alias(command) => cli::keys::alias(&cli.connect.client()?, format, command).await,
+        Command::File(command) => cli::file::file(&cli.connect, format, command).await,
+        Command::Principal(command) => {
+            cli::principals::principal(&cli.connect.operator()?, format, command).await
+        }
+        Command::Cluster(command) => {
+            cli::cluster::cluster(&cli.connect.operator()?, format, command).await
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "keyward", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}

@@ -1,33 +1,46 @@
-//! A root that lives in memory only. For simulation and tests: whoever has the seed has the root.
+//! A root that is a function of a seed.
 
 use std::sync::Arc;
 
 use keyward_env::Entropy;
 
-use super::{LocalRoot, RootFuture, RootId, RootKind, RootProvider, local_provider, root_arena};
-use crate::arena::{Arena, Secret};
+use super::core::{RootCore, root_arena, wrap_with_core};
+use super::{RootFuture, RootKind, RootProvider};
 use crate::error::RootError;
+use crate::provider::{CryptoProvider, RingProvider};
 
-/// A root key made from a seed.
+/// A root key made of a seed and kept nowhere. **For simulation and tests:** whoever knows the seed has the
+/// key, and there is nothing to reopen after a restart but the seed.
 pub struct MemoryRoot {
-    root: LocalRoot,
+    core: RootCore,
 }
 
 impl MemoryRoot {
-    /// The root of that seed.
+    /// The root of a seed: the same seed, the same root.
     ///
     /// # Errors
-    /// [`RootError::Arena`] when there is no memory for it.
-    pub fn new(seed: &[u8; 32], entropy: Arc<dyn Entropy>) -> Result<Self, RootError> {
-        let key = root_arena(true)?.copy_in(seed)?;
-        Ok(Self { root: LocalRoot::new(RootKind::Memory, key, entropy) })
+    /// [`RootError::Arena`] when there is no locked memory for it and `allow_unlocked` is off.
+    pub fn new(
+        seed: &[u8],
+        entropy: Arc<dyn Entropy>,
+        allow_unlocked: bool,
+    ) -> Result<Self, RootError> {
+        let digest = RingProvider.sha256(&[b"keyward memory root v1", seed]);
+        let arena = root_arena(allow_unlocked)?;
+        let root_key = arena.copy_in(&digest)?;
+        let core = RootCore::new(RootKind::Memory, &root_key, arena, entropy)?;
+        Ok(Self { core })
     }
 }
 
 impl RootProvider for MemoryRoot {
-    local_provider!(RootKind::Memory);
+    wrap_with_core!();
+
+    fn kind(&self) -> RootKind {
+        RootKind::Memory
+    }
 
     fn health(&self) -> RootFuture<'_, ()> {
-        Box::pin(std::future::ready(Ok(())))
+        Box::pin(async move { self.core.self_test() })
     }
 }

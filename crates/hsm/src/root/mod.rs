@@ -1,7 +1,9 @@
-//! Root providers: where the root key lives. A provider wraps and unwraps; it never hands out the root.
+//! Root providers: what stands at the top of the key hierarchy, and never hands its key out.
 
+mod core;
 mod file;
 mod memory;
+mod params;
 mod passphrase;
 
 use std::fmt;
@@ -10,63 +12,112 @@ use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use keyward_env::Entropy;
 use serde::{Deserialize, Serialize};
 
+pub use self::file::FileRoot;
+pub use self::memory::MemoryRoot;
+pub use self::params::ArgonParams;
+pub use self::passphrase::{PASSPHRASE_BYTES_MIN, PassphraseRoot, read_credential};
 use crate::arena::{Arena, Secret};
 use crate::error::RootError;
-use crate::kdf::counter_hmac_sha256;
-use crate::provider::{
-    CryptoProvider, GCM_NONCE_BYTES, GCM_TAG_BYTES, RingProvider, scrub_stack,
-};
 
-pub use file::FileRoot;
-pub use memory::MemoryRoot;
-pub use passphrase::{ArgonParams, PASSPHRASE_BYTES_MIN, PassphraseRoot, read_credential};
+/// What a root provider's methods return: a boxed future, so that the trait can be used as an object.
+pub type RootFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, RootError>> + Send + 'a>>;
 
-const ROOT_ID_LABEL: &[u8] = b"keyward root id v1";
-/// Bytes of a root key.
-pub(crate) const ROOT_KEY_BYTES: usize = 32;
+/// A root key behind an interface that wraps and unwraps. Asynchronous, since a hardware module or a
+/// network service may stand behind it. Used a few times at start and at each rotation of a domain key,
+/// never on the data plane.
+pub trait RootProvider: Send + Sync + 'static {
+    /// Wraps a secret. `aad` is bound in and must be the same at unwrapping.
+    ///
+    /// # Errors
+    /// [`RootError`] when the provider cannot be reached or fails.
+    fn wrap<'a>(&'a self, plaintext: &'a Secret, aad: &'a [u8]) -> RootFuture<'a, Vec<u8>>;
 
-/// Names a root: the provider, a colon, and 32 hexadecimal digits that a PRF made from the key, so that
-/// they reveal nothing of it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    /// Unwraps what [`RootProvider::wrap`] returned, into a slot of `arena`.
+    ///
+    /// # Errors
+    /// [`RootError::DoesNotUnwrap`] when it was altered, wrapped by another root, or for another `aad`.
+    fn unwrap<'a>(
+        &'a self,
+        sealed: &'a [u8],
+        aad: &'a [u8],
+        arena: &'a Arc<Arena>,
+    ) -> RootFuture<'a, Secret>;
+
+    /// Which root this is. Stable for as long as the root key is the same.
+    fn identity(&self) -> &RootId;
+
+    /// What kind of provider this is.
+    fn kind(&self) -> RootKind;
+
+    /// Whether the provider works now, and would work after a restart as far as it can tell.
+    ///
+    /// # Errors
+    /// [`RootError`] that says what is wrong.
+    fn health(&self) -> RootFuture<'_, ()>;
+}
+
+/// The kinds of root provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum RootKind {
+    /// [`FileRoot`].
+    File,
+    /// [`PassphraseRoot`].
+    Passphrase,
+    /// [`MemoryRoot`].
+    Memory,
+}
+
+impl RootKind {
+    /// The name, as in configuration and in front of root ids.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Passphrase => "passphrase",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+impl fmt::Display for RootKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The id of a root: its provider's name, a colon and 32 hexadecimal digits that the root key derives and
+/// that reveal nothing about it. Example: `file:3f9c0c6a7f4c2b1e8d5a6b7c8d9e0f1a`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RootId(String);
+pub struct RootId(Arc<str>);
 
 impl RootId {
+    fn new(kind: RootKind, digest: [u8; 16]) -> Self {
+        Self(format!("{kind}:{}", hex::encode(digest)).into())
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-
-    pub(crate) fn of(kind: RootKind, key: &[u8]) -> Self {
-        let mut digits = [0; 16];
-        counter_hmac_sha256(&RingProvider, key, ROOT_ID_LABEL, &[], &mut digits);
-        scrub_stack();
-        Self(format!("{}:{}", kind.name(), hex::encode(digits)))
-    }
-}
-
-impl fmt::Display for RootId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
 impl FromStr for RootId {
     type Err = RootError;
 
+    /// Takes the name of any provider, known here or not: another node may run a later version.
     fn from_str(text: &str) -> Result<Self, RootError> {
-        let (kind, digits) = text.split_once(':').ok_or(RootError::Id)?;
-        let lower = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        let known = RootKind::ALL.iter().any(|known| known.name() == kind);
-        if known && digits.len() == 32 && digits.bytes().all(lower) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(RootError::Id)
-        }
+        const NAME_BYTES_MAX: usize = 32;
+        let (name, digits) = text.split_once(':').ok_or(RootError::Id)?;
+        let name_fits = (1..=NAME_BYTES_MAX).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let digits_fit = digits.len() == 32
+            && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if name_fits && digits_fit { Ok(Self(text.into())) } else { Err(RootError::Id) }
     }
 }
 
@@ -80,139 +131,42 @@ impl TryFrom<String> for RootId {
 
 impl From<RootId> for String {
     fn from(id: RootId) -> Self {
-        id.0
+        id.as_str().to_owned()
     }
 }
 
-/// The kinds of root that there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RootKind {
-    /// A key in a file of mode 0600.
-    File,
-    /// A key derived from a passphrase.
-    Passphrase,
-    /// A key in memory, for simulation and tests.
-    Memory,
+impl fmt::Display for RootId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
-impl RootKind {
-    const ALL: [Self; 3] = [Self::File, Self::Passphrase, Self::Memory];
+impl fmt::Debug for RootId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
-    /// The name, as configuration and ids write it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::Passphrase => "passphrase",
-            Self::Memory => "memory",
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_survive_text_and_postcard_and_nothing_else_passes_for_one() {
+        let id = RootId::new(RootKind::File, [0xab; 16]);
+        assert_eq!(id.to_string(), format!("file:{}", "ab".repeat(16)));
+        assert_eq!(id.as_str().parse::<RootId>().unwrap(), id);
+        let bytes = postcard::to_allocvec(&id).unwrap();
+        assert_eq!(postcard::from_bytes::<RootId>(&bytes).unwrap(), id);
+        let digits = "0".repeat(32);
+        assert!(format!("pkcs11:{digits}").parse::<RootId>().is_ok());
+        for text in ["", "file", ":", "file:", "file:00"] {
+            assert!(text.parse::<RootId>().is_err(), "{text}");
         }
-    }
-}
-
-/// What a provider's methods return.
-pub type RootFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, RootError>> + Send + 'a>>;
-
-/// Holds a root key and never shows it.
-pub trait RootProvider: Send + Sync + 'static {
-    /// Wraps a secret. `aad` is bound to it and has to be the same when it is unwrapped.
-    fn wrap<'a>(&'a self, plaintext: &'a Secret, aad: &'a [u8]) -> RootFuture<'a, Vec<u8>>;
-
-    /// Unwraps into a slot of `arena`.
-    fn unwrap<'a>(
-        &'a self,
-        sealed: &'a [u8],
-        aad: &'a [u8],
-        arena: &'a Arc<Arena>,
-    ) -> RootFuture<'a, Secret>;
-
-    /// Which root it is.
-    fn identity(&self) -> &RootId;
-
-    /// What kind of root it is.
-    fn kind(&self) -> RootKind;
-
-    /// Whether it could wrap and unwrap now.
-    fn health(&self) -> RootFuture<'_, ()>;
-}
-
-/// A root key in a slot, and AES-256-GCM (SP 800-38D) under it with random 96-bit initialisation vectors:
-/// a root wraps one domain key a day, far from the 2^32 messages that such vectors allow.
-pub(crate) struct LocalRoot {
-    id: RootId,
-    key: Secret,
-    entropy: Arc<dyn Entropy>,
-}
-
-impl LocalRoot {
-    pub(crate) fn new(kind: RootKind, key: Secret, entropy: Arc<dyn Entropy>) -> Self {
-        Self { id: RootId::of(kind, key.expose()), key, entropy }
-    }
-
-    pub(crate) fn id(&self) -> &RootId {
-        &self.id
-    }
-
-    /// Vector, ciphertext, tag.
-    fn wrap(&self, plaintext: &Secret, aad: &[u8]) -> Result<Vec<u8>, RootError> {
-        let mut nonce = [0; GCM_NONCE_BYTES];
-        self.entropy.fill(&mut nonce);
-        let mut sealed =
-            Vec::with_capacity(GCM_NONCE_BYTES + plaintext.len() + GCM_TAG_BYTES);
-        sealed.extend_from_slice(&nonce);
-        sealed.extend_from_slice(plaintext.expose());
-        let key = self.key.expose_key()?;
-        let tag = RingProvider
-            .aes_256_gcm_seal(key, &nonce, aad, &mut sealed[GCM_NONCE_BYTES..])
-            .map_err(|_| RootError::Crypto("AES-256-GCM encryption"))?;
-        scrub_stack();
-        sealed.extend_from_slice(&tag);
-        Ok(sealed)
-    }
-
-    fn unwrap(&self, sealed: &[u8], aad: &[u8], arena: &Arc<Arena>) -> Result<Secret, RootError> {
-        let refused = || RootError::DoesNotUnwrap(self.id.clone());
-        let (nonce, rest) =
-            sealed.split_first_chunk::<GCM_NONCE_BYTES>().ok_or_else(refused)?;
-        let (body, tag) = rest.split_last_chunk::<GCM_TAG_BYTES>().ok_or_else(refused)?;
-        let mut secret = arena.copy_in(body).map_err(|_| refused())?;
-        let key = self.key.expose_key()?;
-        let opened = RingProvider.aes_256_gcm_open(key, nonce, aad, secret.expose_mut(), tag);
-        scrub_stack();
-        opened.map_err(|_| refused())?;
-        Ok(secret)
-    }
-}
-
-/// The parts of [`RootProvider`] that every provider with a local key has in common.
-macro_rules! local_provider {
-    ($kind:expr) => {
-        fn wrap<'a>(&'a self, plaintext: &'a Secret, aad: &'a [u8]) -> RootFuture<'a, Vec<u8>> {
-            Box::pin(std::future::ready(self.root.wrap(plaintext, aad)))
+        for (name, digits) in [("", &digits[..]), ("FILE", &digits), ("a b", &digits), ("file", &digits[1..])] {
+            assert!(format!("{name}:{digits}").parse::<RootId>().is_err(), "{name}:{digits}");
         }
-
-        fn unwrap<'a>(
-            &'a self,
-            sealed: &'a [u8],
-            aad: &'a [u8],
-            arena: &'a Arc<Arena>,
-        ) -> RootFuture<'a, Secret> {
-            Box::pin(std::future::ready(self.root.unwrap(sealed, aad, arena)))
-        }
-
-        fn identity(&self) -> &RootId {
-            self.root.id()
-        }
-
-        fn kind(&self) -> RootKind {
-            $kind
-        }
-    };
-}
-pub(crate) use local_provider;
-
-/// An arena for the root key alone: it lives as long as the process.
-pub(crate) fn root_arena(allow_unlocked: bool) -> Result<Arc<Arena>, RootError> {
-    let config =
-        crate::arena::ArenaConfig { bytes: crate::arena::ARENA_BYTES_MIN, allow_unlocked };
-    Ok(Arena::new(&config)?)
+        let foreign = postcard::to_allocvec("not an id").unwrap();
+        assert!(postcard::from_bytes::<RootId>(&foreign).is_err());
+    }
 }

@@ -1,264 +1,347 @@
-//! A root key derived from a passphrase with Argon2id (RFC 9106). Salt, costs and a check value are in a
-//! small text file; the passphrase comes from a prompt or a credential file, never from an argument.
+//! A root key that a passphrase gives.
 
-use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use keyward_env::Entropy;
-use zeroize::Zeroizing;
+use zeroize::Zeroize;
 
-use super::{
-    LocalRoot, ROOT_KEY_BYTES, RootFuture, RootId, RootKind, RootProvider, local_provider,
-    root_arena,
-};
+use super::core::{RootCore, root_arena, wrap_with_core};
+use super::file::write_new;
+use super::params::{ArgonParams, CHECK_BYTES, FILE_BYTES_MAX, ParamsFile, SALT_BYTES};
+use super::{RootFuture, RootKind, RootProvider};
 use crate::arena::{Arena, Secret};
 use crate::error::RootError;
-use crate::provider::{CryptoProvider, RingProvider};
+use crate::kdf::counter_hmac_sha256;
+use crate::provider::{AES_256_KEY_BYTES, CryptoProvider, RingProvider, scrub_stack};
 use crate::secret_vec::SecretVec;
 
-/// The shortest passphrase: Argon2id slows guessing down, it does not make a short one long.
-pub const PASSPHRASE_BYTES_MIN: usize = 12;
-const PASSPHRASE_BYTES_MAX: usize = 1024;
-const SALT_BYTES: usize = 16;
+/// The shortest passphrase that a new root takes, in bytes. Long ones are better: this only keeps
+/// accidents out.
+pub const PASSPHRASE_BYTES_MIN: usize = 8;
+/// The longest passphrase, in bytes.
+const PASSPHRASE_BYTES_MAX: usize = 4096;
 
-/// What Argon2id is given (RFC 9106, section 4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ArgonParams {
-    /// Memory, in KiB.
-    pub memory_kib: u32,
-    /// Passes over it.
-    pub passes: u32,
-    /// Lanes.
-    pub lanes: u32,
-}
+const CHECK_LABEL: &[u8] = b"keyward passphrase check v1";
 
-impl Default for ArgonParams {
-    /// 64 MiB, 3 passes, 1 lane.
-    fn default() -> Self {
-        Self { memory_kib: 64 * 1024, passes: 3, lanes: 1 }
-    }
-}
-
-/// The root behind a passphrase.
-pub struct PassphraseRoot {
-    root: LocalRoot,
-    path: PathBuf,
-}
-
-fn file_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RootError {
-    move |source| RootError::File { what, path: path.to_owned(), source }
-}
-
-/// Reads a passphrase from a credential file, without one newline at its end.
+/// A root key derived from a passphrase with Argon2id (RFC 9106). Salt and parameters lie in a file, which is not secret
+/// and has to be kept: without it the passphrase opens nothing.
 ///
-/// # Errors
-/// [`RootError::Missing`], [`RootError::File`], [`RootError::PassphraseLength`].
-pub fn read_credential(path: &Path) -> Result<SecretVec, RootError> {
-    let mut file = fs::File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => RootError::Missing { path: path.to_owned() },
-        _ => file_error("open", path)(error),
-    })?;
-    // One buffer of the full size, so that growing leaves no copies behind.
-    let mut bytes = SecretVec::zeroed(PASSPHRASE_BYTES_MAX + 2);
-    let mut len = 0;
-    loop {
-        match file.read(&mut bytes.expose_mut()[len..]).map_err(file_error("read", path))? {
-            0 => break,
-            read => len += read,
-        }
-    }
-    if len > 0 && bytes.expose()[len - 1] == b'\n' {
-        len -= 1;
-    }
-    bytes.truncate(len);
-    check_length(len)?;
-    Ok(bytes)
-}
-
-fn check_length(bytes: usize) -> Result<(), RootError> {
-    if (PASSPHRASE_BYTES_MIN..=PASSPHRASE_BYTES_MAX).contains(&bytes) {
-        return Ok(());
-    }
-    let (bytes_min, bytes_max) = (PASSPHRASE_BYTES_MIN, PASSPHRASE_BYTES_MAX);
-    Err(RootError::PassphraseLength { bytes, bytes_min, bytes_max })
-}
-
-fn derive(
-    passphrase: &SecretVec,
-    salt: &[u8],
-    params: ArgonParams,
-    arena: &Arc<Arena>,
-) -> Result<Secret, RootError> {
-    let ArgonParams { memory_kib, passes, lanes } = params;
-    if !(8 * 1024..=4 * 1024 * 1024).contains(&memory_kib) {
-        return Err(RootError::ParamsRange("memory must be 8 MiB to 4 GiB"));
-    }
-    if !(1..=64).contains(&passes) || !(1..=64).contains(&lanes) {
-        return Err(RootError::ParamsRange("passes and lanes must be 1 to 64"));
-    }
-    let params = Params::new(memory_kib, passes, lanes, Some(ROOT_KEY_BYTES))
-        .map_err(|_| RootError::ParamsRange("refused by Argon2id"))?;
-    let mut key = arena.zeroed(ROOT_KEY_BYTES)?;
-    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-        .hash_password_into(passphrase.expose(), salt, key.expose_mut())
-        .map_err(|_| RootError::Crypto("Argon2id"))?;
-    Ok(key)
+/// The check value in that file, and the root's id, let whoever has the *file* try passphrases at the cost
+/// of one Argon2id each; so would any sealed copy. The id alone does not: the salt is not in it.
+pub struct PassphraseRoot {
+    params_path: PathBuf,
+    params: ParamsFile,
+    core: RootCore,
 }
 
 impl PassphraseRoot {
-    /// Makes a new root: draws a salt and writes the parameter file. Takes a second or so: keep it off
-    /// async threads.
+    /// Makes a new root and the parameter file for it. Takes a tenth of a second and
+    /// `argon.memory_kib` of memory: call it off the async threads. `allow_unlocked` is as in
+    /// [`crate::ArenaConfig`].
     ///
     /// # Errors
-    /// [`RootError::Exists`], [`RootError::PassphraseLength`], [`RootError::ParamsRange`],
-    /// [`RootError::File`], [`RootError::Arena`].
+    /// [`RootError::Exists`], [`RootError::PassphraseLength`], [`RootError::ParamsRange`].
     pub fn create(
-        path: &Path,
+        params_path: &Path,
         passphrase: &SecretVec,
-        params: ArgonParams,
+        argon: ArgonParams,
         entropy: Arc<dyn Entropy>,
         allow_unlocked: bool,
     ) -> Result<Self, RootError> {
-        check_length(passphrase.len())?;
+        argon.check()?;
+        check_length(passphrase)?;
+        let arena = root_arena(allow_unlocked)?;
         let mut salt = [0; SALT_BYTES];
         entropy.fill(&mut salt);
-        let key = derive(passphrase, &salt, params, &root_arena(allow_unlocked)?)?;
-        let root = LocalRoot::new(RootKind::Passphrase, key, entropy);
-        let ArgonParams { memory_kib, passes, lanes } = params;
-        let text = format!(
-            "keyward-root-passphrase 1\nargon2id {memory_kib} {passes} {lanes}\nsalt {}\nroot {}\n",
-            hex::encode(salt),
-            root.id()
-        );
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => RootError::Exists { path: path.to_owned() },
-                _ => file_error("create", path)(error),
-            })?;
-        file.write_all(text.as_bytes()).map_err(file_error("write", path))?;
-        file.sync_all().map_err(file_error("sync", path))?;
-        Ok(Self { root, path: path.to_owned() })
+        let root_key = stretch(passphrase, &salt, argon, &arena)?;
+        let params = ParamsFile { argon, salt, check: check_value(&root_key) };
+        write_new(params_path, params.to_text().as_bytes())?;
+        Self::from_key(params_path, params, &root_key, arena, entropy)
     }
 
-    /// Opens a root. The id in the file is the check value: another passphrase gives another id.
+    /// Opens a root that [`PassphraseRoot::create`] made, at the same cost.
     ///
     /// # Errors
-    /// [`RootError::Missing`], [`RootError::Params`], [`RootError::WrongPassphrase`],
-    /// [`RootError::PassphraseLength`], [`RootError::Arena`].
+    /// [`RootError::WrongPassphrase`]; [`RootError::Missing`] and [`RootError::Params`] for the file.
     pub fn open(
-        path: &Path,
+        params_path: &Path,
         passphrase: &SecretVec,
         entropy: Arc<dyn Entropy>,
         allow_unlocked: bool,
     ) -> Result<Self, RootError> {
-        check_length(passphrase.len())?;
-        let (params, salt, id) = read_params(path)?;
-        let key = derive(passphrase, &salt, params, &root_arena(allow_unlocked)?)?;
-        let root = LocalRoot::new(RootKind::Passphrase, key, entropy);
-        if !RingProvider.equal(root.id().as_str().as_bytes(), id.as_str().as_bytes()) {
-            return Err(RootError::WrongPassphrase { path: path.to_owned() });
+        let params = read_params(params_path)?;
+        check_length(passphrase)?;
+        let arena = root_arena(allow_unlocked)?;
+        let root_key = stretch(passphrase, &params.salt, params.argon, &arena)?;
+        if !RingProvider.equal(&check_value(&root_key), &params.check) {
+            return Err(RootError::WrongPassphrase { path: params_path.to_owned() });
         }
-        Ok(Self { root, path: path.to_owned() })
+        Self::from_key(params_path, params, &root_key, arena, entropy)
     }
-}
 
-fn read_params(path: &Path) -> Result<(ArgonParams, Zeroizing<Vec<u8>>, RootId), RootError> {
-    let text = fs::read_to_string(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => RootError::Missing { path: path.to_owned() },
-        _ => file_error("read", path)(error),
-    })?;
-    let wrong = |what: &str| RootError::Params { path: path.to_owned(), what: what.to_owned() };
-    let lines: Vec<&str> = text.lines().collect();
-    let &[first, costs, salt, root] = lines.as_slice() else {
-        return Err(wrong("four lines expected"));
-    };
-    if first != "keyward-root-passphrase 1" {
-        return Err(wrong("not a parameter file of a version known here"));
+    fn from_key(
+        params_path: &Path,
+        params: ParamsFile,
+        root_key: &Secret,
+        arena: Arc<Arena>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self, RootError> {
+        let core = RootCore::new(RootKind::Passphrase, root_key, arena, entropy)?;
+        Ok(Self { params_path: params_path.to_owned(), params, core })
     }
-    let costs: Vec<u32> = costs
-        .strip_prefix("argon2id ")
-        .map(|rest| rest.split(' ').filter_map(|cost| cost.parse().ok()).collect())
-        .unwrap_or_default();
-    let &[memory_kib, passes, lanes] = costs.as_slice() else {
-        return Err(wrong("the line 'argon2id MEMORY PASSES LANES' is damaged"));
-    };
-    let salt = salt
-        .strip_prefix("salt ")
-        .and_then(|digits| hex::decode(digits).ok())
-        .filter(|salt| salt.len() == SALT_BYTES)
-        .ok_or_else(|| wrong("the line 'salt' is damaged"))?;
-    let root = root
-        .strip_prefix("root ")
-        .and_then(|id| id.parse().ok())
-        .ok_or_else(|| wrong("the line 'root' is damaged"))?;
-    Ok((ArgonParams { memory_kib, passes, lanes }, Zeroizing::new(salt), root))
 }
 
 impl RootProvider for PassphraseRoot {
-    local_provider!(RootKind::Passphrase);
+    wrap_with_core!();
 
-    /// The parameter file must still name this root, or the next start would fail.
-    fn health(&self) -> RootFuture<'_, ()> {
-        let checked = read_params(&self.path).and_then(|(_, _, id)| {
-            if id == *self.root.id() {
-                Ok(())
-            } else {
-                Err(RootError::Changed { path: self.path.clone(), root: self.root.id().clone() })
-            }
-        });
-        Box::pin(std::future::ready(checked))
+    fn kind(&self) -> RootKind {
+        RootKind::Passphrase
     }
+
+    /// Also looks whether the parameter file is still as it was.
+    fn health(&self) -> RootFuture<'_, ()> {
+        Box::pin(async move {
+            if read_params(&self.params_path)? != self.params {
+                let (path, root) = (self.params_path.clone(), self.core.id().clone());
+                return Err(RootError::Changed { path, root });
+            }
+            self.core.self_test()
+        })
+    }
+}
+
+/// Reads a passphrase from a file: a credential that systemd or a container platform put there. One
+/// newline at the end is taken off, since editors and `echo` put one there. The file's mode is not looked
+/// at: such platforms mount secrets with modes of their own.
+///
+/// # Errors
+/// [`RootError::Missing`], [`RootError::File`]; [`RootError::PassphraseLength`] for an empty file or one
+/// of more than 4096 bytes.
+pub fn read_credential(path: &Path) -> Result<SecretVec, RootError> {
+    // Room for a newline, and for one byte more, which tells that the file is too long.
+    let mut buffer = SecretVec::zeroed(PASSPHRASE_BYTES_MAX + 2);
+    let len = read_bounded(path, buffer.expose_mut())?;
+    buffer.truncate(len);
+    if buffer.expose().last() == Some(&b'\n') {
+        buffer.truncate(len - 1);
+    }
+    if (1..=PASSPHRASE_BYTES_MAX).contains(&buffer.len()) {
+        Ok(buffer)
+    } else {
+        Err(passphrase_length(buffer.len(), 1))
+    }
+}
+
+fn passphrase_length(bytes: usize, bytes_min: usize) -> RootError {
+    RootError::PassphraseLength { bytes, bytes_min, bytes_max: PASSPHRASE_BYTES_MAX }
+}
+
+fn check_length(passphrase: &SecretVec) -> Result<(), RootError> {
+    if (PASSPHRASE_BYTES_MIN..=PASSPHRASE_BYTES_MAX).contains(&passphrase.len()) {
+        Ok(())
+    } else {
+        Err(passphrase_length(passphrase.len(), PASSPHRASE_BYTES_MIN))
+    }
+}
+
+/// Fills `buffer` from the start of a file and returns how far.
+fn read_bounded(path: &Path, buffer: &mut [u8]) -> Result<usize, RootError> {
+    let error = |what| {
+        move |source: std::io::Error| match source.kind() {
+            ErrorKind::NotFound => RootError::Missing { path: path.to_owned() },
+            _ => RootError::File { what, path: path.to_owned(), source },
+        }
+    };
+    let mut file = File::open(path).map_err(error("open"))?;
+    let mut len = 0;
+    while len < buffer.len() {
+        match file.read(&mut buffer[len..]) {
+            Ok(0) => break,
+            Ok(bytes) => len += bytes,
+            Err(source) if source.kind() == ErrorKind::Interrupted => {}
+            Err(source) => return Err(error("read")(source)),
+        }
+    }
+    Ok(len)
+}
+
+fn read_params(path: &Path) -> Result<ParamsFile, RootError> {
+    let params_error = |what| RootError::Params { path: path.to_owned(), what };
+    let mut buffer = vec![0; FILE_BYTES_MAX + 1];
+    let len = read_bounded(path, &mut buffer)?;
+    if len > FILE_BYTES_MAX {
+        return Err(params_error(format!("longer than {FILE_BYTES_MAX} bytes")));
+    }
+    let text = std::str::from_utf8(&buffer[..len]).map_err(|_| params_error("not text".to_owned()))?;
+    let params = ParamsFile::parse(text).map_err(params_error)?;
+    params.argon.check().map_err(|error| params_error(error.to_string()))?;
+    Ok(params)
+}
+
+/// Argon2id version 1.3 over the passphrase, into locked memory. Its working memory is wiped.
+fn stretch(
+    passphrase: &SecretVec,
+    salt: &[u8; SALT_BYTES],
+    argon: ArgonParams,
+    arena: &Arc<Arena>,
+) -> Result<Secret, RootError> {
+    let failed = |_| RootError::Crypto("Argon2id");
+    let params =
+        Params::new(argon.memory_kib, argon.passes, argon.lanes, Some(AES_256_KEY_BYTES)).map_err(failed)?;
+    let mut blocks = vec![Block::new(); params.block_count()];
+    let mut root_key = arena.zeroed(AES_256_KEY_BYTES)?;
+    let stretched = Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+        .hash_password_into_with_memory(passphrase.expose(), salt, root_key.expose_mut(), &mut blocks);
+    blocks.iter_mut().for_each(Zeroize::zeroize);
+    scrub_stack();
+    stretched.map(|()| root_key).map_err(failed)
+}
+
+/// Tells a wrong passphrase from a right one, and nothing about the root key (a PRF's output).
+fn check_value(root_key: &Secret) -> [u8; CHECK_BYTES] {
+    let mut check = [0; CHECK_BYTES];
+    counter_hmac_sha256(&RingProvider, root_key.expose(), CHECK_LABEL, &[], &mut check);
+    scrub_stack();
+    check
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::testing::SeededEntropy;
+    use std::fs;
 
-    const CHEAP: ArgonParams = ArgonParams { memory_kib: 8 * 1024, passes: 1, lanes: 1 };
+    use super::*;
+    use crate::testing::{SeededEntropy, block_on};
+
+    /// The cheapest that is allowed.
+    const CHEAP: ArgonParams = ArgonParams { memory_kib: 19_456, passes: 2, lanes: 1 };
 
     fn secret(text: &str) -> SecretVec {
         SecretVec::new(text.as_bytes().to_vec())
     }
 
-    #[test]
-    fn the_right_passphrase_opens_and_another_is_told_apart() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("root.params");
-        let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(3));
-        let made = PassphraseRoot::create(
-            &path,
-            &secret("correct horse battery"),
-            CHEAP,
-            Arc::clone(&entropy),
-            true,
-        )
-        .unwrap();
-        let open = |text: &str| {
-            PassphraseRoot::open(&path, &secret(text), Arc::clone(&entropy), true)
-        };
-        assert_eq!(open("correct horse battery").unwrap().identity(), made.identity());
-        assert!(matches!(open("correct horse batterz"), Err(RootError::WrongPassphrase { .. })));
-        assert!(matches!(open("short"), Err(RootError::PassphraseLength { .. })));
-        fs::write(&path, "junk\n").unwrap();
-        assert!(matches!(open("correct horse battery"), Err(RootError::Params { .. })));
+    fn create(path: &Path, passphrase: &str) -> Result<PassphraseRoot, RootError> {
+        let entropy = SeededEntropy::shared(1);
+        PassphraseRoot::create(path, &secret(passphrase), CHEAP, entropy, true)
+    }
+
+    fn open(path: &Path, passphrase: &str) -> Result<PassphraseRoot, RootError> {
+        PassphraseRoot::open(path, &secret(passphrase), SeededEntropy::shared(2), true)
     }
 
     #[test]
-    fn a_credential_loses_one_newline_and_nothing_else() {
+    fn the_right_passphrase_opens_the_same_root_and_a_wrong_one_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("root.params");
+        let first = create(&path, "correct horse").unwrap();
+        let second = open(&path, "correct horse").unwrap();
+        assert_eq!(first.identity(), second.identity());
+        assert_eq!(second.kind(), RootKind::Passphrase);
+        let domain_key = first.core.arena().copy_in(b"domain key").unwrap();
+        let wrapped = block_on(first.wrap(&domain_key, b"")).unwrap();
+        assert_eq!(block_on(second.unwrap(&wrapped, b"", first.core.arena())).unwrap().expose(), b"domain key");
+        for wrong in ["correct horsf", "correct horse\n", "Correct horse"] {
+            let refused = open(&path, wrong);
+            assert!(matches!(refused, Err(RootError::WrongPassphrase { path: p }) if p == path));
+        }
+    }
+
+    #[test]
+    fn two_roots_of_one_passphrase_differ() {
+        let folder = tempfile::tempdir().unwrap();
+        let entropy = SeededEntropy::shared(3);
+        let make = |name: &str| {
+            let path = folder.path().join(name);
+            let passphrase = secret("correct horse");
+            PassphraseRoot::create(&path, &passphrase, CHEAP, entropy.clone(), true).unwrap()
+        };
+        assert_ne!(make("a").identity(), make("b").identity());
+    }
+
+    #[test]
+    fn changed_parameters_are_as_good_as_a_wrong_passphrase() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("root.params");
+        create(&path, "correct horse").unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("memory_kib = 19456", "memory_kib = 19457")).unwrap();
+        assert!(matches!(open(&path, "correct horse"), Err(RootError::WrongPassphrase { .. })));
+        fs::write(&path, text.replace("memory_kib = 19456", "memory_kib = 64")).unwrap();
+        assert!(matches!(open(&path, "correct horse"), Err(RootError::Params { .. })));
+        fs::write(&path, vec![b'#'; 5000]).unwrap();
+        assert!(matches!(open(&path, "correct horse"), Err(RootError::Params { .. })));
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(open(&path, "correct horse"), Err(RootError::Missing { .. })));
+    }
+
+    #[test]
+    fn a_root_is_not_overwritten_and_weak_input_makes_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("root.params");
+        for short in ["", "1234567"] {
+            assert!(matches!(create(&path, short), Err(RootError::PassphraseLength { .. })));
+        }
+        let weak = ArgonParams { passes: 1, ..CHEAP };
+        let entropy = SeededEntropy::shared(1);
+        let refused = PassphraseRoot::create(&path, &secret("12345678"), weak, entropy, true);
+        assert!(matches!(refused, Err(RootError::ParamsRange(_))));
+        assert!(!path.exists());
+        create(&path, "12345678").unwrap();
+        assert!(matches!(create(&path, "12345678"), Err(RootError::Exists { .. })));
+    }
+
+    #[test]
+    fn health_notices_a_parameter_file_that_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("root.params");
+        let root = create(&path, "correct horse").unwrap();
+        block_on(root.health()).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("passes = 2", "passes = 4")).unwrap();
+        assert!(matches!(block_on(root.health()), Err(RootError::Changed { .. })));
+    }
+
+    #[test]
+    fn a_credential_loses_one_newline_and_is_bounded() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("credential");
-        fs::write(&path, "twelve bytes \n\n").unwrap();
-        assert_eq!(read_credential(&path).unwrap().expose(), b"twelve bytes \n");
-        fs::write(&path, vec![b'x'; 5000]).unwrap();
-        assert!(matches!(read_credential(&path), Err(RootError::PassphraseLength { .. })));
+        let long = "x".repeat(PASSPHRASE_BYTES_MAX);
+        for (contents, expected) in [
+            ("hunter2".to_owned(), "hunter2"),
+            ("hunter2\n".to_owned(), "hunter2"),
+            ("hunter2\n\n".to_owned(), "hunter2\n"),
+            (" hunter2 ".to_owned(), " hunter2 "),
+            (long.clone() + "\n", &long),
+        ] {
+            fs::write(&path, contents).unwrap();
+            assert_eq!(read_credential(&path).unwrap().expose(), expected.as_bytes());
+        }
+        for refused in [String::new(), "\n".to_owned(), long.clone() + "x", long + "\n\n"] {
+            fs::write(&path, refused).unwrap();
+            assert!(matches!(read_credential(&path), Err(RootError::PassphraseLength { .. })));
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(read_credential(&path), Err(RootError::Missing { .. })));
+    }
+
+    /// RFC 9106, section 5.3: the published Argon2id vector (with a secret and associated data, which
+    /// Keyward does not use).
+    #[test]
+    fn argon2id_matches_rfc_9106() {
+        let mut params = argon2::ParamsBuilder::new();
+        params.m_cost(32).t_cost(3).p_cost(4).output_len(32);
+        params.data(argon2::AssociatedData::new(&[4; 12]).unwrap());
+        let params = params.build().unwrap();
+        let argon =
+            Argon2::new_with_secret(&[3; 8], Algorithm::Argon2id, Version::V0x13, params).unwrap();
+        let mut tag = [0; 32];
+        argon.hash_password_into(&[1; 32], &[2; 16], &mut tag).unwrap();
+        assert_eq!(
+            hex::encode(tag),
+            "0d640df58d78766c08c037a34a8b53c9d01ef0452d75b65eb52520e96b01e659"
+        );
     }
 }

@@ -1,0 +1,123 @@
+//! Key material must not lie about in memory: this searches the whole process for it.
+//!
+//! Randomness is a known pattern here, so every key is; what is searched for is computed byte by byte or
+//! kept inverted, so that the search does not find itself. One test, and a process of its own.
+
+mod common;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use common::block_on;
+use keyward_env::Entropy;
+use keyward_hsm::{
+    ARENA_BYTES_MIN, ArenaConfig, CanonicalContext, FileRoot, Hsm, HsmConfig, ParsedCiphertext,
+    RingProvider, counter_hmac_sha256,
+};
+use keyward_model::KeyId;
+
+/// Byte `i` of every draw.
+fn pattern(i: usize) -> u8 {
+    (i.wrapping_mul(73) ^ (i << 3)).wrapping_add(41) as u8
+}
+
+struct PatternEntropy;
+
+impl Entropy for PatternEntropy {
+    fn fill(&self, bytes: &mut [u8]) {
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = pattern(i);
+        }
+    }
+}
+
+/// The message key that the pattern leads to, each byte inverted.
+const MESSAGE_KEY_INVERTED: [u8; 32] = [
+    0x6f, 0xd9, 0x46, 0xfe, 0x80, 0x39, 0x93, 0x79, 0x64, 0x47, 0x2d, 0x55, 0xad, 0x3b, 0xdb, 0x8a,
+    0x5d, 0xf5, 0x69, 0x9b, 0x5d, 0xab, 0xa2, 0xb2, 0xbe, 0x4c, 0xb7, 0x86, 0x00, 0x30, 0xd9, 0x5f,
+];
+
+/// How often 32 bytes occur in the writable memory of this process, given by their number.
+fn occurrences(byte: impl Fn(usize) -> u8) -> usize {
+    const CHUNK: usize = 1 << 20;
+    const KEY: usize = 32;
+    let memory = File::open("/proc/self/mem").unwrap();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let mut buffer = vec![0u8; CHUNK + KEY];
+    let own = buffer.as_ptr().addr() as u64..buffer.as_ptr().addr() as u64 + buffer.len() as u64;
+    let mut found = 0;
+    for line in maps.lines() {
+        let mut fields = line.split_whitespace();
+        let (range, modes) = (fields.next().unwrap(), fields.next().unwrap());
+        if !modes.starts_with("rw") {
+            continue;
+        }
+        let (start, end) = range.split_once('-').unwrap();
+        let mut at = u64::from_str_radix(start, 16).unwrap();
+        let end = u64::from_str_radix(end, 16).unwrap();
+        while at < end {
+            let want = usize::try_from(end - at).unwrap().min(buffer.len());
+            let Ok(len) = memory.read_at(&mut buffer[..want], at) else { break };
+            if len < KEY {
+                break;
+            }
+            for i in 0..=len - KEY {
+                let address = at + i as u64;
+                if !own.contains(&address) && (0..KEY).all(|k| buffer[i + k] == byte(k)) {
+                    // Windows that the next chunk begins with are counted there.
+                    found += usize::from(i < CHUNK);
+                }
+            }
+            at += len.min(CHUNK) as u64;
+        }
+    }
+    buffer.fill(0);
+    found
+}
+
+#[test]
+fn keys_are_in_their_slots_and_nowhere_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("root.key");
+    let entropy: Arc<dyn Entropy> = Arc::new(PatternEntropy);
+    drop(FileRoot::create(&path, Arc::clone(&entropy), true).unwrap());
+    let root = FileRoot::open(&path, Arc::clone(&entropy), true).unwrap();
+    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+    let config = HsmConfig { cache_max_entries: 16, arena };
+    let hsm = Hsm::new(Arc::new(root), entropy, &config).unwrap();
+
+    let sealed = block_on(hsm.generate_domain_key()).unwrap();
+    hsm.forget_domain_key(sealed.id);
+    block_on(hsm.open_domain_key(&sealed)).unwrap();
+    let (secret, request) = hsm.reseal_request();
+    let message = hsm.export_domain_key(sealed.id, &request).unwrap();
+    hsm.forget_domain_key(sealed.id);
+    block_on(hsm.import_domain_key(sealed.id, &secret, &message)).unwrap();
+    let key = KeyId::from_random([1; 16]);
+    let (material, token) = hsm.generate_backing_key(sealed.id, key).unwrap();
+    let token = hsm.reseal_token(&token, key, material, sealed.id).unwrap();
+    let backing = hsm.unseal(key, material, &token).unwrap();
+    let context = CanonicalContext::new([("k", "v")]).unwrap();
+    let blob = hsm.encrypt(&backing, b"plaintext", &context).unwrap();
+    let parsed = ParsedCiphertext::parse(&blob).unwrap();
+    drop(hsm.decrypt(&backing, &parsed, &context).unwrap());
+
+    // One domain key and one backing key are open. (The root key is not kept: what wraps is derived.)
+    assert_eq!(occurrences(pattern), 2, "copies of root, domain or backing keys");
+    // HMAC's padded keys (FIPS 198-1, section 4) give the key away just as well.
+    assert_eq!(occurrences(|i| pattern(i) ^ 0x36), 0, "inner padded keys");
+    assert_eq!(occurrences(|i| pattern(i) ^ 0x5c), 0, "outer padded keys");
+    assert_eq!(occurrences(|i| !MESSAGE_KEY_INVERTED[i]), 0, "message keys, also as a key schedule");
+
+    drop(backing);
+    hsm.evict(&material);
+    hsm.forget_domain_key(sealed.id);
+    assert_eq!(occurrences(pattern), 0, "keys that were dropped");
+
+    // The constant above is the key that was used; only now, for this leaves it in memory.
+    let ikm: [u8; 32] = std::array::from_fn(pattern);
+    let mut message_key = [0; 32];
+    counter_hmac_sha256(&RingProvider, &ikm, b"keyward message key v1", &ikm[..16], &mut message_key);
+    assert_eq!(message_key.map(|b| !b), MESSAGE_KEY_INVERTED);
+}

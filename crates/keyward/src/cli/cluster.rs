@@ -1,0 +1,123 @@
+//! `keyward cluster`: the nodes of the Region.
+
+use clap::Subcommand;
+use keyward_client::{Client, Repeat};
+use keyward_proto::v1;
+use serde_json::{Value, json};
+
+use super::output::{Format, done, list, one};
+use crate::error::Failure;
+
+#[derive(Subcommand)]
+pub enum ClusterCommand {
+    /// Show the nodes, who leads, leases and roots
+    Status,
+    /// Add a node that is running and waits
+    #[command(after_help = "Example:\n  keyward cluster add 4 10.0.0.4:7100 --timeout 60")]
+    Add {
+        /// Its id, never used before in this Region
+        node: u64,
+        /// host:port of its gRPC door
+        address: String,
+        /// It serves calls and does not vote
+        #[arg(long)]
+        learner: bool,
+    },
+    /// Remove a node
+    Remove { node: u64 },
+    /// Hand leadership over
+    Transfer {
+        /// To this node; any voter when absent
+        #[arg(long)]
+        to: Option<u64>,
+    },
+    /// Make a new domain key the active one
+    RotateDomainKey,
+}
+
+pub async fn cluster(
+    client: &Client,
+    format: Format,
+    command: ClusterCommand,
+) -> Result<(), Failure> {
+    match command {
+        ClusterCommand::Status => {
+            let request = v1::ClusterStatusRequest {};
+            let status = client
+                .operator(Repeat::Safe, request, |mut c, r| async move { c.cluster_status(r).await })
+                .await?;
+            show(format, status);
+        }
+        ClusterCommand::Add { node, address, learner } => {
+            let request = v1::AddNodeRequest { node_id: node, address, learner };
+            client
+                .operator(Repeat::IfUnsent, request, |mut c, r| async move { c.add_node(r).await })
+                .await?;
+            done(format, &format!("node {node} was added"));
+        }
+        ClusterCommand::Remove { node } => {
+            let request = v1::RemoveNodeRequest { node_id: node };
+            client
+                .operator(Repeat::IfUnsent, request, |mut c, r| async move {
+                    c.remove_node(r).await
+                })
+                .await?;
+            done(format, &format!("node {node} was removed"));
+        }
+        ClusterCommand::Transfer { to } => {
+            let request = v1::TransferLeadershipRequest { to };
+            let answer = client
+                .operator(Repeat::IfUnsent, request, |mut c, r| async move {
+                    c.transfer_leadership(r).await
+                })
+                .await?;
+            done(format, &format!("node {} leads", answer.leader_id));
+        }
+        ClusterCommand::RotateDomainKey => {
+            let request = v1::RotateDomainKeyRequest {};
+            let answer = client
+                .operator(Repeat::IfUnsent, request, |mut c, r| async move {
+                    c.rotate_domain_key(r).await
+                })
+                .await?;
+            one(format, &[("DomainKeyId", json!(answer.domain_key_id))]);
+        }
+    }
+    Ok(())
+}
+
+fn show(format: Format, status: v1::ClusterStatusResponse) {
+    let columns = [
+        "Node", "Address", "Role", "Leader", "Up", "Term", "Applied", "Lease", "LeaseMs", "Root",
+    ];
+    let rows: Vec<Vec<Value>> = status
+        .nodes
+        .into_iter()
+        .map(|node| {
+            vec![
+                json!(node.node_id),
+                json!(node.address),
+                json!(node.role),
+                json!(node.leader),
+                json!(node.reachable),
+                json!(node.term),
+                json!(node.applied),
+                json!(node.lease),
+                json!(node.lease_ms),
+                json!(node.root_id),
+            ]
+        })
+        .collect();
+    if format == Format::Table {
+        let leader = status.leader_id.map_or("none".to_owned(), |id| format!("node {id}"));
+        println!(
+            "Region {} ({})  leader: {leader}  keys: {}  domain keys: {} (active {})\n",
+            status.region,
+            status.region_id,
+            status.keys,
+            status.domain_keys,
+            status.active_domain_key_id
+        );
+    }
+    list(format, "Nodes", &columns, &rows);
+}

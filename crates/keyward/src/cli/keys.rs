@@ -1,0 +1,508 @@
+//! `keyward key` and `keyward alias`.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use clap::Subcommand;
+use keyward_client::{Client, Repeat};
+use keyward_proto::v1;
+use serde_json::{Value, json};
+
+use super::output::{Format, date, done, list, one};
+use crate::error::Failure;
+
+/// `name=value`, for contexts and tags.
+pub fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    if name.is_empty() {
+        return Err("the name before = is empty".to_owned());
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+#[derive(Subcommand)]
+pub enum KeyCommand {
+    /// Make a key
+    #[command(after_help = "Example:\n  keyward key create --description 'orders' --alias alias/orders --tag team=shop")]
+    Create {
+        /// Free text
+        #[arg(long, default_value = "")]
+        description: String,
+        /// Point this alias at it
+        #[arg(long, value_name = "alias/NAME")]
+        alias: Option<String>,
+        /// A tag; may be given several times
+        #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = pair)]
+        tags: Vec<(String, String)>,
+    },
+    /// List the account's keys
+    List,
+    /// Show a key
+    Describe { key_id: String },
+    /// Change a key's description
+    SetDescription { key_id: String, description: String },
+    /// Switch a key on
+    Enable { key_id: String },
+    /// Switch a key off: acknowledged once every node refuses to use it
+    Disable { key_id: String },
+    /// Start the waiting period before deletion
+    ScheduleDeletion {
+        key_id: String,
+        /// 7 to 30
+        #[arg(long, default_value_t = 30)]
+        days: i32,
+    },
+    /// End the waiting period; the key is then disabled
+    CancelDeletion { key_id: String },
+    /// Rotate now
+    Rotate { key_id: String },
+    /// Show rotation setting and materials
+    Rotations { key_id: String },
+    /// Rotate by itself from now on
+    EnableRotation {
+        key_id: String,
+        /// 90 to 2560
+        #[arg(long, default_value_t = 365)]
+        days: i32,
+    },
+    /// Stop rotating by itself
+    DisableRotation { key_id: String },
+    /// Add or change tags
+    Tag {
+        key_id: String,
+        #[arg(required = true, value_name = "NAME=VALUE", value_parser = pair)]
+        tags: Vec<(String, String)>,
+    },
+    /// Remove tags
+    Untag {
+        key_id: String,
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// List tags
+    Tags { key_id: String },
+    /// Encrypt up to 4096 bytes; prints base64
+    #[command(after_help = "Example:\n  echo -n secret | keyward key encrypt alias/app --context tenant=a > secret.b64")]
+    Encrypt {
+        key_id: String,
+        /// A file; standard input when absent
+        input: Option<PathBuf>,
+        /// Encryption context; may be given several times
+        #[arg(long = "context", value_name = "NAME=VALUE", value_parser = pair)]
+        context: Vec<(String, String)>,
+    },
+    /// Decrypt base64 that `encrypt` printed
+    Decrypt {
+        /// A file; standard input when absent
+        input: Option<PathBuf>,
+        /// Refuse ciphertexts of another key
+        #[arg(long)]
+        key_id: Option<String>,
+        /// The same context as for encrypting
+        #[arg(long = "context", value_name = "NAME=VALUE", value_parser = pair)]
+        context: Vec<(String, String)>,
+    },
+    /// Encrypt again under another key; base64 in and out, the plaintext stays in the service
+    ReEncrypt {
+        /// The key to encrypt under
+        destination_key_id: String,
+        /// A file; standard input when absent
+        input: Option<PathBuf>,
+        /// The context that it was encrypted with
+        #[arg(long = "source-context", value_name = "NAME=VALUE", value_parser = pair)]
+        source_context: Vec<(String, String)>,
+        /// The context to encrypt with
+        #[arg(long = "context", value_name = "NAME=VALUE", value_parser = pair)]
+        context: Vec<(String, String)>,
+    },
+    /// Make a data key
+    DataKey {
+        key_id: String,
+        /// Only the encrypted form
+        #[arg(long)]
+        without_plaintext: bool,
+        /// Encryption context
+        #[arg(long = "context", value_name = "NAME=VALUE", value_parser = pair)]
+        context: Vec<(String, String)>,
+    },
+    /// Random bytes from the service; prints base64
+    Random {
+        #[arg(default_value_t = 32)]
+        bytes: i32,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum AliasCommand {
+    /// Make an alias
+    #[command(after_help = "Example:\n  keyward alias create alias/app 1234abcd-12ab-34cd-56ef-1234567890ab")]
+    Create { name: String, key_id: String },
+    /// Point an alias at another key
+    Update { name: String, key_id: String },
+    /// Remove an alias
+    Delete { name: String },
+    /// List aliases
+    List {
+        /// Only those of this key
+        #[arg(long)]
+        key_id: Option<String>,
+    },
+}
+
+fn read_input(input: Option<&PathBuf>) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let read = match input {
+        Some(path) => std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)),
+        None => std::io::stdin().read_to_end(&mut bytes),
+    };
+    match read {
+        Ok(_) => Ok(bytes),
+        Err(e) => Err(Failure::new(format!(
+            "cannot read {}: {e}",
+            input.map_or("standard input".into(), |path| path.display().to_string())
+        ))),
+    }
+}
+
+fn read_base64(input: Option<&PathBuf>) -> Result<Vec<u8>, Failure> {
+    let text: Vec<u8> =
+        read_input(input)?.into_iter().filter(|b| !b.is_ascii_whitespace()).collect();
+    BASE64.decode(text).map_err(|e| {
+        Failure::new(format!("the input is not base64: {e}"))
+            .next("give what `keyward key encrypt` printed")
+    })
+}
+
+fn map(pairs: Vec<(String, String)>) -> BTreeMap<String, String> {
+    pairs.into_iter().collect()
+}
+
+fn tags(pairs: Vec<(String, String)>) -> Vec<v1::Tag> {
+    pairs.into_iter().map(|(tag_key, tag_value)| v1::Tag { tag_key, tag_value }).collect()
+}
+
+fn show_key(format: Format, key: Option<v1::KeyMetadata>) {
+    let key = key.unwrap_or_default();
+    let mut fields = vec![
+        ("KeyId", json!(key.key_id)),
+        ("Arn", json!(key.arn)),
+        ("KeyState", json!(key.key_state)),
+        ("Enabled", json!(key.enabled)),
+        ("Description", json!(key.description)),
+        ("CreationDate", json!(date(key.creation_date.as_ref()))),
+        ("KeySpec", json!(key.key_spec)),
+        ("KeyUsage", json!(key.key_usage)),
+        ("Origin", json!(key.origin)),
+        ("MultiRegion", json!(key.multi_region)),
+        ("CurrentKeyMaterialId", json!(key.current_key_material_id)),
+    ];
+    if key.deletion_date.is_some() {
+        fields.push(("DeletionDate", json!(date(key.deletion_date.as_ref()))));
+    }
+    one(format, &fields);
+}
+
+/// Calls with a change, which is sent again only when it is certain that it was not sent.
+macro_rules! change {
+    ($client:expr, $method:ident, $message:expr) => {
+        $client
+            .key(Repeat::IfUnsent, $message, |mut c, r| async move { c.$method(r).await })
+            .await?
+    };
+}
+
+/// Calls that change nothing.
+macro_rules! ask {
+    ($client:expr, $method:ident, $message:expr) => {
+        $client.key(Repeat::Safe, $message, |mut c, r| async move { c.$method(r).await }).await?
+    };
+}
+
+pub async fn key(client: &Client, format: Format, command: KeyCommand) -> Result<(), Failure> {
+    match command {
+        KeyCommand::Create { description, alias, tags: pairs } => {
+            let request = v1::CreateKeyRequest {
+                description: Some(description),
+                tags: tags(pairs),
+                ..v1::CreateKeyRequest::default()
+            };
+            let created = change!(client, create_key, request).key_metadata;
+            if let (Some(alias_name), Some(key)) = (alias, &created) {
+                let target_key_id = key.key_id.clone();
+                let named =
+                    v1::CreateAliasRequest { alias_name: alias_name.clone(), target_key_id };
+                let result = client
+                    .key(Repeat::IfUnsent, named, |mut c, r| async move { c.create_alias(r).await })
+                    .await;
+                if let Err(error) = result {
+                    return Err(Failure::from(error).next(format!(
+                        "the key {} was created; name it with `keyward alias create`",
+                        key.key_id
+                    )));
+                }
+            }
+            show_key(format, created);
+        }
+        KeyCommand::List => {
+            let mut rows = Vec::new();
+            let mut marker = None;
+            loop {
+                let page = ask!(client, list_keys, v1::ListKeysRequest { limit: Some(1000), marker });
+                rows.extend(page.keys.into_iter().map(|k| vec![json!(k.key_id), json!(k.key_arn)]));
+                marker = page.next_marker;
+                if marker.is_none() {
+                    break;
+                }
+            }
+            list(format, "Keys", &["KeyId", "KeyArn"], &rows);
+        }
+        KeyCommand::Describe { key_id } => {
+            let answer = ask!(client, describe_key, v1::DescribeKeyRequest { key_id });
+            show_key(format, answer.key_metadata);
+        }
+        KeyCommand::SetDescription { key_id, description } => {
+            let request = v1::UpdateKeyDescriptionRequest { key_id, description };
+            change!(client, update_key_description, request);
+            done(format, "the description was changed");
+        }
+        KeyCommand::Enable { key_id } => {
+            change!(client, enable_key, v1::EnableKeyRequest { key_id });
+            done(format, "enabled, on every node");
+        }
+        KeyCommand::Disable { key_id } => {
+            change!(client, disable_key, v1::DisableKeyRequest { key_id });
+            done(format, "disabled: every node refuses to use it");
+        }
+        KeyCommand::ScheduleDeletion { key_id, days } => {
+            let request =
+                v1::ScheduleKeyDeletionRequest { key_id, pending_window_in_days: Some(days) };
+            let answer = change!(client, schedule_key_deletion, request);
+            one(format, &[
+                ("KeyId", json!(answer.key_id)),
+                ("KeyState", json!(answer.key_state)),
+                ("DeletionDate", json!(date(answer.deletion_date.as_ref()))),
+                ("PendingWindowInDays", json!(answer.pending_window_in_days)),
+            ]);
+        }
+        KeyCommand::CancelDeletion { key_id } => {
+            change!(client, cancel_key_deletion, v1::CancelKeyDeletionRequest { key_id });
+            done(format, "cancelled: the key is disabled; `keyward key enable` switches it on");
+        }
+        KeyCommand::Rotate { key_id } => {
+            change!(client, rotate_key_on_demand, v1::RotateKeyOnDemandRequest { key_id });
+            done(format, "rotated: new ciphertexts use the new material, old ones still open");
+        }
+        KeyCommand::Rotations { key_id } => rotations(client, format, key_id).await?,
+        KeyCommand::EnableRotation { key_id, days } => {
+            let request =
+                v1::EnableKeyRotationRequest { key_id, rotation_period_in_days: Some(days) };
+            change!(client, enable_key_rotation, request);
+            done(format, &format!("rotates every {days} days"));
+        }
+        KeyCommand::DisableRotation { key_id } => {
+            change!(client, disable_key_rotation, v1::DisableKeyRotationRequest { key_id });
+            done(format, "no longer rotates by itself");
+        }
+        KeyCommand::Tag { key_id, tags: pairs } => {
+            change!(client, tag_resource, v1::TagResourceRequest { key_id, tags: tags(pairs) });
+            done(format, "tagged");
+        }
+        KeyCommand::Untag { key_id, names } => {
+            let request = v1::UntagResourceRequest { key_id, tag_keys: names };
+            change!(client, untag_resource, request);
+            done(format, "untagged");
+        }
+        KeyCommand::Tags { key_id } => {
+            let request = v1::ListResourceTagsRequest { key_id, limit: None, marker: None };
+            let answer = ask!(client, list_resource_tags, request);
+            let rows: Vec<Vec<Value>> = answer
+                .tags
+                .into_iter()
+                .map(|tag| vec![json!(tag.tag_key), json!(tag.tag_value)])
+                .collect();
+            list(format, "Tags", &["TagKey", "TagValue"], &rows);
+        }
+        other => crypto(client, format, other).await?,
+    }
+    Ok(())
+}
+
+async fn rotations(client: &Client, format: Format, key_id: String) -> Result<(), Failure> {
+    let request = v1::GetKeyRotationStatusRequest { key_id: key_id.clone() };
+    let status = ask!(client, get_key_rotation_status, request);
+    let request = v1::ListKeyRotationsRequest {
+        key_id,
+        include_key_material: Some("ALL_KEY_MATERIAL".to_owned()),
+        limit: Some(1000),
+        marker: None,
+    };
+    let answer = ask!(client, list_key_rotations, request);
+    if format == Format::Table {
+        match (status.key_rotation_enabled, status.rotation_period_in_days) {
+            (true, Some(days)) => println!(
+                "rotates every {days} days, next on {}",
+                date(status.next_rotation_date.as_ref())
+            ),
+            _ => println!("does not rotate by itself"),
+        }
+    }
+    let columns = ["KeyMaterialId", "KeyMaterialState", "RotationDate", "RotationType"];
+    let rows: Vec<Vec<Value>> = answer
+        .rotations
+        .into_iter()
+        .map(|r| {
+            vec![
+                json!(r.key_material_id),
+                json!(r.key_material_state),
+                json!(date(r.rotation_date.as_ref())),
+                json!(r.rotation_type.unwrap_or_default()),
+            ]
+        })
+        .collect();
+    list(format, "Rotations", &columns, &rows);
+    Ok(())
+}
+
+async fn crypto(client: &Client, format: Format, command: KeyCommand) -> Result<(), Failure> {
+    match command {
+        KeyCommand::Encrypt { key_id, input, context } => {
+            let request = v1::EncryptRequest {
+                key_id,
+                plaintext: read_input(input.as_ref())?,
+                encryption_context: map(context),
+                ..v1::EncryptRequest::default()
+            };
+            let answer = ask!(client, encrypt, request);
+            let blob = BASE64.encode(&answer.ciphertext_blob);
+            match format {
+                Format::Table => println!("{blob}"),
+                Format::Json => {
+                    one(format, &[("CiphertextBlob", json!(blob)), ("KeyId", json!(answer.key_id))]);
+                }
+            }
+        }
+        KeyCommand::Decrypt { input, key_id, context } => {
+            let request = v1::DecryptRequest {
+                ciphertext_blob: read_base64(input.as_ref())?,
+                encryption_context: map(context),
+                key_id,
+                ..v1::DecryptRequest::default()
+            };
+            let answer = ask!(client, decrypt, request);
+            match format {
+                Format::Table => std::io::stdout()
+                    .write_all(&answer.plaintext)
+                    .map_err(|e| Failure::new(format!("cannot write: {e}")))?,
+                Format::Json => one(format, &[
+                    ("Plaintext", json!(BASE64.encode(&answer.plaintext))),
+                    ("KeyId", json!(answer.key_id)),
+                    ("KeyMaterialId", json!(answer.key_material_id)),
+                ]),
+            }
+        }
+        KeyCommand::ReEncrypt { destination_key_id, input, source_context, context } => {
+            let request = v1::ReEncryptRequest {
+                ciphertext_blob: read_base64(input.as_ref())?,
+                source_encryption_context: map(source_context),
+                destination_key_id,
+                destination_encryption_context: map(context),
+                ..v1::ReEncryptRequest::default()
+            };
+            let answer = ask!(client, re_encrypt, request);
+            let blob = BASE64.encode(&answer.ciphertext_blob);
+            match format {
+                Format::Table => println!("{blob}"),
+                Format::Json => one(format, &[
+                    ("CiphertextBlob", json!(blob)),
+                    ("SourceKeyId", json!(answer.source_key_id)),
+                    ("KeyId", json!(answer.key_id)),
+                ]),
+            }
+        }
+        KeyCommand::DataKey { key_id, without_plaintext, context } => {
+            let encryption_context = map(context);
+            let key_spec = Some("AES_256".to_owned());
+            let mut fields = Vec::new();
+            if without_plaintext {
+                let request = v1::GenerateDataKeyWithoutPlaintextRequest {
+                    key_id,
+                    encryption_context,
+                    key_spec,
+                    ..v1::GenerateDataKeyWithoutPlaintextRequest::default()
+                };
+                let answer = ask!(client, generate_data_key_without_plaintext, request);
+                fields.push(("CiphertextBlob", json!(BASE64.encode(&answer.ciphertext_blob))));
+                fields.push(("KeyId", json!(answer.key_id)));
+            } else {
+                let request = v1::GenerateDataKeyRequest {
+                    key_id,
+                    encryption_context,
+                    key_spec,
+                    ..v1::GenerateDataKeyRequest::default()
+                };
+                let answer = ask!(client, generate_data_key, request);
+                fields.push(("Plaintext", json!(BASE64.encode(&answer.plaintext))));
+                fields.push(("CiphertextBlob", json!(BASE64.encode(&answer.ciphertext_blob))));
+                fields.push(("KeyId", json!(answer.key_id)));
+            }
+            one(format, &fields);
+        }
+        KeyCommand::Random { bytes } => {
+            let request = v1::GenerateRandomRequest { number_of_bytes: Some(bytes) };
+            let answer = ask!(client, generate_random, request);
+            let text = BASE64.encode(&answer.plaintext);
+            match format {
+                Format::Table => println!("{text}"),
+                Format::Json => one(format, &[("Plaintext", json!(text))]),
+            }
+        }
+        _ => unreachable!("every other command is handled above"),
+    }
+    Ok(())
+}
+
+pub async fn alias(client: &Client, format: Format, command: AliasCommand) -> Result<(), Failure> {
+    match command {
+        AliasCommand::Create { name, key_id } => {
+            let request = v1::CreateAliasRequest { alias_name: name, target_key_id: key_id };
+            change!(client, create_alias, request);
+            done(format, "created");
+        }
+        AliasCommand::Update { name, key_id } => {
+            let request = v1::UpdateAliasRequest { alias_name: name, target_key_id: key_id };
+            change!(client, update_alias, request);
+            done(format, "updated, on every node");
+        }
+        AliasCommand::Delete { name } => {
+            change!(client, delete_alias, v1::DeleteAliasRequest { alias_name: name });
+            done(format, "deleted");
+        }
+        AliasCommand::List { key_id } => {
+            let mut rows = Vec::new();
+            let mut marker = None;
+            loop {
+                let request =
+                    v1::ListAliasesRequest { key_id: key_id.clone(), limit: Some(100), marker };
+                let page = ask!(client, list_aliases, request);
+                rows.extend(page.aliases.into_iter().map(|a| {
+                    vec![
+                        json!(a.alias_name),
+                        json!(a.target_key_id),
+                        json!(date(a.last_updated_date.as_ref())),
+                        json!(a.alias_arn),
+                    ]
+                }));
+                marker = page.next_marker;
+                if marker.is_none() {
+                    break;
+                }
+            }
+            let columns = ["AliasName", "TargetKeyId", "LastUpdatedDate", "AliasArn"];
+            list(format, "Aliases", &columns, &rows);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,332 @@
+//! The configuration of a node: TOML, overridden by the environment, overridden by flags.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use keyward_model::{NodeId, Region};
+use keyward_state::Timers;
+use serde::{Deserialize, Serialize};
+
+/// A node's configuration file.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Who the node is.
+    pub node: NodeSection,
+    /// Certificates and key.
+    pub tls: TlsSection,
+    /// The root that domain keys are sealed for.
+    pub root: RootSection,
+    /// The HSM boundary.
+    #[serde(default)]
+    pub hsm: HsmSection,
+    /// Logs, metrics, health.
+    #[serde(default)]
+    pub observe: ObserveSection,
+    /// Raft and lease timers.
+    #[serde(default)]
+    pub timers: TimerProfile,
+}
+
+/// Who the node is and where.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSection {
+    /// Its id, unique for ever in the Region.
+    pub id: NodeId,
+    /// The Region's name.
+    #[serde(with = "region_text")]
+    pub region: Region,
+    /// Where the gRPC door listens.
+    pub listen: SocketAddr,
+    /// `host:port` at which peers reach it; `listen` when absent.
+    pub advertise: Option<String>,
+    /// The folder for its data.
+    pub data: PathBuf,
+}
+
+mod region_text {
+    use keyward_model::Region;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(region: &Region, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(region.as_str())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Region, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Certificates and key, PEM files.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSection {
+    /// The node's certificate.
+    pub certificate: PathBuf,
+    /// Its private key; mode 0600.
+    pub private_key: PathBuf,
+    /// The Region's certificate authority.
+    pub authority: PathBuf,
+    /// An outside authority whose certificates principals may show.
+    pub outside_authority: Option<PathBuf>,
+}
+
+/// The root.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(tag = "provider", rename_all = "lowercase", deny_unknown_fields)]
+pub enum RootSection {
+    /// A key in a file, mode 0600.
+    File {
+        /// The file; made at the first start.
+        path: PathBuf,
+    },
+    /// A key behind a passphrase.
+    Passphrase {
+        /// Salt and costs; made at the first start.
+        params: PathBuf,
+        /// A file that holds the passphrase. Absent: the systemd credential `keyward-passphrase` if
+        /// there is one, else a prompt.
+        credential: Option<PathBuf>,
+    },
+}
+
+/// The HSM boundary.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HsmSection {
+    /// Backing keys kept unsealed at most.
+    pub cache_max_entries: usize,
+    /// Start although memory for keys cannot be locked.
+    pub allow_unlocked: bool,
+}
+
+impl Default for HsmSection {
+    fn default() -> Self {
+        Self { cache_max_entries: keyward_hsm::CACHE_ENTRIES_DEFAULT, allow_unlocked: false }
+    }
+}
+
+/// Logs, metrics and health.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObserveSection {
+    /// Where `/livez`, `/readyz` and `/metrics` are served; nowhere when absent.
+    pub listen: Option<SocketAddr>,
+    /// A filter as of `tracing`: `info`, `warn,keyward_raft=debug`.
+    pub log: String,
+    /// `text` or `json`.
+    pub log_format: LogFormat,
+}
+
+impl Default for ObserveSection {
+    fn default() -> Self {
+        Self { listen: None, log: "info,openraft=error".to_owned(), log_format: LogFormat::Text }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs: one JSON object a line.
+    Json,
+}
+
+/// A set of timers, by the network it is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TimerProfile {
+    /// Round trips under 50 ms.
+    #[default]
+    Default,
+    /// Round trips under 25 ms.
+    Quick,
+}
+
+impl TimerProfile {
+    /// The timers.
+    #[must_use]
+    pub const fn timers(self) -> Timers {
+        match self {
+            Self::Default => Timers::DEFAULT,
+            Self::Quick => Timers::QUICK,
+        }
+    }
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug)]
+pub struct ConfigError {
+    path: PathBuf,
+    why: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.why)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// What flags and environment set over the file.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Overrides {
+    /// Where the gRPC door listens
+    #[arg(long, env = "KEYWARD_LISTEN", value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// host:port at which peers reach this node
+    #[arg(long, env = "KEYWARD_ADVERTISE", value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+    /// The folder for the node's data
+    #[arg(long, env = "KEYWARD_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Where /livez, /readyz and /metrics are served
+    #[arg(long, env = "KEYWARD_OBSERVE", value_name = "ADDRESS:PORT")]
+    pub observe: Option<SocketAddr>,
+    /// Log filter, such as info or warn,keyward_raft=debug
+    #[arg(long, env = "KEYWARD_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// Log format
+    #[arg(long, env = "KEYWARD_LOG_FORMAT", value_enum)]
+    pub log_format: Option<LogFormat>,
+}
+
+impl Config {
+    /// Reads a file and lays flags and environment over it. Relative paths in the file are relative to
+    /// the file.
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let wrong = |why: String| ConfigError { path: path.to_owned(), why };
+        let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+        // toml's own message shows line, column and the offending text.
+        let mut config: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        config.anchor(folder);
+        config.overlay(overrides);
+        config.check().map_err(wrong)?;
+        Ok(config)
+    }
+
+    fn anchor(&mut self, folder: &Path) {
+        let anchor = |path: &mut PathBuf| {
+            if path.is_relative() {
+                *path = folder.join(&*path);
+            }
+        };
+        anchor(&mut self.node.data);
+        anchor(&mut self.tls.certificate);
+        anchor(&mut self.tls.private_key);
+        anchor(&mut self.tls.authority);
+        if let Some(path) = &mut self.tls.outside_authority {
+            anchor(path);
+        }
+        match &mut self.root {
+            RootSection::File { path } => anchor(path),
+            RootSection::Passphrase { params, credential } => {
+                anchor(params);
+                if let Some(path) = credential {
+                    anchor(path);
+                }
+            }
+        }
+    }
+
+    fn overlay(&mut self, overrides: &Overrides) {
+        let Overrides { listen, advertise, data, observe, log, log_format } = overrides.clone();
+        if let Some(listen) = listen {
+            self.node.listen = listen;
+        }
+        if let Some(data) = data {
+            self.node.data = data;
+        }
+        if let Some(log) = log {
+            self.observe.log = log;
+        }
+        if let Some(format) = log_format {
+            self.observe.log_format = format;
+        }
+        self.node.advertise = advertise.or(self.node.advertise.take());
+        self.observe.listen = observe.or(self.observe.listen);
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.node.id == 0 {
+            return Err("node.id must be 1 or more".to_owned());
+        }
+        if self.node.advertise.is_none() && self.node.listen.ip().is_unspecified() {
+            return Err(
+                "node.listen is a wildcard address: set node.advertise to what peers can reach"
+                    .to_owned(),
+            );
+        }
+        if self.observe.listen == Some(self.node.listen) {
+            return Err("observe.listen and node.listen are the same address".to_owned());
+        }
+        if self.hsm.cache_max_entries == 0 {
+            return Err("hsm.cache_max_entries must be 1 or more".to_owned());
+        }
+        self.observe
+            .log
+            .parse::<tracing_subscriber::EnvFilter>()
+            .map_err(|e| format!("observe.log is not a log filter: {e}"))?;
+        Ok(())
+    }
+
+    /// `host:port` at which peers reach this node.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.node.advertise.clone().unwrap_or_else(|| self.node.listen.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[node]
+id = 1
+region = "eu-west-1"
+listen = "127.0.0.1:7101"
+data = "data"
+[tls]
+certificate = "node.pem"
+private_key = "node.key"
+authority = "ca.pem"
+[root]
+provider = "file"
+path = "root.key"
+"#;
+
+    fn load(text: &str, overrides: &Overrides) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path, overrides)
+    }
+
+    #[test]
+    fn flags_and_environment_win_over_the_file() {
+        let config = load(GOOD, &Overrides::default()).unwrap();
+        assert_eq!(config.address(), "127.0.0.1:7101");
+        assert!(config.node.data.is_absolute());
+        let listen = "127.0.0.1:9".parse().unwrap();
+        let overrides = Overrides { listen: Some(listen), ..Overrides::default() };
+        assert_eq!(load(GOOD, &overrides).unwrap().node.listen, listen);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_place() {
+        let error = |text: String| load(&text, &Overrides::default()).unwrap_err().to_string();
+        let unknown = error(GOOD.replace("[tls]", "colour = \"red\"\n[tls]"));
+        assert!(unknown.contains("unknown field `colour`") && unknown.contains("line"), "{unknown}");
+        assert!(error(GOOD.replace("eu-west-1", "Europe")).contains("Region"));
+        assert!(error(GOOD.replace("id = 1", "id = 0")).contains("node.id"));
+        assert!(error(GOOD.replace("127.0.0.1:7101", "0.0.0.0:7101")).contains("node.advertise"));
+        assert!(error(GOOD.replace("\"file\"", "\"tpm\"")).contains("tpm"));
+    }
+}

@@ -1,0 +1,580 @@
+//! `keyward dev`: a Region on this machine. One node runs in this process; more run as processes of their
+//! own under a supervisor. Data is kept and used again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Subcommand;
+use keyward_client::{Client, ClientConfig, Repeat};
+use keyward_env::{Env, RealEnv};
+use keyward_model::{AccountId, Region, Timestamp};
+use keyward_proto::v1;
+use keyward_service::{Authority, signing_request};
+use serde::{Deserialize, Serialize};
+use tokio::process::{Child, Command};
+
+use crate::config::{
+    Config, HsmSection, NodeSection, ObserveSection, Overrides, RootSection, TimerProfile,
+    TlsSection,
+};
+use crate::error::Failure;
+use crate::{demo, pem, server};
+
+/// Nodes of a development Region at most.
+const NODES_MAX: u16 = 9;
+/// How long a Region may take until it serves.
+const READY_PATIENCE: Duration = Duration::from_secs(30);
+/// Between looks at a node that is starting.
+const LOOK_AGAIN: Duration = Duration::from_millis(25);
+/// A node that ended unexpectedly is started again after this.
+const RESTART_AFTER: Duration = Duration::from_secs(3);
+/// Health and metrics are this far above a node's gRPC port.
+const OBSERVE_OFFSET: u16 = 100;
+
+#[derive(Subcommand)]
+pub enum DevCommand {
+    /// Bring a Region up; Ctrl-C stops it, its data is kept
+    #[command(after_help = "Examples:
+  keyward dev up                      one node, in ./keyward-dev
+  keyward dev up --nodes 3            three processes with real consensus
+  eval \"$(keyward dev env)\"           in another terminal: point the other commands at it")]
+    Up {
+        /// How many nodes
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(NODES_MAX)))]
+        nodes: u16,
+        /// Where everything is kept
+        #[arg(long, default_value = "keyward-dev", value_name = "DIR")]
+        data: PathBuf,
+        /// Node N listens on this port + N
+        #[arg(long, default_value_t = 7100, value_parser = clap::value_parser!(u16).range(1024..=65000))]
+        port_base: u16,
+        /// The Region's name
+        #[arg(long, default_value = "eu-west-1")]
+        region: Region,
+        /// The account of the principal that is made
+        #[arg(long, default_value = "111122223333")]
+        account: AccountId,
+    },
+    /// Print the exports that point other commands at a Region of `dev up`
+    Env {
+        /// The folder of `dev up`
+        #[arg(long, default_value = "keyward-dev", value_name = "DIR")]
+        data: PathBuf,
+    },
+    /// Show the main job: a three-node Region, a real file, a killed leader, a disabled key, a restart
+    Demo {
+        /// Where to work; a fresh temporary folder when absent
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+        /// Node N listens on this port + N
+        #[arg(long, default_value_t = 7300, value_parser = clap::value_parser!(u16).range(1024..=65000))]
+        port_base: u16,
+        /// The file to encrypt, 64 MiB or more; this program itself, repeated, when absent
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
+pub async fn run(command: DevCommand) -> Result<(), Failure> {
+    match command {
+        DevCommand::Up { nodes, data, port_base, region, account } => {
+            let plan = Plan { region, account, nodes, port_base, ready: false };
+            up(plan, &data).await
+        }
+        DevCommand::Env { data } => {
+            print!("{}", Home::open(&data)?.exports());
+            Ok(())
+        }
+        DevCommand::Demo { data, port_base, file } => demo::run(data, port_base, file).await,
+    }
+}
+
+/// What a development Region looks like; kept in `dev.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    #[serde(with = "as_text")]
+    pub region: Region,
+    #[serde(with = "as_text")]
+    pub account: AccountId,
+    pub nodes: u16,
+    pub port_base: u16,
+    /// Founded, all nodes in, principals made.
+    pub ready: bool,
+}
+
+/// Identifiers as their texts: the file is read by people.
+mod as_text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The folder of a development Region.
+#[derive(Clone)]
+pub struct Home {
+    folder: PathBuf,
+    pub plan: Plan,
+}
+
+fn io_failure(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
+    let text = format!("cannot {what} {}", path.display());
+    move |error| Failure::new(format!("{text}: {error}"))
+}
+
+impl Home {
+    /// Opens a folder that `dev up` has made ready.
+    pub fn open(folder: &Path) -> Result<Self, Failure> {
+        let path = folder.join("dev.json");
+        let text = fs::read_to_string(&path).map_err(|_| {
+            Failure::new(format!("{} holds no development Region", folder.display()))
+                .next(format!("keyward dev up --data {}", folder.display()))
+        })?;
+        let plan: Plan = serde_json::from_str(&text)
+            .map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;
+        let folder = folder.canonicalize().map_err(io_failure("find", folder))?;
+        if !plan.ready {
+            return Err(Failure::new(format!(
+                "setting {} up was interrupted before it was done",
+                folder.display()
+            ))
+            .next(format!("rm -r {} and start again", folder.display())));
+        }
+        Ok(Self { folder, plan })
+    }
+
+    /// Makes a new folder: authority, node certificates, configurations, the operator.
+    pub fn create(folder: &Path, plan: Plan) -> Result<(Self, Authority), Failure> {
+        fs::create_dir_all(folder.join("pki")).map_err(io_failure("make", folder))?;
+        let folder = folder.canonicalize().map_err(io_failure("find", folder))?;
+        let home = Self { folder, plan };
+        home.save()?;
+        let (entropy, now) = (RealEnv.entropy(), Timestamp(RealEnv.wall_now_ms()));
+        let authority = Authority::generate(home.plan.region.as_str(), &*entropy, now)
+            .map_err(Failure::from_error)?;
+        pem::write(&home.pki("ca.pem"), "CERTIFICATE", authority.certificate(), 0o644)?;
+        let operator = home.operator_arn().parse().map_err(Failure::from_error)?;
+        let (key, request) = signing_request().map_err(Failure::from_error)?;
+        let issued = authority
+            .issue(&request, &operator, 90, &*entropy, now)
+            .map_err(Failure::from_error)?;
+        pem::write(&home.pki("operator.pem"), "CERTIFICATE", &issued.certificate, 0o644)?;
+        pem::write(&home.pki("operator.key"), "PRIVATE KEY", &key, 0o600)?;
+        for node in 1..=home.plan.nodes {
+            let (key, request) = signing_request().map_err(Failure::from_error)?;
+            let hosts = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+            let issued = authority
+                .issue_node(&request, u64::from(node), &hosts, &*entropy, now)
+                .map_err(Failure::from_error)?;
+            let place = home.node_folder(node);
+            fs::create_dir_all(&place).map_err(io_failure("make", &place))?;
+            pem::write(&place.join("node.pem"), "CERTIFICATE", &issued.certificate, 0o644)?;
+            pem::write(&place.join("node.key"), "PRIVATE KEY", &key, 0o600)?;
+            let text = toml::to_string_pretty(&home.node_config(node))
+                .map_err(|e| Failure::new(e.to_string()))?;
+            let path = home.config_path(node);
+            fs::write(&path, text).map_err(io_failure("write", &path))?;
+        }
+        Ok((home, authority))
+    }
+
+    fn save(&self) -> Result<(), Failure> {
+        let path = self.folder.join("dev.json");
+        let text =
+            serde_json::to_string_pretty(&self.plan).map_err(|e| Failure::new(e.to_string()))?;
+        fs::write(&path, text).map_err(io_failure("write", &path))
+    }
+
+    fn node_config(&self, node: u16) -> Config {
+        let port = self.plan.port_base + node;
+        let local = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        Config {
+            node: NodeSection {
+                id: u64::from(node),
+                region: self.plan.region.clone(),
+                listen: local(port),
+                advertise: None,
+                data: "data".into(),
+            },
+            tls: TlsSection {
+                certificate: "node.pem".into(),
+                private_key: "node.key".into(),
+                authority: "../pki/ca.pem".into(),
+                outside_authority: None,
+            },
+            root: RootSection::File { path: "root.key".into() },
+            // A laptop's memory limits must not keep anybody from trying; the node warns.
+            hsm: HsmSection { allow_unlocked: true, ..HsmSection::default() },
+            observe: ObserveSection {
+                listen: Some(local(port + OBSERVE_OFFSET)),
+                ..ObserveSection::default()
+            },
+            timers: TimerProfile::Default,
+        }
+    }
+
+    fn operator_arn(&self) -> String {
+        format!("arn:aws:iam::{}:user/operator", self.plan.account)
+    }
+
+    fn pki(&self, name: &str) -> PathBuf {
+        self.folder.join("pki").join(name)
+    }
+
+    pub fn node_folder(&self, node: u16) -> PathBuf {
+        self.folder.join(format!("node-{node}"))
+    }
+
+    fn config_path(&self, node: u16) -> PathBuf {
+        self.node_folder(node).join("keyward.toml")
+    }
+
+    pub fn endpoint(&self, node: u16) -> String {
+        format!("127.0.0.1:{}", self.plan.port_base + node)
+    }
+
+    fn endpoints(&self) -> Vec<String> {
+        (1..=self.plan.nodes).map(|node| self.endpoint(node)).collect()
+    }
+
+    /// A client that shows `pki/<who>.pem`, of these nodes or of all.
+    pub fn client(&self, who: &str, nodes: &[u16], patience: Duration) -> Result<Client, Failure> {
+        let read = |name: String| {
+            let path = self.pki(&name);
+            fs::read(&path).map_err(io_failure("read", &path))
+        };
+        let endpoints = match nodes {
+            [] => self.endpoints(),
+            some => some.iter().map(|node| self.endpoint(*node)).collect(),
+        };
+        let config = ClientConfig {
+            endpoints,
+            authority: read("ca.pem".to_owned())?,
+            certificate: read(format!("{who}.pem"))?,
+            private_key: read(format!("{who}.key"))?.into(),
+            patience,
+        };
+        Ok(Client::new(&config)?)
+    }
+
+    fn exports(&self) -> String {
+        let path = |name: &str| self.pki(name).display().to_string();
+        let pairs = [
+            ("KEYWARD_ENDPOINTS", self.endpoints().join(",")),
+            ("KEYWARD_CA", path("ca.pem")),
+            ("KEYWARD_CERT", path("dev.pem")),
+            ("KEYWARD_KEY", path("dev.key")),
+            ("KEYWARD_OPERATOR_CERT", path("operator.pem")),
+            ("KEYWARD_OPERATOR_KEY", path("operator.key")),
+        ];
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+        pairs.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect()
+    }
+
+    /// Founds the Region, adds the other nodes, makes the principal that uses it.
+    pub async fn found(&mut self, authority: &Authority) -> Result<(), Failure> {
+        let operator = self.client("operator", &[1], Duration::from_secs(20))?;
+        let request = v1::FoundRegionRequest {
+            operator_arn: self.operator_arn(),
+            ca_certificate: authority.certificate().to_vec(),
+            ca_private_key: authority.private_key().to_vec(),
+        };
+        operator
+            .operator(Repeat::IfUnsent, request, |mut c, r| async move { c.found_region(r).await })
+            .await?;
+        for node in 2..=self.plan.nodes {
+            let request = v1::AddNodeRequest {
+                node_id: u64::from(node),
+                address: self.endpoint(node),
+                learner: false,
+            };
+            operator
+                .operator(Repeat::IfUnsent, request, |mut c, r| async move { c.add_node(r).await })
+                .await?;
+        }
+        let (key, csr) = signing_request().map_err(Failure::from_error)?;
+        let request = v1::CreatePrincipalRequest {
+            arn: format!("arn:aws:iam::{}:user/dev", self.plan.account),
+            kinds: vec!["administrator".to_owned(), "user".to_owned()],
+            certificate_signing_request: Some(csr),
+            validity_in_days: Some(90),
+        };
+        let created = operator
+            .operator(Repeat::IfUnsent, request, |mut c, r| async move {
+                c.create_principal(r).await
+            })
+            .await?;
+        pem::write(&self.pki("dev.key"), "PRIVATE KEY", &key, 0o600)?;
+        let certificate = created.certificate.unwrap_or_default();
+        pem::write(&self.pki("dev.pem"), "CERTIFICATE", &certificate, 0o644)?;
+        self.plan.ready = true;
+        self.save()
+    }
+
+    /// Waits until every node holds a serving lease.
+    pub async fn wait_ready(&self, end: Duration) -> Result<v1::ClusterStatusResponse, Failure> {
+        loop {
+            if let Ok(status) = self.status(Duration::from_secs(2)).await
+                && status.nodes.len() == usize::from(self.plan.nodes)
+                && status.nodes.iter().all(|node| node.reachable && node.lease != "none")
+            {
+                return Ok(status);
+            }
+            if RealEnv.boot_now() >= end {
+                return Err(Failure::new("the Region did not become ready in time").next(format!(
+                    "look at the logs: {}",
+                    self.node_folder(1).join("node.log").display()
+                )));
+            }
+            RealEnv.sleep(LOOK_AGAIN * 2).await;
+        }
+    }
+
+    /// The cluster, as any node that answers sees it.
+    pub async fn status(&self, patience: Duration) -> Result<v1::ClusterStatusResponse, Failure> {
+        let operator = self.client("operator", &[], patience)?;
+        let request = v1::ClusterStatusRequest {};
+        Ok(operator
+            .operator(Repeat::Safe, request, |mut c, r| async move { c.cluster_status(r).await })
+            .await?)
+    }
+}
+
+/// Node processes.
+pub struct Fleet {
+    home: Home,
+    program: PathBuf,
+    children: Vec<Option<Child>>,
+}
+
+impl Fleet {
+    /// A fleet with no process running.
+    pub fn new(home: &Home) -> Result<Self, Failure> {
+        let program = std::env::current_exe()
+            .map_err(|e| Failure::new(format!("cannot find this program: {e}")))?;
+        let children = (0..home.plan.nodes).map(|_| None).collect();
+        Ok(Self { home: home.clone(), program, children })
+    }
+
+    /// Starts a node; its log goes to `node.log` in its folder.
+    pub fn start(&mut self, node: u16) -> Result<(), Failure> {
+        let path = self.home.node_folder(node).join("node.log");
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(io_failure("write", &path))?;
+        let child = Command::new(&self.program)
+            .args(["server", "--with-parent", "--config"])
+            .arg(self.home.config_path(node))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            // Ctrl-C reaches the supervisor alone, which stops the nodes in order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|e| Failure::new(format!("node {node} cannot be started: {e}")))?;
+        self.children[usize::from(node) - 1] = Some(child);
+        Ok(())
+    }
+
+    /// Starts every node and waits until each door takes connections.
+    pub async fn start_all(&mut self) -> Result<(), Failure> {
+        let end = RealEnv.boot_now() + READY_PATIENCE;
+        for node in 1..=self.home.plan.nodes {
+            self.start(node)?;
+        }
+        for node in 1..=self.home.plan.nodes {
+            self.wait_door(node, end).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a node's door takes connections; a node that ends instead is told with its last words.
+    pub async fn wait_door(&mut self, node: u16, end: Duration) -> Result<(), Failure> {
+        let endpoint = self.home.endpoint(node);
+        while tokio::net::TcpStream::connect(&endpoint).await.is_err() {
+            if let Some(child) = &mut self.children[usize::from(node) - 1]
+                && let Ok(Some(status)) = child.try_wait()
+            {
+                return Err(self.last_words(node, status));
+            }
+            if RealEnv.boot_now() >= end {
+                return Err(Failure::new(format!("node {node} did not open its door in time")));
+            }
+            RealEnv.sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
+    }
+
+    fn last_words(&self, node: u16, status: std::process::ExitStatus) -> Failure {
+        let path = self.home.node_folder(node).join("node.log");
+        let log = fs::read_to_string(&path).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let start = lines.iter().rposition(|line| line.starts_with("error:"));
+        let last = &lines[start.unwrap_or(lines.len().saturating_sub(3))..];
+        Failure::new(format!("node {node} ended ({status}): {}", last.join("\n  ")))
+            .next(format!("its log is {}", path.display()))
+    }
+
+    /// Kills a node without a word, as a power cut would.
+    pub async fn kill(&mut self, node: u16) -> Result<(), Failure> {
+        if let Some(mut child) = self.children[usize::from(node) - 1].take() {
+            child.kill().await.map_err(|e| Failure::new(format!("cannot kill node {node}: {e}")))?;
+        }
+        Ok(())
+    }
+
+    /// Tells every node to stop, and waits.
+    pub async fn stop_all(&mut self) {
+        for child in self.children.iter().flatten() {
+            if let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
+                // A node that has ended already needs no telling.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+        }
+        for slot in &mut self.children {
+            if let Some(mut child) = slot.take()
+                && RealEnv.timeout(Duration::from_secs(8), child.wait()).await.is_none()
+            {
+                drop(child.kill().await);
+            }
+        }
+    }
+
+    /// Starts nodes again that ended by themselves, for ever.
+    async fn keep_up(&mut self) -> Failure {
+        loop {
+            for node in 1..=self.home.plan.nodes {
+                let ended = self.children[usize::from(node) - 1]
+                    .as_mut()
+                    .and_then(|child| child.try_wait().ok().flatten());
+                if let Some(status) = ended {
+                    println!("node {node} ended ({status}); it is started again");
+                    RealEnv.sleep(RESTART_AFTER).await;
+                    if let Err(failure) = self.start(node) {
+                        return failure;
+                    }
+                }
+            }
+            RealEnv.sleep(LOOK_AGAIN * 8).await;
+        }
+    }
+}
+
+/// Ends this process when its parent ends.
+pub fn end_with_parent() {
+    let signal = Some(rustix::process::Signal::TERM);
+    if let Err(error) = rustix::process::set_parent_process_death_signal(signal) {
+        eprintln!("this node will outlive its supervisor: {error}");
+    }
+}
+
+async fn up(plan: Plan, folder: &Path) -> Result<(), Failure> {
+    let began = RealEnv.boot_now();
+    let (mut home, authority) = if folder.join("dev.json").exists() {
+        let home = Home::open(folder)?;
+        if home.plan.nodes != plan.nodes || home.plan.port_base != plan.port_base {
+            println!(
+                "{} holds a Region of {} node(s) on ports from {}: that is what comes up",
+                folder.display(),
+                home.plan.nodes,
+                home.plan.port_base + 1
+            );
+        }
+        (home, None)
+    } else {
+        let (home, authority) = Home::create(folder, plan)?;
+        (home, Some(authority))
+    };
+    if home.plan.nodes == 1 {
+        up_one(&mut home, authority, began).await
+    } else {
+        up_many(&mut home, authority, began).await
+    }
+}
+
+/// Founds if there is something to found, waits until all serve, and says so.
+async fn bring_up(
+    home: &mut Home,
+    authority: Option<Authority>,
+    began: Duration,
+) -> Result<(), Failure> {
+    if let Some(authority) = authority {
+        home.found(&authority).await?;
+    }
+    home.wait_ready(RealEnv.boot_now() + READY_PATIENCE).await?;
+    let took = RealEnv.boot_now() - began;
+    println!(
+        "Region {} is up: {} node(s), ready in {:.1} s\n  gRPC    {}\n  health  http://127.0.0.1:{}/readyz\n\nIn another terminal:\n  eval \"$(keyward dev env --data {})\"\n  keyward key create --alias alias/demo\n\nCtrl-C stops it; the data is kept.",
+        home.plan.region,
+        home.plan.nodes,
+        took.as_secs_f64(),
+        home.endpoints().join(" "),
+        home.plan.port_base + 1 + OBSERVE_OFFSET,
+        home.folder.display(),
+    );
+    Ok(())
+}
+
+async fn up_one(
+    home: &mut Home,
+    authority: Option<Authority>,
+    began: Duration,
+) -> Result<(), Failure> {
+    let overrides = Overrides { log: Some("warn,openraft=error".to_owned()), ..Overrides::default() };
+    let config = Config::load(&home.config_path(1), &overrides).map_err(Failure::from_error)?;
+    crate::observe::start_log(&config.observe);
+    let stop = Arc::new(tokio::sync::Notify::new());
+    let stopped = Arc::clone(&stop);
+    let node = server::run(config, async move {
+        tokio::select! {
+            () = server::until_told_to_stop() => {}
+            () = stopped.notified() => {}
+        }
+    });
+    let guide = async {
+        let result = bring_up(home, authority, began).await;
+        if result.is_err() {
+            stop.notify_one();
+        }
+        result
+    };
+    let (served, guided) = tokio::join!(node, guide);
+    guided.and(served)
+}
+
+async fn up_many(
+    home: &mut Home,
+    authority: Option<Authority>,
+    began: Duration,
+) -> Result<(), Failure> {
+    let mut fleet = Fleet::new(home)?;
+    let result = tokio::select! {
+        () = server::until_told_to_stop() => Ok(()),
+        result = async {
+            fleet.start_all().await?;
+            bring_up(home, authority, began).await?;
+            Err(fleet.keep_up().await)
+        } => result,
+    };
+    println!("stopping");
+    fleet.stop_all().await;
+    result
+}

@@ -1,0 +1,146 @@
+//! Seen from outside: logs, metrics, `/livez` and `/readyz`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use keyward_env::{Env, RealEnv};
+use keyward_service::Kms;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+
+use crate::config::{LogFormat, ObserveSection};
+
+/// Between readings of the gauges.
+const GAUGE_ROUND: Duration = Duration::from_secs(1);
+
+/// Starts the log. Lines go to standard error.
+pub fn start_log(section: &ObserveSection) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&section.log)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match section.log_format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    // A second node in the same process (tests) shares the first one's log.
+    drop(started);
+}
+
+/// Installs the recorder of metrics. `None` when the process has one already.
+#[must_use]
+pub fn start_metrics() -> Option<PrometheusHandle> {
+    let seconds = [
+        0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+        5.0, 10.0,
+    ];
+    let handle =
+        PrometheusBuilder::new().set_buckets(&seconds).ok()?.install_recorder().ok()?;
+    metrics::describe_counter!("keyward_calls_total", "Calls by operation and outcome");
+    metrics::describe_histogram!("keyward_call_seconds", "Time to serve a call, by operation");
+    metrics::describe_counter!(
+        "keyward_connections_refused_total",
+        "Connections refused, by reason"
+    );
+    metrics::describe_gauge!("keyward_raft_term", "Raft term");
+    metrics::describe_gauge!("keyward_raft_is_leader", "1 on the leader");
+    metrics::describe_gauge!("keyward_raft_leader_id", "Node id of the leader, 0 when unknown");
+    metrics::describe_gauge!("keyward_raft_committed_index", "Last log index known committed");
+    metrics::describe_gauge!("keyward_raft_applied_index", "Last log index visible to calls");
+    metrics::describe_gauge!("keyward_lease_seconds", "What the serving lease has left");
+    metrics::describe_gauge!("keyward_lease_serving", "1 while this node serves from memory");
+    metrics::describe_gauge!("keyward_keys", "KMS keys in the Region");
+    metrics::describe_gauge!("keyward_unsealed_keys", "Backing keys unsealed on this node");
+    metrics::describe_gauge!("keyward_unsealed_hits", "Uses of a key that was unsealed already");
+    metrics::describe_gauge!("keyward_unsealed_misses", "Uses of a key that had to be unsealed");
+    metrics::describe_gauge!("keyward_unsealed_evictions", "Unsealed keys that made room");
+    Some(handle)
+}
+
+/// Keeps the gauges current.
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating-point numbers")]
+pub async fn read_gauges(kms: Arc<Kms<RealEnv>>) {
+    while !kms.node().is_stopped() {
+        let status = kms.node().status();
+        let cache = kms.hsm().cache_stats();
+        let serves = kms.node().admit_now().is_ok();
+        metrics::gauge!("keyward_raft_term").set(status.term as f64);
+        metrics::gauge!("keyward_raft_is_leader").set(f64::from(u8::from(kms.node().leads())));
+        metrics::gauge!("keyward_raft_leader_id").set(status.leader.unwrap_or(0) as f64);
+        metrics::gauge!("keyward_raft_committed_index").set(status.committed as f64);
+        metrics::gauge!("keyward_raft_applied_index").set(status.applied as f64);
+        metrics::gauge!("keyward_lease_seconds").set(status.lease_ms as f64 / 1000.0);
+        metrics::gauge!("keyward_lease_serving").set(f64::from(u8::from(serves)));
+        metrics::gauge!("keyward_keys").set(kms.node().state().key_count() as f64);
+        metrics::gauge!("keyward_unsealed_keys").set(cache.keys as f64);
+        metrics::gauge!("keyward_unsealed_hits").set(cache.hits as f64);
+        metrics::gauge!("keyward_unsealed_misses").set(cache.misses as f64);
+        metrics::gauge!("keyward_unsealed_evictions").set(cache.evictions as f64);
+        RealEnv.sleep(GAUGE_ROUND).await;
+    }
+}
+
+#[derive(Clone)]
+struct Seen {
+    kms: Arc<Kms<RealEnv>>,
+    metrics: Option<PrometheusHandle>,
+}
+
+/// Takes the address.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|e| {
+        format!("cannot listen on {address} for health and metrics: {e}; is another process using it?")
+    })
+}
+
+/// Serves health and metrics until the process ends.
+pub async fn serve(
+    listener: TcpListener,
+    kms: Arc<Kms<RealEnv>>,
+    metrics: Option<PrometheusHandle>,
+) {
+    let router = Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(show_metrics))
+        .with_state(Seen { kms, metrics });
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "health and metrics are no longer served");
+    }
+}
+
+async fn livez(State(seen): State<Seen>) -> (StatusCode, String) {
+    match seen.kms.node().fatal() {
+        None => (StatusCode::OK, "alive\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("consensus has stopped: {why}\n")),
+    }
+}
+
+async fn readyz(State(seen): State<Seen>) -> (StatusCode, String) {
+    let not_ready = |why: String| (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n"));
+    if let Some(why) = seen.kms.node().fatal() {
+        return not_ready(format!("consensus has stopped: {why}"));
+    }
+    if seen.kms.node().state().region.is_none() {
+        return not_ready("this node belongs to no Region yet".to_owned());
+    }
+    if let Err(refusal) = seen.kms.node().admit_now() {
+        return not_ready(refusal.to_string());
+    }
+    if let Err(error) = seen.kms.hsm().root().health().await {
+        return not_ready(format!("the root: {error}"));
+    }
+    (StatusCode::OK, "ready\n".to_owned())
+}
+
+async fn show_metrics(State(seen): State<Seen>) -> (StatusCode, String) {
+    match &seen.metrics {
+        Some(handle) => (StatusCode::OK, handle.render()),
+        None => (StatusCode::NOT_FOUND, "metrics are shown by the process's first node\n".into()),
+    }
+}

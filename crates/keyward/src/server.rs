@@ -1,0 +1,237 @@
+//! `keyward server`: one node, from its configuration to its door.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward_door_grpc::{Door, DoorConfig, GrpcTransport, Key, TlsFiles};
+use keyward_env::{Env, RealEnv};
+use keyward_hsm::{
+    ArenaConfig, ArgonParams, FileRoot, Hsm, HsmConfig, PassphraseRoot, RootProvider, SecretVec,
+    read_credential,
+};
+use keyward_raft::{Node, NodeConfig, RocksStore};
+use keyward_service::Kms;
+use keyward_state::Table;
+
+use crate::config::{Config, RootSection};
+use crate::error::Failure;
+use crate::observe;
+
+/// A leader that is told to stop hands over for at most this long.
+const HAND_OVER: Duration = Duration::from_millis(1500);
+/// Between looks whether consensus has stopped.
+const WATCH: Duration = Duration::from_millis(500);
+
+/// Reads a PEM file; a private key must be closed to others.
+fn read_file(path: &Path, private: bool) -> Result<Vec<u8>, Failure> {
+    let read = || -> std::io::Result<(Vec<u8>, u32)> {
+        Ok((fs::read(path)?, fs::metadata(path)?.mode()))
+    };
+    let (bytes, mode) =
+        read().map_err(|e| Failure::new(format!("cannot read {}: {e}", path.display())))?;
+    if private && mode & 0o077 != 0 {
+        return Err(Failure::new(format!(
+            "{} has mode {:04o}: others can read the private key",
+            path.display(),
+            mode & 0o7777
+        ))
+        .next(format!("chmod 600 {}", path.display())));
+    }
+    Ok(bytes)
+}
+
+fn tls_files(config: &Config) -> Result<TlsFiles, Failure> {
+    let outside = config.tls.outside_authority.as_deref();
+    Ok(TlsFiles {
+        certificate: read_file(&config.tls.certificate, false)?,
+        private_key: Key::new(read_file(&config.tls.private_key, true)?),
+        authority: read_file(&config.tls.authority, false)?,
+        outside_authority: outside.map(|path| read_file(path, false)).transpose()?,
+    })
+}
+
+/// The passphrase: a credential file, a systemd credential, or a prompt. Never an argument.
+fn passphrase(credential: Option<&Path>) -> Result<SecretVec, Failure> {
+    if let Some(path) = credential {
+        return read_credential(path).map_err(Failure::from_error);
+    }
+    if let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") {
+        let path = Path::new(&folder).join("keyward-passphrase");
+        if path.exists() {
+            return read_credential(&path).map_err(Failure::from_error);
+        }
+    }
+    let text = rpassword::prompt_password("Passphrase of the root: ").map_err(|e| {
+        Failure::new(format!("no passphrase: {e}"))
+            .next("set root.credential to a file of mode 0600 that holds it")
+    })?;
+    Ok(SecretVec::new(text.into_bytes()))
+}
+
+/// Opens the root, and makes it at the first start (when the node has no data yet).
+fn open_root(config: &Config) -> Result<Arc<dyn RootProvider>, Failure> {
+    let entropy = RealEnv.entropy();
+    let unlocked = config.hsm.allow_unlocked;
+    let first_start = !config.node.data.join("state").exists();
+    match &config.root {
+        RootSection::File { path } => {
+            let root = if first_start && !path.exists() {
+                FileRoot::create(path, entropy, unlocked)
+            } else {
+                FileRoot::open(path, entropy, unlocked)
+            };
+            Ok(Arc::new(root.map_err(Failure::from_error)?))
+        }
+        RootSection::Passphrase { params, credential } => {
+            let secret = passphrase(credential.as_deref())?;
+            let root = if first_start && !params.exists() {
+                PassphraseRoot::create(params, &secret, ArgonParams::default(), entropy, unlocked)
+            } else {
+                PassphraseRoot::open(params, &secret, entropy, unlocked)
+            };
+            Ok(Arc::new(root.map_err(Failure::from_error)?))
+        }
+    }
+}
+
+/// Runs a node until `stop` ends or it cannot go on.
+pub async fn run(config: Config, stop: impl Future<Output = ()> + Send) -> Result<(), Failure> {
+    keyward_hsm::harden_process().map_err(Failure::from_error)?;
+    let tls = tls_files(&config)?;
+    let timers = config.timers.timers();
+    let door = Door::bind(DoorConfig {
+        listen: config.node.listen,
+        region: config.node.region.clone(),
+        timers,
+        tls: tls.clone(),
+    })
+    .await
+    .map_err(Failure::from_error)?;
+    let observer = match config.observe.listen {
+        Some(address) => Some(observe::bind(address).await.map_err(Failure::new)?),
+        None => None,
+    };
+    let metrics = observe::start_metrics();
+
+    fs::create_dir_all(&config.node.data).map_err(|e| {
+        Failure::new(format!("cannot make {}: {e}", config.node.data.display()))
+    })?;
+    let root = {
+        let config = config.clone();
+        RealEnv.blocking(move || open_root(&config)).await?
+    };
+    tracing::info!(root = %root.identity(), kind = root.kind().name(), "the root is open");
+    let hsm_config = HsmConfig {
+        cache_max_entries: config.hsm.cache_max_entries,
+        arena: ArenaConfig { allow_unlocked: config.hsm.allow_unlocked, ..ArenaConfig::default() },
+    };
+    let hsm = Hsm::new(root, RealEnv.entropy(), &hsm_config).map_err(Failure::from_error)?;
+    if !hsm.is_memory_locked() {
+        tracing::warn!("memory for keys is not locked: see hsm.allow_unlocked");
+    }
+
+    let node = start_node(&config, &tls).await?;
+    let state = node.state();
+    if let Some(facts) = &state.region
+        && facts.region != config.node.region
+    {
+        return Err(Failure::new(format!(
+            "the data folder belongs to Region {}, and the configuration says {}",
+            facts.region, config.node.region
+        )));
+    }
+    drop(state);
+    let kms = Kms::new(node, hsm);
+    kms.start();
+    if let Some(listener) = observer {
+        RealEnv.spawn(observe::serve(listener, Arc::clone(&kms), metrics));
+        RealEnv.spawn(observe::read_gauges(Arc::clone(&kms)));
+    }
+    tracing::info!(node = config.node.id, region = %config.node.region, listen = %config.node.listen,
+        "the node is up");
+    serve(door, kms, stop).await
+}
+
+async fn start_node(config: &Config, tls: &TlsFiles) -> Result<Arc<Node<RealEnv>>, Failure> {
+    let data = config.node.data.clone();
+    let open = move || -> std::io::Result<_> {
+        let log = RocksStore::open(&data.join("log"), &Table::LOG)?;
+        let state = RocksStore::open(&data.join("state"), &Table::STATE)?;
+        Ok((log, state))
+    };
+    let (log, state) = RealEnv.blocking(open).await.map_err(|e| {
+        Failure::new(format!("the data folder {} cannot be opened: {e}", config.node.data.display()))
+            .next("is another keyward running on it? is the disk full?")
+    })?;
+    let node_config = NodeConfig {
+        node: config.node.id,
+        address: config.address(),
+        timers: config.timers.timers(),
+    };
+    let transport = Arc::new(GrpcTransport::new(tls));
+    Node::start(node_config, RealEnv, Arc::new(log), Arc::new(state), transport)
+        .await
+        .map_err(Failure::from_error)
+}
+
+async fn serve(
+    door: Door,
+    kms: Arc<Kms<RealEnv>>,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), Failure> {
+    let (closing, closed) = tokio::sync::oneshot::channel::<()>();
+    let service = Arc::clone(&kms);
+    let (ended, mut end) = tokio::sync::oneshot::channel();
+    RealEnv.spawn(async move {
+        let result = door.serve(service, async { drop(closed.await) }).await;
+        drop(ended.send(result));
+    });
+    let fatal = async {
+        loop {
+            if let Some(why) = kms.node().fatal() {
+                return why;
+            }
+            RealEnv.sleep(WATCH).await;
+        }
+    };
+    let outcome = tokio::select! {
+        () = stop => Ok(()),
+        why = fatal => Err(Failure::new(format!("consensus stopped on this node: {why}"))
+            .next("look at the disk and the log above, then start the node again")),
+        result = &mut end => return match result {
+            Ok(Err(error)) => Err(Failure::from_error(error)),
+            _ => Err(Failure::new("the gRPC door closed by itself")),
+        },
+    };
+    // Told to stop: leadership goes first, so that others lose nothing; then calls under way finish.
+    if outcome.is_ok() && kms.node().leads() && kms.node().members().iter().any(|m| m.voter && m.node != kms.node().id()) {
+        match kms.node().transfer(None, HAND_OVER).await {
+            Ok(leader) => tracing::info!(leader, "leadership was handed over"),
+            Err(why) => tracing::info!(%why, "leadership was not handed over"),
+        }
+    }
+    drop(closing);
+    RealEnv.timeout(Duration::from_secs(5), end).await;
+    kms.node().stop().await;
+    tracing::info!("the node has stopped");
+    outcome
+}
+
+/// Ends on SIGTERM or SIGINT.
+pub async fn until_told_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminate = signal(SignalKind::terminate());
+    let interrupt = signal(SignalKind::interrupt());
+    match (terminate, interrupt) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        _ => std::future::pending().await,
+    }
+}
