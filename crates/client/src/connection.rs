@@ -213,6 +213,17 @@ impl Client {
             .await
     }
 
+    /// Calls the key service on the preferred node, once: what a caller without retries sees.
+    pub async fn key_once<In, Out, F, Fut>(&self, message: In, call: F) -> Result<Out, CallError>
+    where
+        F: Fn(KeyServiceClient<Channel>, Request<In>) -> Fut,
+        Fut: Future<Output = Result<Response<Out>, Status>> + Send,
+        Out: Send,
+    {
+        let at = self.preferred.load(Ordering::Relaxed);
+        self.ask(at, message, &|channel, r| call(KeyServiceClient::new(channel), r)).await
+    }
+
     /// Calls the operator service.
     pub async fn operator<In, Out, F, Fut>(
         &self,
@@ -250,27 +261,13 @@ impl Client {
         for round in 0..ROUNDS_MAX {
             for step in 0..count {
                 let at = (first + step) % count;
-                let mut request = Request::new(message.clone());
-                request.set_timeout(self.patience);
-                // The server answers a little before the deadline that it is told; the margin here is for
-                // a server that does not answer at all.
-                let answer = RealEnv
-                    .timeout(
-                        self.patience + Duration::from_millis(250),
-                        call(self.channels[at].clone(), request),
-                    )
-                    .await
-                    .unwrap_or_else(|| Err(Status::deadline_exceeded("no answer in time")));
-                let mut error = match answer {
-                    Ok(response) => {
+                let error = match self.ask(at, message.clone(), &call).await {
+                    Ok(answer) => {
                         self.preferred.store(at, Ordering::Relaxed);
-                        return Ok(response.into_inner());
+                        return Ok(answer);
                     }
-                    Err(status) => CallError::from(status),
+                    Err(error) => error,
                 };
-                if error.code.is_none() {
-                    error.message = format!("{}: {}", self.endpoints[at], error.message);
-                }
                 if !may_repeat(repeat, &error) {
                     return Err(error);
                 }
@@ -279,6 +276,33 @@ impl Client {
             RealEnv.sleep(ROUND_PAUSE * (round + 1)).await;
         }
         Err(last.unwrap_or_else(|| Status::unavailable("no node was asked").into()))
+    }
+}
+
+impl Client {
+    /// One call on one node.
+    async fn ask<In, Out, F, Fut>(&self, at: usize, message: In, call: &F) -> Result<Out, CallError>
+    where
+        F: Fn(Channel, Request<In>) -> Fut,
+        Fut: Future<Output = Result<Response<Out>, Status>> + Send,
+        Out: Send,
+    {
+        let mut request = Request::new(message);
+        request.set_timeout(self.patience);
+        // The server answers a little before the deadline that it is told; the margin here is for a
+        // server that does not answer at all.
+        let patience = self.patience + Duration::from_millis(250);
+        let answer = RealEnv.timeout(patience, call(self.channels[at].clone(), request)).await;
+        match answer.unwrap_or_else(|| Err(Status::deadline_exceeded("no answer in time"))) {
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => {
+                let mut error = CallError::from(status);
+                if error.code.is_none() {
+                    error.message = format!("{}: {}", self.endpoints[at], error.message);
+                }
+                Err(error)
+            }
+        }
     }
 }
 

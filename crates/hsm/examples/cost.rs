@@ -43,7 +43,8 @@ fn main() {
     let key = KeyId::from_random([1; 16]);
     let (material, token) = hsm.generate_backing_key(domain, key).expect("a backing key");
     let backing = hsm.unseal(key, material, &token).expect("an unsealed key");
-    let context = CanonicalContext::new([("Department", "IT"), ("Purpose", "Test")]).expect("short");
+    let context =
+        CanonicalContext::new([("Department", "IT"), ("Purpose", "Test")]).expect("short");
 
     for bytes in [32, 4096] {
         let plaintext = vec![7; bytes];

@@ -8,7 +8,10 @@
 //! **Invariant:** this is the only module of the workspace with `unsafe`. A slot has at most one
 //! [`Secret`], and a free slot is all zeros.
 
-#![expect(unsafe_code, reason = "locking and handing out raw memory; each block says why it is sound")]
+#![expect(
+    unsafe_code,
+    reason = "locking and handing out raw memory; each block says why it is sound"
+)]
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -104,7 +107,9 @@ impl Arena {
                 Err(_) if bytes / 2 >= ARENA_BYTES_MIN => {
                     bytes = (bytes / 2).next_multiple_of(page_bytes);
                 }
-                Err(_) if config.allow_unlocked => return Self::map(bytes_wanted, page_bytes).map(Arc::new),
+                Err(_) if config.allow_unlocked => {
+                    return Self::map(bytes_wanted, page_bytes).map(Arc::new);
+                }
                 Err(source) => {
                     let limit_bytes = getrlimit(Resource::Memlock).current;
                     return Err(ArenaError::NotLocked { bytes, limit_bytes, source });
@@ -263,7 +268,9 @@ impl Secret {
 
     /// The bytes as a key of `N` bytes.
     pub(crate) fn expose_key<const N: usize>(&self) -> Result<&[u8; N], ArenaError> {
-        self.expose().try_into().map_err(|_| ArenaError::KeyLength { bytes: self.len(), expected: N })
+        self.expose()
+            .try_into()
+            .map_err(|_| ArenaError::KeyLength { bytes: self.len(), expected: N })
     }
 }
 
@@ -304,7 +311,9 @@ mod tests {
     fn lengths_outside_a_slot_are_refused_and_take_no_slot() {
         let arena = small_arena();
         for bytes in [0, SLOT_BYTES + 1, 256, 257, 320] {
-            assert!(matches!(arena.zeroed(bytes), Err(ArenaError::Length { bytes: b }) if b == bytes));
+            assert!(
+                matches!(arena.zeroed(bytes), Err(ArenaError::Length { bytes: b }) if b == bytes)
+            );
         }
         assert_eq!(arena.slots_free(), arena.slots());
         assert!(matches!(
@@ -359,7 +368,8 @@ mod tests {
     /// What `/proc/self/smaps` says about the mapping, not what we asked for.
     #[test]
     fn the_kernel_knows_the_mapping_as_locked_not_dumped_and_wiped_on_fork() {
-        let arena = Arena::new(&ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: false }).unwrap();
+        let arena =
+            Arena::new(&ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: false }).unwrap();
         let start = format!("{:x}-", arena.slots_start.as_ptr().addr());
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let flags = maps

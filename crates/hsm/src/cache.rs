@@ -13,6 +13,16 @@ use crate::material::BackingKey;
 /// Shards: more than a node has cores, so that two calls seldom meet in one.
 const SHARDS: usize = 16;
 
+/// A shard and its counters, which are apart as well, or every call of every core would write to one
+/// cache line.
+#[derive(Default)]
+struct Slot {
+    shard: RwLock<Shard>,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    evictions: AtomicU64,
+}
+
 #[derive(Default)]
 struct Shard {
     keys: BTreeMap<KeyMaterialId, Arc<BackingKey>>,
@@ -21,11 +31,8 @@ struct Shard {
 }
 
 pub(crate) struct Cache {
-    shards: Vec<RwLock<Shard>>,
+    slots: [Slot; SHARDS],
     per_shard_max: usize,
-    hits: AtomicU64,
-    misses: AtomicU64,
-    evictions: AtomicU64,
 }
 
 /// What the cache has done so far.
@@ -42,32 +49,26 @@ pub struct CacheStats {
 }
 
 impl Cache {
-    /// Holds at most `entries` keys, and at least one a shard.
+    /// Holds at most `entries` keys, rounded down to whole shards, and at least one a shard.
     pub(crate) fn new(entries: usize) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
-            per_shard_max: entries.div_ceil(SHARDS).max(1),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
-            evictions: AtomicU64::new(0),
+            slots: std::array::from_fn(|_| Slot::default()),
+            per_shard_max: (entries / SHARDS).max(1),
         }
     }
 
     /// Material ids are the output of a PRF: their first byte spreads evenly.
-    fn shard(&self, material: &KeyMaterialId) -> &RwLock<Shard> {
-        &self.shards[usize::from(material.bytes()[0]) % SHARDS]
+    fn slot(&self, material: &KeyMaterialId) -> &Slot {
+        &self.slots[usize::from(material.bytes()[0]) % SHARDS]
     }
 
     pub(crate) fn get(&self, material: &KeyMaterialId) -> Option<Arc<BackingKey>> {
-        let found = self.shard(material).read().keys.get(material).cloned();
-        match &found {
-            Some(key) => {
-                key.used.store(true, Ordering::Relaxed);
-                self.hits.fetch_add(1, Ordering::Relaxed);
-            }
-            None => {
-                self.misses.fetch_add(1, Ordering::Relaxed);
-            }
+        let slot = self.slot(material);
+        let found = slot.shard.read().keys.get(material).cloned();
+        let counter = if found.is_some() { &slot.hits } else { &slot.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+        if let Some(key) = &found {
+            key.used.store(true, Ordering::Relaxed);
         }
         found
     }
@@ -75,13 +76,14 @@ impl Cache {
     /// Puts a key in. When another call was faster, its key stays and is returned.
     pub(crate) fn insert(&self, key: BackingKey) -> Arc<BackingKey> {
         let material = key.material_id();
-        let mut shard = self.shard(&material).write();
+        let slot = self.slot(&material);
+        let mut shard = slot.shard.write();
         if let Some(present) = shard.keys.get(&material) {
             return Arc::clone(present);
         }
         while shard.keys.len() >= self.per_shard_max {
             shard.evict_one();
-            self.evictions.fetch_add(1, Ordering::Relaxed);
+            slot.evictions.fetch_add(1, Ordering::Relaxed);
         }
         let key = Arc::new(key);
         shard.keys.insert(material, Arc::clone(&key));
@@ -90,28 +92,30 @@ impl Cache {
 
     /// Makes room when the arena is full, whatever the limit says. False: there is nothing to evict.
     pub(crate) fn make_room(&self) -> bool {
-        let fullest = self.shards.iter().max_by_key(|shard| shard.read().keys.len());
+        let fullest = self.slots.iter().max_by_key(|slot| slot.shard.read().keys.len());
         let Some(fullest) = fullest else { return false };
-        let mut shard = fullest.write();
+        let mut shard = fullest.shard.write();
         if shard.keys.is_empty() {
             return false;
         }
         shard.evict_one();
-        self.evictions.fetch_add(1, Ordering::Relaxed);
+        fullest.evictions.fetch_add(1, Ordering::Relaxed);
         true
     }
 
     pub(crate) fn remove(&self, material: &KeyMaterialId) {
-        self.shard(material).write().keys.remove(material);
+        self.slot(material).shard.write().keys.remove(material);
     }
 
     pub(crate) fn stats(&self) -> CacheStats {
-        CacheStats {
-            keys: self.shards.iter().map(|shard| shard.read().keys.len()).sum(),
-            hits: self.hits.load(Ordering::Relaxed),
-            misses: self.misses.load(Ordering::Relaxed),
-            evictions: self.evictions.load(Ordering::Relaxed),
+        let mut stats = CacheStats::default();
+        for slot in &self.slots {
+            stats.keys += slot.shard.read().keys.len();
+            stats.hits += slot.hits.load(Ordering::Relaxed);
+            stats.misses += slot.misses.load(Ordering::Relaxed);
+            stats.evictions += slot.evictions.load(Ordering::Relaxed);
         }
+        stats
     }
 }
 
@@ -161,8 +165,7 @@ mod tests {
     fn a_full_shard_gives_up_a_key_that_was_not_used_lately() {
         let arena = small_arena();
         let cache = Cache::new(4 * SHARDS);
-        let ids: Vec<_> =
-            (0..4).map(|n| cache.insert(key(&arena, n)).material_id()).collect();
+        let ids: Vec<_> = (0..4).map(|n| cache.insert(key(&arena, n)).material_id()).collect();
         // The first insertion over the limit clears all bits and takes one; from then on used keys stay.
         cache.insert(key(&arena, 4));
         let survivor = ids[2];

@@ -55,7 +55,10 @@ impl<'a> ParsedCiphertext<'a> {
     /// program does not know.
     pub fn parse(blob: &'a [u8]) -> Result<Self, CiphertextError> {
         if blob.len() > CIPHERTEXT_BYTES_MAX {
-            return Err(CiphertextError::TooLong { bytes: blob.len(), bytes_max: CIPHERTEXT_BYTES_MAX });
+            return Err(CiphertextError::TooLong {
+                bytes: blob.len(),
+                bytes_max: CIPHERTEXT_BYTES_MAX,
+            });
         }
         let too_short = CiphertextError::TooShort { bytes: blob.len(), bytes_min: BYTES_MIN };
         match blob.first() {
@@ -123,7 +126,10 @@ pub(crate) fn encrypt(
     // The capacity is exact, so that no reallocation leaves a plaintext behind.
     let mut blob = Vec::with_capacity(plaintext.len() + CIPHERTEXT_OVERHEAD_BYTES);
     let key = backing.key_id();
-    blob.extend([VERSION, if key.is_multi_region() { KIND_MULTI_REGION } else { KIND_SINGLE_REGION }]);
+    blob.extend([
+        VERSION,
+        if key.is_multi_region() { KIND_MULTI_REGION } else { KIND_SINGLE_REGION },
+    ]);
     blob.extend_from_slice(key.bytes());
     blob.extend_from_slice(backing.material_id().bytes());
     blob.extend_from_slice(nonce);

@@ -21,7 +21,9 @@ impl CanonicalContext {
     /// # Errors
     /// [`ContextError::TooLong`] when the encoding is longer than
     /// [`ENCRYPTION_CONTEXT_BYTES_MAX`]; [`ContextError::DuplicateKey`] when a key occurs twice.
-    pub fn new<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, ContextError> {
+    pub fn new<'a>(
+        pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, ContextError> {
         const TOO_LONG: ContextError =
             ContextError::TooLong { bytes_max: ENCRYPTION_CONTEXT_BYTES_MAX };
         let mut sorted = Vec::new();

@@ -113,7 +113,9 @@ pub enum ArenaError {
         source: Errno,
     },
     /// Every slot is taken.
-    #[error("all {slots} slots of secret memory are in use: raise the arena's size, or cache fewer keys")]
+    #[error(
+        "all {slots} slots of secret memory are in use: raise the arena's size, or cache fewer keys"
+    )]
     Exhausted {
         /// How many there are.
         slots: usize,
@@ -237,7 +239,9 @@ pub enum RootError {
         source: std::io::Error,
     },
     /// Not the text of a root id.
-    #[error("not a root id: expected a provider's name, a colon and 32 lower-case hexadecimal digits")]
+    #[error(
+        "not a root id: expected a provider's name, a colon and 32 lower-case hexadecimal digits"
+    )]
     Id,
 }
 

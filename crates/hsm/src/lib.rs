@@ -14,12 +14,12 @@
 //! [`CryptoProvider`] is the seam to the library that computes the primitives.
 //!
 //! # What this crate does not know
-//! It knows nothing of networks, of consensus, of permissions or of accounts. It reads and writes two kinds of file
-//! (a root key, a passphrase's parameters) and nothing else.
+//! It knows nothing of networks, of consensus, of permissions or of accounts. It reads and writes two
+//! kinds of file (a root key, a passphrase's parameters), reads a third (a credential), and no other.
 //!
 //! # Invariants
-//! * Plaintext key material leaves this crate in one way only: as the plaintext of a message that was
-//!   decrypted ([`Hsm::decrypt`]), or as a small secret that was sealed as such ([`Hsm::open_secret`]).
+//! * What leaves this crate in plaintext is the plaintext of a message that was decrypted
+//!   ([`Hsm::decrypt`]), and a small secret that was sealed as such ([`Hsm::open_secret`]).
 //!   Domain and backing keys have no way out except sealed.
 //! * [`Secret`], [`SecretVec`], [`BackingKey`] and [`ResealSecret`] have no `Debug`, `Display`, `Clone`
 //!   or `Serialize`, and are wiped on drop.

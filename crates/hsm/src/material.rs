@@ -49,7 +49,11 @@ impl BackingKey {
 /// material (it is the output of a PRF that is used with this label for nothing else), it cannot belong to
 /// two materials (so a ciphertext, which names it, opens under one key only), and importing the same
 /// material again gives the same id.
-pub(crate) fn material_id(crypto: &dyn CryptoProvider, key: KeyId, secret: &Secret) -> KeyMaterialId {
+pub(crate) fn material_id(
+    crypto: &dyn CryptoProvider,
+    key: KeyId,
+    secret: &Secret,
+) -> KeyMaterialId {
     let mut context = [0; 17];
     context[0] = u8::from(key.is_multi_region());
     context[1..].copy_from_slice(key.bytes());

@@ -1,9 +1,7 @@
 //! Keeping the memory of the process where it is.
 
 use rustix::io::Errno;
-use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit,
-};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 use crate::error::HsmError;
 
@@ -17,5 +15,6 @@ pub fn harden_process() -> Result<(), HsmError> {
     let failed = |what: &'static str| move |source: Errno| HsmError::NotHardened { what, source };
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .map_err(failed("setrlimit(RLIMIT_CORE, 0)"))?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("prctl(PR_SET_DUMPABLE, 0)"))
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(failed("prctl(PR_SET_DUMPABLE, 0)"))
 }

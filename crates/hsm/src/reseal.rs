@@ -12,7 +12,7 @@ use hpke::{Deserializable, Kem, OpModeR, OpModeS, Serializable, setup_receiver};
 use keyward_env::Entropy;
 use keyward_model::DomainKeyId;
 use serde::{Deserialize, Serialize};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::error::HsmError;
 use crate::root::RootId;
@@ -23,7 +23,8 @@ const ENCAPPED_BYTES: usize = 65;
 
 type PrivateKey = <DhP256HkdfSha256 as Kem>::PrivateKey;
 
-/// The joiner's half of a request: opens what a member seals. Wiped on drop.
+/// The joiner's half of a request: opens what a member seals. Lives for the minute that joining takes, on
+/// the heap or stack, and is wiped on drop by the library that made it. It cannot be printed or cloned.
 pub struct ResealSecret(PrivateKey);
 
 /// What a joiner shows to a member. Not secret.
@@ -82,8 +83,8 @@ pub(crate) fn export(
     request: &ResealRequest,
 ) -> Result<Vec<u8>, HsmError> {
     let malformed = |_| HsmError::ResealRequest(request.root.clone());
-    let public = <DhP256HkdfSha256 as Kem>::PublicKey::from_bytes(&request.public_key)
-        .map_err(malformed)?;
+    let public =
+        <DhP256HkdfSha256 as Kem>::PublicKey::from_bytes(&request.public_key).map_err(malformed)?;
     let (encapped, mut context) =
         hpke::setup_sender_with_rng::<AesGcm256, HkdfSha256, DhP256HkdfSha256>(
             &OpModeS::Base,
@@ -116,8 +117,5 @@ pub(crate) fn import(
         &info(root, domain),
     )
     .map_err(|_| HsmError::ResealDoesNotOpen)?;
-    let mut opened = context.open(sealed, &[]).map_err(|_| HsmError::ResealDoesNotOpen)?;
-    let key = Zeroizing::new(opened.clone());
-    opened.zeroize();
-    Ok(key)
+    context.open(sealed, &[]).map(Zeroizing::new).map_err(|_| HsmError::ResealDoesNotOpen)
 }

@@ -2,8 +2,8 @@
 
 use zeroize::Zeroize;
 
-/// Secret bytes on the heap, wiped on drop, with their whole allocation. Not locked: the arena is for keys that live
-/// long; these live for a call. It cannot be printed, cloned or serialised.
+/// Secret bytes on the heap, wiped on drop with their whole allocation. Not locked: the arena is for keys,
+/// which live long; these live for a call. It cannot be printed, cloned or serialised.
 pub struct SecretVec(Vec<u8>);
 
 impl SecretVec {

@@ -147,12 +147,13 @@ pub(crate) fn seal(
     token.extend_from_slice(plaintext);
     let (header, in_out) = token.split_at_mut(HEADER_BYTES);
     let aad = belongs.aad(header);
-    let tag = seal_once(crypto, secret, TOKEN_KEY_LABEL, salt, &aad, in_out).map_err(
-        |error| match error {
-            SealError::Key(error) => HsmError::Arena(error),
-            SealError::Crypto(_) => HsmError::Crypto("AES-256-GCM encryption"),
-        },
-    )?;
+    let tag =
+        seal_once(crypto, secret, TOKEN_KEY_LABEL, salt, &aad, in_out).map_err(
+            |error| match error {
+                SealError::Key(error) => HsmError::Arena(error),
+                SealError::Crypto(_) => HsmError::Crypto("AES-256-GCM encryption"),
+            },
+        )?;
     token.extend_from_slice(&tag);
     Ok(SealedToken(token))
 }

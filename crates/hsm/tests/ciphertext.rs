@@ -1,5 +1,7 @@
 //! The ciphertext blob: what opens, and that nothing else does.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -125,8 +127,10 @@ fn plaintexts_outside_1_to_4096_bytes_are_refused() {
     let empty = CanonicalContext::empty();
     for bytes in [0, 4097] {
         let refused = WORLD.hsm.encrypt(&WORLD.key, &vec![0; bytes], &empty);
-        assert!(matches!(refused, Err(HsmError::Length { bytes: b, bytes_min: 1, bytes_max: 4096, .. })
-            if b == bytes));
+        assert!(
+            matches!(refused, Err(HsmError::Length { bytes: b, bytes_min: 1, bytes_max: 4096, .. })
+            if b == bytes)
+        );
     }
     for bytes in [1, 4096] {
         let blob = WORLD.hsm.encrypt(&WORLD.key, &vec![7; bytes], &empty).unwrap();

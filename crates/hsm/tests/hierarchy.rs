@@ -1,5 +1,7 @@
 //! Domain keys, tokens, handing over to another root, and the cache.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+
 mod common;
 
 use std::sync::Arc;
@@ -63,7 +65,8 @@ fn a_forgotten_domain_key_seals_and_opens_nothing() {
     let secret = hsm.seal_secret(domain, "label", b"secret").unwrap();
     hsm.forget_domain_key(domain);
     assert!(!hsm.has_domain_key(domain));
-    let not_open = |error: HsmError| matches!(error, HsmError::DomainKeyNotOpen(id) if id == domain);
+    let not_open =
+        |error: HsmError| matches!(error, HsmError::DomainKeyNotOpen(id) if id == domain);
     assert!(not_open(hsm.generate_backing_key(domain, key_id(1)).unwrap_err()));
     assert!(not_open(hsm.unseal(key_id(1), material, &token).err().unwrap()));
     assert!(not_open(hsm.seal_secret(domain, "label", b"secret").unwrap_err()));
@@ -124,7 +127,10 @@ fn a_resealed_key_opens_for_its_request_its_root_and_its_id_only() {
     }
     for bit in 0..message.len() * 8 {
         let altered = flip(&message, bit);
-        assert!(block_on(joiner.import_domain_key(domain, &secret, &altered)).is_err(), "bit {bit}");
+        assert!(
+            block_on(joiner.import_domain_key(domain, &secret, &altered)).is_err(),
+            "bit {bit}"
+        );
     }
     for len in 0..message.len() {
         assert!(block_on(joiner.import_domain_key(domain, &secret, &message[..len])).is_err());

@@ -3,6 +3,8 @@
 //! Randomness is a known pattern here, so every key is; what is searched for is computed byte by byte or
 //! kept inverted, so that the search does not find itself. One test, and a process of its own.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+
 mod common;
 
 use std::fs::File;
@@ -108,7 +110,11 @@ fn keys_are_in_their_slots_and_nowhere_else() {
     // HMAC's padded keys (FIPS 198-1, section 4) give the key away just as well.
     assert_eq!(occurrences(|i| pattern(i) ^ 0x36), 0, "inner padded keys");
     assert_eq!(occurrences(|i| pattern(i) ^ 0x5c), 0, "outer padded keys");
-    assert_eq!(occurrences(|i| !MESSAGE_KEY_INVERTED[i]), 0, "message keys, also as a key schedule");
+    assert_eq!(
+        occurrences(|i| !MESSAGE_KEY_INVERTED[i]),
+        0,
+        "message keys, also as a key schedule"
+    );
 
     drop(backing);
     hsm.evict(&material);
@@ -118,6 +124,12 @@ fn keys_are_in_their_slots_and_nowhere_else() {
     // The constant above is the key that was used; only now, for this leaves it in memory.
     let ikm: [u8; 32] = std::array::from_fn(pattern);
     let mut message_key = [0; 32];
-    counter_hmac_sha256(&RingProvider, &ikm, b"keyward message key v1", &ikm[..16], &mut message_key);
+    counter_hmac_sha256(
+        &RingProvider,
+        &ikm,
+        b"keyward message key v1",
+        &ikm[..16],
+        &mut message_key,
+    );
     assert_eq!(message_key.map(|b| !b), MESSAGE_KEY_INVERTED);
 }

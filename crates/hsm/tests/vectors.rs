@@ -1,6 +1,8 @@
 //! Every primitive against published vectors: Wycheproof, NIST, RFCs. SP 800-108 is tested beside its
 //! code (`src/kdf.rs`, NIST CAVP), and so is Argon2id (`src/root/passphrase.rs`, RFC 9106).
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+
 use hpke::aead::{AesGcm128, AesGcm256};
 use hpke::kdf::HkdfSha256;
 use hpke::kem::DhP256HkdfSha256;
@@ -215,9 +217,8 @@ fn hpke_with_aes_256_gcm_agrees_with_the_key_schedule_written_out_by_hand() {
         RingProvider.hmac_sha256(key, parts, &mut tag);
         tag
     };
-    let extract = |salt: &[u8], label: &[u8], ikm: &[u8]| {
-        hmac(salt, &[b"HPKE-v1", SUITE, label, ikm])
-    };
+    let extract =
+        |salt: &[u8], label: &[u8], ikm: &[u8]| hmac(salt, &[b"HPKE-v1", SUITE, label, ikm]);
     let expand = |key: &[u8], label: &[u8], info: &[u8], len: u8| {
         hmac(key, &[&[0, len], b"HPKE-v1", SUITE, label, info, &[1]])[..usize::from(len)].to_vec()
     };

@@ -7,14 +7,12 @@ use std::fmt;
 pub struct Failure {
     message: String,
     next: Option<String>,
-    /// AWS's error name, when a server refused.
-    pub code: Option<String>,
 }
 
 impl Failure {
     /// A failure with its cause.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), next: None, code: None }
+        Self { message: message.into(), next: None }
     }
 
     /// A failure from an error, with the errors behind it.
@@ -54,7 +52,7 @@ impl From<keyward_client::CallError> for Failure {
             None => Some("check the endpoints (--endpoint or KEYWARD_ENDPOINTS), and that the nodes are running"),
             _ => None,
         };
-        let failure = Self { code: error.code.clone(), ..Self::new(error.to_string()) };
+        let failure = Self::new(error.to_string());
         match next {
             Some(next) => failure.next(next),
             None => failure,

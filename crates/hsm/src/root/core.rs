@@ -163,7 +163,10 @@ mod tests {
         let secret = core.arena.copy_in(&[5; SLOT_BYTES]).unwrap();
         let wrapped = core.wrap(&secret, b"aad").unwrap();
         assert_eq!(core.unwrap(&wrapped, b"aad", &core.arena).unwrap().expose(), secret.expose());
-        assert!(matches!(core.unwrap(&wrapped, b"other", &core.arena), Err(RootError::DoesNotUnwrap(_))));
+        assert!(matches!(
+            core.unwrap(&wrapped, b"other", &core.arena),
+            Err(RootError::DoesNotUnwrap(_))
+        ));
         assert!(core.self_test().is_ok());
     }
 
@@ -173,7 +176,10 @@ mod tests {
         assert_ne!(mine.id(), other.id());
         let secret = mine.arena.copy_in(b"domain key").unwrap();
         let wrapped = mine.wrap(&secret, b"").unwrap();
-        assert!(matches!(other.unwrap(&wrapped, b"", &other.arena), Err(RootError::DoesNotUnwrap(_))));
+        assert!(matches!(
+            other.unwrap(&wrapped, b"", &other.arena),
+            Err(RootError::DoesNotUnwrap(_))
+        ));
         let free = mine.arena.slots_free();
         for bit in 0..wrapped.len() * 8 {
             let mut altered = wrapped.clone();

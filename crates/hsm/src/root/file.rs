@@ -17,15 +17,16 @@ const ROOT_KEY_BYTES: usize = 32;
 /// Reading and writing for the owner; nothing for anybody else.
 const OWNER_ONLY: u32 = 0o600;
 
-/// A root key of 32 random bytes in a file of mode 0600: the embedded default. It is as safe as the disk and the
-/// account it lies under, and has to be backed up apart from the data it protects.
+/// A root key of 32 random bytes in a file of mode 0600: the embedded default. It is as safe as the disk
+/// and the account it lies under, and has to be backed up apart from the data it protects.
 pub struct FileRoot {
     path: PathBuf,
     core: RootCore,
 }
 
 impl FileRoot {
-    /// Makes a new root key and the file for it. `allow_unlocked` is as in [`crate::ArenaConfig`]. Its folder is made, mode 0700, when it is not there.
+    /// Makes a new root key and the file for it; its folder too, mode 0700, when that is not there.
+    /// `allow_unlocked` is as in [`crate::ArenaConfig`].
     ///
     /// # Errors
     /// [`RootError::Exists`] when there is a file already: no root is ever overwritten.
@@ -186,7 +187,10 @@ mod tests {
         assert!(!first.identity().as_str().contains(&hex::encode(&fs::read(&path).unwrap()[..4])));
         let secret = first.core.arena().copy_in(b"domain key").unwrap();
         let wrapped = block_on(first.wrap(&secret, b"aad")).unwrap();
-        assert_eq!(block_on(second.unwrap(&wrapped, b"aad", second.core.arena())).unwrap().expose(), b"domain key");
+        assert_eq!(
+            block_on(second.unwrap(&wrapped, b"aad", second.core.arena())).unwrap().expose(),
+            b"domain key"
+        );
     }
 
     #[test]
@@ -237,8 +241,10 @@ mod tests {
             let path = folder.path().join(format!("root-{bytes}"));
             fs::write(&path, vec![1; bytes]).unwrap();
             chmod(&path, 0o600);
-            assert!(matches!(open(&path), Err(RootError::WrongLength { bytes: b, expected: 32, .. })
-                if b == bytes as u64));
+            assert!(
+                matches!(open(&path), Err(RootError::WrongLength { bytes: b, expected: 32, .. })
+                if b == bytes as u64)
+            );
         }
         assert!(matches!(open(folder.path()), Err(RootError::WrongLength { .. })));
         let missing = folder.path().join("missing");

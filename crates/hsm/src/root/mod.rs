@@ -163,7 +163,9 @@ mod tests {
         for text in ["", "file", ":", "file:", "file:00"] {
             assert!(text.parse::<RootId>().is_err(), "{text}");
         }
-        for (name, digits) in [("", &digits[..]), ("FILE", &digits), ("a b", &digits), ("file", &digits[1..])] {
+        for (name, digits) in
+            [("", &digits[..]), ("FILE", &digits), ("a b", &digits), ("file", &digits[1..])]
+        {
             assert!(format!("{name}:{digits}").parse::<RootId>().is_err(), "{name}:{digits}");
         }
         let foreign = postcard::to_allocvec("not an id").unwrap();

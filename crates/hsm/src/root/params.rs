@@ -87,8 +87,9 @@ impl ParamsFile {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let (name, value) =
-                line.split_once('=').ok_or_else(|| "a line is not of the form name = value".to_owned())?;
+            let (name, value) = line
+                .split_once('=')
+                .ok_or_else(|| "a line is not of the form name = value".to_owned())?;
             if values.insert(name.trim(), value.trim()).is_some() {
                 return Err(format!("`{}` occurs twice", name.trim()));
             }
@@ -105,8 +106,11 @@ impl ParamsFile {
             passes: number("passes", take("passes")?)?,
             lanes: number("lanes", take("lanes")?)?,
         };
-        let parsed =
-            Self { argon, salt: digits("salt", take("salt")?)?, check: digits("check", take("check")?)? };
+        let parsed = Self {
+            argon,
+            salt: digits("salt", take("salt")?)?,
+            check: digits("check", take("check")?)?,
+        };
         match values.keys().next() {
             Some(name) => Err(format!("`{name}` is not known here")),
             None => Ok(parsed),

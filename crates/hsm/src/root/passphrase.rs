@@ -27,8 +27,8 @@ const PASSPHRASE_BYTES_MAX: usize = 4096;
 
 const CHECK_LABEL: &[u8] = b"keyward passphrase check v1";
 
-/// A root key derived from a passphrase with Argon2id (RFC 9106). Salt and parameters lie in a file, which is not secret
-/// and has to be kept: without it the passphrase opens nothing.
+/// A root key derived from a passphrase with Argon2id (RFC 9106). Salt and parameters lie in a file, which
+/// is not secret and has to be kept: without it the passphrase opens nothing.
 ///
 /// The check value in that file, and the root's id, let whoever has the *file* try passphrases at the cost
 /// of one Argon2id each; so would any sealed copy. The id alone does not: the salt is not in it.
@@ -176,7 +176,8 @@ fn read_params(path: &Path) -> Result<ParamsFile, RootError> {
     if len > FILE_BYTES_MAX {
         return Err(params_error(format!("longer than {FILE_BYTES_MAX} bytes")));
     }
-    let text = std::str::from_utf8(&buffer[..len]).map_err(|_| params_error("not text".to_owned()))?;
+    let text =
+        std::str::from_utf8(&buffer[..len]).map_err(|_| params_error("not text".to_owned()))?;
     let params = ParamsFile::parse(text).map_err(params_error)?;
     params.argon.check().map_err(|error| params_error(error.to_string()))?;
     Ok(params)
@@ -190,12 +191,17 @@ fn stretch(
     arena: &Arc<Arena>,
 ) -> Result<Secret, RootError> {
     let failed = |_| RootError::Crypto("Argon2id");
-    let params =
-        Params::new(argon.memory_kib, argon.passes, argon.lanes, Some(AES_256_KEY_BYTES)).map_err(failed)?;
+    let params = Params::new(argon.memory_kib, argon.passes, argon.lanes, Some(AES_256_KEY_BYTES))
+        .map_err(failed)?;
     let mut blocks = vec![Block::new(); params.block_count()];
     let mut root_key = arena.zeroed(AES_256_KEY_BYTES)?;
     let stretched = Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-        .hash_password_into_with_memory(passphrase.expose(), salt, root_key.expose_mut(), &mut blocks);
+        .hash_password_into_with_memory(
+            passphrase.expose(),
+            salt,
+            root_key.expose_mut(),
+            &mut blocks,
+        );
     blocks.iter_mut().for_each(Zeroize::zeroize);
     scrub_stack();
     stretched.map(|()| root_key).map_err(failed)
@@ -242,7 +248,10 @@ mod tests {
         assert_eq!(second.kind(), RootKind::Passphrase);
         let domain_key = first.core.arena().copy_in(b"domain key").unwrap();
         let wrapped = block_on(first.wrap(&domain_key, b"")).unwrap();
-        assert_eq!(block_on(second.unwrap(&wrapped, b"", first.core.arena())).unwrap().expose(), b"domain key");
+        assert_eq!(
+            block_on(second.unwrap(&wrapped, b"", first.core.arena())).unwrap().expose(),
+            b"domain key"
+        );
         for wrong in ["correct horsf", "correct horse\n", "Correct horse"] {
             let refused = open(&path, wrong);
             assert!(matches!(refused, Err(RootError::WrongPassphrase { path: p }) if p == path));

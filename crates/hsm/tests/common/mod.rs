@@ -1,6 +1,10 @@
 //! What the tests of the boundary share: a seeded source of randomness and an HSM on it.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test file uses its own part of these helpers"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,7 +52,8 @@ pub fn hsm(seed: u64) -> Arc<Hsm> {
 
 /// Runs a future that never waits, as those of a root in memory do.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    match std::pin::pin!(future).poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+    match std::pin::pin!(future).poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+    {
         std::task::Poll::Ready(value) => value,
         std::task::Poll::Pending => panic!("the future waits for something"),
     }

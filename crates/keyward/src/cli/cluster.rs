@@ -5,7 +5,7 @@ use keyward_client::{Client, Repeat};
 use keyward_proto::v1;
 use serde_json::{Value, json};
 
-use super::output::{Format, done, list, one};
+use super::output::{Format, sayln, done, list, one};
 use crate::error::Failure;
 
 #[derive(Subcommand)]
@@ -110,7 +110,7 @@ fn show(format: Format, status: v1::ClusterStatusResponse) {
         .collect();
     if format == Format::Table {
         let leader = status.leader_id.map_or("none".to_owned(), |id| format!("node {id}"));
-        println!(
+        sayln!(
             "Region {} ({})  leader: {leader}  keys: {}  domain keys: {} (active {})\n",
             status.region,
             status.region_id,

@@ -11,7 +11,7 @@ use keyward_client::{Client, Repeat};
 use keyward_proto::v1;
 use serde_json::{Value, json};
 
-use super::output::{Format, date, done, list, one};
+use super::output::{Format, sayln, date, done, list, one};
 use crate::error::Failure;
 
 /// `name=value`, for contexts and tags.
@@ -342,11 +342,11 @@ async fn rotations(client: &Client, format: Format, key_id: String) -> Result<()
     let answer = ask!(client, list_key_rotations, request);
     if format == Format::Table {
         match (status.key_rotation_enabled, status.rotation_period_in_days) {
-            (true, Some(days)) => println!(
+            (true, Some(days)) => sayln!(
                 "rotates every {days} days, next on {}",
                 date(status.next_rotation_date.as_ref())
             ),
-            _ => println!("does not rotate by itself"),
+            _ => sayln!("does not rotate by itself"),
         }
     }
     let columns = ["KeyMaterialId", "KeyMaterialState", "RotationDate", "RotationType"];
@@ -378,7 +378,7 @@ async fn crypto(client: &Client, format: Format, command: KeyCommand) -> Result<
             let answer = ask!(client, encrypt, request);
             let blob = BASE64.encode(&answer.ciphertext_blob);
             match format {
-                Format::Table => println!("{blob}"),
+                Format::Table => sayln!("{blob}"),
                 Format::Json => {
                     one(format, &[("CiphertextBlob", json!(blob)), ("KeyId", json!(answer.key_id))]);
                 }
@@ -414,7 +414,7 @@ async fn crypto(client: &Client, format: Format, command: KeyCommand) -> Result<
             let answer = ask!(client, re_encrypt, request);
             let blob = BASE64.encode(&answer.ciphertext_blob);
             match format {
-                Format::Table => println!("{blob}"),
+                Format::Table => sayln!("{blob}"),
                 Format::Json => one(format, &[
                     ("CiphertextBlob", json!(blob)),
                     ("SourceKeyId", json!(answer.source_key_id)),
@@ -455,7 +455,7 @@ async fn crypto(client: &Client, format: Format, command: KeyCommand) -> Result<
             let answer = ask!(client, generate_random, request);
             let text = BASE64.encode(&answer.plaintext);
             match format {
-                Format::Table => println!("{text}"),
+                Format::Table => sayln!("{text}"),
                 Format::Json => one(format, &[("Plaintext", json!(text))]),
             }
         }

@@ -1,6 +1,23 @@
 //! Tables for people, JSON for programs.
 
+use std::io::Write;
+
 use serde_json::{Map, Value, json};
+
+/// Prints a line. A reader that has gone (`| head`) ends the program quietly.
+pub fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(line.as_bytes()).and_then(|()| out.write_all(b"\n"));
+    if written.and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// [`say`], with the arguments of `format!`.
+macro_rules! sayln {
+    ($($argument:tt)*) => { $crate::cli::output::say(&format!($($argument)*)) };
+}
+pub(crate) use sayln;
 
 /// How answers are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -32,7 +49,7 @@ pub fn one(format: Format, fields: &[(&str, Value)]) {
         Format::Table => {
             let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
             for (name, value) in fields {
-                println!("{name:width$}  {}", cell(value));
+                sayln!("{name:width$}  {}", cell(value));
             }
         }
     }
@@ -67,14 +84,14 @@ fn table(columns: &[&str], rows: &[Vec<Value>]) {
     let line = |row: Vec<&str>| {
         let padded: Vec<String> =
             row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        println!("{}", padded.join("  ").trim_end());
+        sayln!("{}", padded.join("  ").trim_end());
     };
     line(columns.to_vec());
     for row in &cells {
         line(row.iter().map(String::as_str).collect());
     }
     if cells.is_empty() {
-        println!("(none)");
+        sayln!("(none)");
     }
 }
 
@@ -91,13 +108,13 @@ fn cell(value: &Value) -> String {
 }
 
 fn print_json(value: &Value) {
-    println!("{}", serde_json::to_string_pretty(value).unwrap_or_default());
+    sayln!("{}", serde_json::to_string_pretty(value).unwrap_or_default());
 }
 
 /// Says that something was done.
 pub fn done(format: Format, what: &str) {
     match format {
-        Format::Json => println!("{{}}"),
-        Format::Table => println!("{what}"),
+        Format::Json => sayln!("{{}}"),
+        Format::Table => sayln!("{what}"),
     }
 }

@@ -7,7 +7,7 @@ use keyward_client::{Client, Repeat};
 use keyward_proto::v1;
 use serde_json::{Value, json};
 
-use super::output::{Format, date, done, list, one};
+use super::output::{Format, sayln, date, done, list, one};
 use crate::error::Failure;
 use crate::pem;
 
@@ -109,7 +109,7 @@ pub async fn principal(
                 pem::write(&key, "PRIVATE KEY", &private_key, 0o600)?;
                 pem::write(&certificate, "CERTIFICATE", &der, 0o644)?;
                 if format == Format::Table {
-                    println!("wrote {} and {}", certificate.display(), key.display());
+                    sayln!("wrote {} and {}", certificate.display(), key.display());
                 }
             }
             show(format, &created.principal.unwrap_or_default());
