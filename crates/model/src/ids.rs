@@ -144,7 +144,7 @@ impl fmt::Debug for KeyMaterialId {
     }
 }
 
-/// The id of a domain key: 16 random bytes, shown as 32 hexadecimal digits.
+/// The id of a domain key: 16 pseudorandom bytes derived from the key, shown as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DomainKeyId([u8; 16]);
 

@@ -1,0 +1,71 @@
+# Two commands on a fresh machine with Rust:
+#   make demo   brings up a three-node Region and does the main job on real input
+#   make test   passes all tests
+# Both install what is missing, and compile RocksDB once per machine (deploy/rocksdb.sh).
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup demo build test test-rust test-clients check fmt clippy docs deny advisories sim clean
+
+# Filled in by the recipes: every cargo call below finds the one RocksDB.
+ROCKS = ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR="$$(deploy/rocksdb.sh)"
+ifeq ($(KEYWARD_ROCKSDB),build)
+ROCKS =
+endif
+CARGO = $(ROCKS) cargo
+VENV ?= target/venv
+
+help: ## What there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup:
+	@deploy/setup.sh
+
+demo: setup ## Bring up a three-node Region and do the main job
+	$(CARGO) build --release --locked -p keyward
+	target/release/keyward dev demo
+
+build: setup ## Build the binary for use: target/release/keyward
+	$(CARGO) build --release --locked -p keyward
+
+test: test-rust test-clients ## All tests
+
+test-rust: setup
+	$(CARGO) test --locked --workspace
+
+$(VENV)/ready: tests/esdk/requirements.txt
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -r tests/esdk/requirements.txt
+	touch $@
+
+test-clients: setup $(VENV)/ready
+	$(CARGO) build --locked -p keyward
+	$(CARGO) build --locked -p keyward-client --example esdk_local
+	PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python tests/esdk/local.py --rust target/debug/examples/esdk_local
+	PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python tests/clients/run.py --keyward target/debug/keyward
+
+check: fmt clippy docs deny ## Formatting, lints, docs, licences
+
+fmt:
+	cargo fmt --all -- --check
+
+clippy: setup
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+docs: setup
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+
+# cargo-deny is a program of its own: installed once per machine.
+deny:
+	@cargo deny --version 2>/dev/null | grep -q . || cargo install --quiet --locked cargo-deny
+	cargo deny --locked check licenses bans sources
+
+advisories: ## Known vulnerabilities (needs the network)
+	@cargo deny --version 2>/dev/null | grep -q . || cargo install --quiet --locked cargo-deny
+	cargo deny --locked check advisories
+
+sim: setup ## Simulate seeds until stopped
+	$(CARGO) run --release --locked -p keyward-sim -- --seeds 0..1000000 --jobs 2
+
+clean:
+	cargo clean

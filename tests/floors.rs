@@ -1,0 +1,64 @@
+//! The house's floors (ARCHITECTURE.md): a crate depends on crates of lower floors only.
+
+use std::process::Command;
+
+/// Every crate of the workspace and its floor. A new crate has to be put somewhere, here and in
+/// ARCHITECTURE.md.
+const FLOORS: &[(&str, u32)] = &[
+    ("keyward-model", 1),
+    ("keyward-env", 1),
+    ("keyward-proto", 1),
+    ("keyward-hsm", 2),
+    ("keyward-state", 3),
+    ("keyward-raft", 4),
+    ("keyward-service", 6),
+    ("keyward-door-grpc", 7),
+    ("keyward-client", 7),
+    ("keyward", 8),
+    // Beside the house: may look at everything, nothing looks at it.
+    ("keyward-sim", 9),
+];
+
+/// Arrows that are forbidden although they point downward.
+const FORBIDDEN: &[(&str, &str, &str)] = &[
+    ("keyward-model", "tokio", "the vocabulary does no I/O"),
+    ("keyward-state", "tokio", "apply is a pure function"),
+    ("keyward-state", "keyward-env", "the state reads no clock"),
+    ("keyward-hsm", "tokio", "the cryptographic boundary does no networking"),
+    ("keyward-service", "tonic", "the operations know no wire format"),
+    ("keyward-service", "keyward-proto", "the operations know no wire format"),
+    ("keyward-client", "keyward-service", "the client knows nothing of the server's internals"),
+];
+
+#[test]
+fn crates_depend_on_lower_floors_only() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo metadata");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    assert_eq!(packages.len(), FLOORS.len(), "a crate is missing in FLOORS");
+    let floor = |name: &str| FLOORS.iter().find(|(n, _)| *n == name).map(|(_, floor)| *floor);
+    let mut arrows = 0;
+    for package in packages {
+        let name = package["name"].as_str().expect("a name");
+        let own = floor(name).unwrap_or_else(|| panic!("{name} has no floor"));
+        for dependency in package["dependencies"].as_array().expect("dependencies") {
+            let target = dependency["name"].as_str().expect("a name");
+            let built = dependency["kind"].as_str() != Some("dev");
+            for (from, to, why) in FORBIDDEN {
+                let crossed = built && name == *from && target == *to;
+                assert!(!crossed, "{name} must not depend on {target}: {why}");
+            }
+            // Tests may look up; the house may not.
+            if let Some(below) = floor(target).filter(|_| built) {
+                arrows += 1;
+                assert!(below < own, "{name} (floor {own}) depends on {target} (floor {below})");
+            }
+        }
+    }
+    assert!(arrows > 10, "the dependencies were not read");
+}

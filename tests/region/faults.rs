@@ -1,0 +1,243 @@
+//! Kills, pauses, restarts, and what must hold through them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use keyward_env::{AsyncRuntime, Env, RealEnv};
+
+use crate::support::{
+    Region, code, create_key, decrypt, encrypt, found_in, set_enabled, wait_until,
+};
+
+/// Disable on one node, then the first call on each other: never stale, over and over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disable_is_seen_by_the_first_call_on_every_node() {
+    const ROUNDS: u16 = 1000;
+    let region = Region::start(3);
+    region.wait_serving(3).await;
+    let clients = [1, 2, 3].map(|node| region.client(&[node]));
+    let key = create_key(&clients[0]).await.expect("a key");
+    for round in 0..ROUNDS {
+        let changer = &clients[usize::from(round) % 3];
+        set_enabled(changer, &key, false).await.expect("disabled");
+        for (node, client) in clients.iter().enumerate() {
+            let got = code(encrypt(client, &key).await);
+            assert_eq!(got, "DisabledException", "round {round}, node {}", node + 1);
+        }
+        set_enabled(changer, &key, true).await.expect("enabled");
+        for (node, client) in clients.iter().enumerate() {
+            assert_eq!(code(encrypt(client, &key).await), "ok", "round {round}, node {}", node + 1);
+        }
+    }
+}
+
+/// The leader dies again and again: survivors refuse nothing, acknowledged changes stay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_costs_survivors_no_call_and_loses_no_acknowledged_change() {
+    let mut region = Region::start(3);
+    region.wait_serving(3).await;
+    let key = create_key(&region.client(&[])).await.expect("a key");
+    let mut acknowledged = vec![key.clone()];
+    for _ in 0..3 {
+        let leader = region.leader().await;
+        let survivors: Vec<u16> = (1..=3).filter(|node| *node != leader).collect();
+        let stop = Arc::new(AtomicBool::new(false));
+        let calls = Arc::new(AtomicU64::new(0));
+        let load: Vec<_> = survivors
+            .iter()
+            .map(|node| {
+                let client = region.client(&[*node]);
+                let (stop, calls, key) = (Arc::clone(&stop), Arc::clone(&calls), key.clone());
+                <RealEnv as Env>::Runtime::spawn(async move {
+                    let mut failures = Vec::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        if let Err(error) = encrypt(&client, &key).await {
+                            failures.push(error.to_string());
+                        }
+                        calls.fetch_add(1, Ordering::Relaxed);
+                        RealEnv.sleep(Duration::from_millis(1)).await;
+                    }
+                    failures
+                })
+            })
+            .collect();
+        wait_until("load runs", Duration::from_secs(5), async || {
+            calls.load(Ordering::Relaxed) > 100
+        })
+        .await;
+        region.kill(leader);
+        let killed = RealEnv.boot_now();
+        acknowledged.push(create_key(&region.client(&survivors)).await.expect("a key"));
+        let away = RealEnv.boot_now() - killed;
+        assert!(away < Duration::from_secs(2), "the control plane was away for {away:?}");
+        stop.store(true, Ordering::Relaxed);
+        for client in load {
+            let failures = client.await.expect("the load ends");
+            assert_eq!(failures, Vec::<String>::new(), "calls failed on a survivor");
+        }
+        region.start_node(leader);
+        region.wait_serving(3).await;
+    }
+    for node in 1..=3 {
+        let client = region.client(&[node]);
+        for key in &acknowledged {
+            assert_eq!(code(encrypt(&client, key).await), "ok", "key {key} on node {node}");
+        }
+    }
+}
+
+/// A node that stood still through a change must not answer from the past.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_paused_beyond_its_lease_serves_nothing_stale() {
+    let region = Region::start(3);
+    region.wait_serving(3).await;
+    let key = create_key(&region.client(&[])).await.expect("a key");
+    for _ in 0..3 {
+        let leader = region.leader().await;
+        let paused = (1..=3).find(|node| *node != leader).expect("a follower");
+        let others: Vec<u16> = (1..=3).filter(|node| *node != paused).collect();
+        let stale = region.client(&[paused]);
+        assert_eq!(code(encrypt(&stale, &key).await), "ok");
+        region.pause(paused);
+        let began = RealEnv.boot_now();
+        set_enabled(&region.client(&others), &key, false).await.expect("disabled");
+        let took = RealEnv.boot_now() - began;
+        assert!(took < Duration::from_secs(4), "one mute node held the change up for {took:?}");
+        region.resume(paused);
+        for _ in 0..50 {
+            assert_ne!(code(encrypt(&stale, &key).await), "ok", "served from before the pause");
+        }
+        region.wait_serving(3).await;
+        assert_eq!(code(encrypt(&stale, &key).await), "DisabledException");
+        set_enabled(&region.client(&others), &key, true).await.expect("enabled");
+    }
+}
+
+/// A paused leader is replaced, and does not serve from the past when it wakes up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_leader_is_replaced_and_serves_nothing_stale() {
+    let region = Region::start(3);
+    region.wait_serving(3).await;
+    let key = create_key(&region.client(&[])).await.expect("a key");
+    let old = region.leader().await;
+    let others: Vec<u16> = (1..=3).filter(|node| *node != old).collect();
+    let stale = region.client(&[old]);
+    assert_eq!(code(encrypt(&stale, &key).await), "ok");
+    region.pause(old);
+    set_enabled(&region.client(&others), &key, false).await.expect("disabled by the others");
+    region.resume(old);
+    for _ in 0..50 {
+        assert_ne!(code(encrypt(&stale, &key).await), "ok", "the old leader served from the past");
+    }
+    region.wait_serving(3).await;
+    assert_eq!(code(encrypt(&stale, &key).await), "DisabledException");
+}
+
+/// Alone, a node refuses within one lease with an error that says so, and heals by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_majority_refuses_and_heals() {
+    let region = Region::start(3);
+    region.wait_serving(3).await;
+    let key = create_key(&region.client(&[])).await.expect("a key");
+    let leader = region.leader().await;
+    let others: Vec<u16> = (1..=3).filter(|node| *node != leader).collect();
+    let alone = region.client(&[leader]);
+    others.iter().for_each(|node| region.pause(*node));
+    let began = RealEnv.boot_now();
+    wait_until("the cut-off leader refuses", Duration::from_secs(5), async || {
+        code(encrypt(&alone, &key).await) == "DependencyTimeoutException"
+    })
+    .await;
+    assert!(RealEnv.boot_now() - began < Duration::from_secs(4));
+    let error = encrypt(&alone, &key).await.expect_err("refused");
+    assert!(error.retryable && error.message.contains("majority"), "{error}");
+    let change = region.client_as("dev", &[leader], Duration::from_secs(1));
+    let error = set_enabled(&change, &key, false).await.expect_err("no majority");
+    assert!(error.retryable, "{error}");
+    others.iter().for_each(|node| region.resume(*node));
+    region.wait_serving(3).await;
+    // The change may have taken effect since: its outcome was not known.
+    set_enabled(&region.client(&[]), &key, true).await.expect("enabled");
+    assert_eq!(code(encrypt(&alone, &key).await), "ok");
+}
+
+/// Everything stops and starts: keys, aliases and ciphertexts are all there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_that_lost_power_serves_again_with_everything_acknowledged() {
+    let mut region = Region::start(3);
+    region.wait_serving(3).await;
+    let key = create_key(&region.client(&[])).await.expect("a key");
+    region.run_ok(&["alias", "create", "alias/kept", &key]);
+    let blob = encrypt(&region.client(&[1]), "alias/kept").await.expect("a ciphertext");
+    for node in 1..=3 {
+        region.kill(node);
+    }
+    for node in 1..=3 {
+        region.start_node(node);
+    }
+    region.wait_serving(3).await;
+    for node in 1..=3 {
+        let client = region.client(&[node]);
+        let opened = decrypt(&client, &blob.ciphertext_blob).await.expect("it opens");
+        assert_eq!(opened.plaintext, b"plaintext");
+        assert_eq!(code(encrypt(&client, "alias/kept").await), "ok");
+    }
+}
+
+/// A rolling restart with SIGTERM: leadership is handed over, nobody notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_refuses_no_call_elsewhere() {
+    let mut region = Region::start(3);
+    region.wait_serving(3).await;
+    let key = create_key(&region.client(&[])).await.expect("a key");
+    for node in 1..=3u16 {
+        let leader = region.leader().await;
+        let others: Vec<u16> = (1..=3).filter(|n| *n != node).collect();
+        let clients: Vec<_> = others.iter().map(|n| region.client(&[*n])).collect();
+        region.stop(node);
+        let began = RealEnv.boot_now();
+        let changer = region.client(&others);
+        set_enabled(&changer, &key, true).await.expect("the control plane is there");
+        let took = RealEnv.boot_now() - began;
+        assert!(took < Duration::from_secs(4), "node {node} (leader was {leader}): {took:?}");
+        for _ in 0..20 {
+            for client in &clients {
+                assert_eq!(code(encrypt(client, &key).await), "ok");
+            }
+        }
+        region.start_node(node);
+        region.wait_serving(3).await;
+    }
+}
+
+/// A node is removed, comes back empty, and is added again; leadership moves on request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_are_removed_added_and_promoted_and_leadership_moves() {
+    let mut region = Region::start(3);
+    region.wait_serving(3).await;
+    let key = create_key(&region.client(&[])).await.expect("a key");
+    let blob = encrypt(&region.client(&[1]), &key).await.expect("a ciphertext").ciphertext_blob;
+    region.run_ok(&["cluster", "transfer", "--to", "1"]);
+    assert_eq!(region.leader().await, 1);
+    region.run_ok(&["cluster", "remove", "3", "--timeout", "20"]);
+    assert_eq!(region.status().await.expect("a status").nodes.len(), 2);
+    region.stop(3);
+    std::fs::remove_dir_all(region.node_folder(3).join("data")).expect("removed");
+    region.start_node(3);
+    let address = region.endpoint(3);
+    region.run_ok(&["cluster", "add", "3", &address, "--timeout", "30"]);
+    region.wait_serving(3).await;
+    let newcomer = region.client(&[3]);
+    assert_eq!(decrypt(&newcomer, &blob).await.expect("it opens").plaintext, b"plaintext");
+    // Rotating the domain key needs a copy for each root, the newcomer's too.
+    region.run_ok(&["cluster", "rotate-domain-key"]);
+    let young = create_key(&region.client(&[2])).await.expect("a key");
+    assert_eq!(code(encrypt(&newcomer, &young).await), "ok");
+    assert_eq!(decrypt(&newcomer, &blob).await.expect("it opens").plaintext, b"plaintext");
+    region.run_ok(&["cluster", "transfer", "--to", "3"]);
+    assert_eq!(region.leader().await, 3);
+    let unknown = region.run(&["cluster", "remove", "9"]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("NotFoundException"));
+    assert!(found_in(region.folder.path(), b"plaintext").is_none());
+}

@@ -1,0 +1,10 @@
+//! Three real processes and real faults.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod command_line;
+mod faults;
+mod kinds;
+mod refusals;
+mod secrets;
