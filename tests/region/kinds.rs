@@ -64,7 +64,6 @@ async fn every_rpc(client: &Client, key: &str, blob: &[u8]) -> Vec<(&'static str
         rpc!(key Administrators, update_key_description,
             v1::UpdateKeyDescriptionRequest { key_id: key_id(), ..Default::default() }),
         rpc!(key Administrators, enable_key, v1::EnableKeyRequest { key_id: key_id() }),
-        rpc!(key Administrators, disable_key, v1::DisableKeyRequest { key_id: String::from("x") }),
         rpc!(key Administrators, disable_key, v1::DisableKeyRequest { key_id: key_id() }),
         rpc!(key Administrators, enable_key, v1::EnableKeyRequest { key_id: key_id() }),
         rpc!(key Administrators, create_alias,
@@ -167,6 +166,8 @@ async fn every_rpc_is_open_to_exactly_its_kinds() {
         ("node", &[]),
     ];
     for (who, expected) in callers {
+        // The alias is there for each caller; the last one who could has deleted it.
+        drop(region.run(&["alias", "create", "alias/kinds", &key]));
         let client = region.client_as(who, &[], Duration::from_secs(10));
         for (rpc, open, got) in every_rpc(&client, &key, &blob).await {
             assert_eq!(got, expected.contains(&open), "{rpc} called by {who}");

@@ -128,6 +128,7 @@ fn plain(text: &str) -> String {
         ("CertificateExpired", "the server refused the certificate: it has expired; get a new one from an operator"),
         ("certificate expired", "the server's or the caller's certificate has expired"),
         ("UnknownCA", "the server refused the certificate: it was not issued by this Region's authority"),
+        ("DecryptError", "the server refused the certificate: it was not issued by this Region's authority"),
         ("BadCertificate", "the server refused the certificate"),
         ("CertificateRequired", "the server asks for a client certificate"),
         ("UnknownIssuer", "the server's certificate is not of the authority given as CA: is this the right Region?"),
@@ -155,6 +156,9 @@ pub struct Client {
     /// The node that answered last.
     preferred: AtomicUsize,
     patience: Duration,
+    /// The caller's certificate is not of the authority that was given. It may be of the outside
+    /// authority; if a server hangs up, it is not.
+    foreign: bool,
 }
 
 impl Client {
@@ -187,6 +191,7 @@ impl Client {
             channels,
             preferred: AtomicUsize::new(0),
             patience: config.patience,
+            foreign: !issued_by(&config.certificate, &config.authority),
         })
     }
 
@@ -298,6 +303,15 @@ impl Client {
             Err(status) => {
                 let mut error = CallError::from(status);
                 if error.code.is_none() {
+                    let hung_up = ["BrokenPipe", "broken pipe", "ConnectionReset", "reset by peer"];
+                    if self.foreign && hung_up.iter().any(|sign| error.message.contains(sign)) {
+                        // The server's alert can get lost when it hangs up while we write.
+                        error.message = format!(
+                            "the server hung up; the certificate was not issued by this Region's \
+                             authority ({})",
+                            error.message
+                        );
+                    }
                     error.message = format!("{}: {}", self.endpoints[at], error.message);
                 }
                 Err(error)
@@ -320,6 +334,16 @@ fn may_repeat(repeat: Repeat, error: &CallError) -> bool {
                     .iter()
                     .any(|sign| error.message.contains(sign))
         }
+    }
+}
+
+/// Whether the first certificate of `certificate` was signed by the first one of `authority`, both PEM.
+fn issued_by(certificate: &[u8], authority: &[u8]) -> bool {
+    let read = |pem| x509_parser::pem::parse_x509_pem(pem).ok().map(|(_, block)| block);
+    let (Some(leaf), Some(issuer)) = (read(certificate), read(authority)) else { return false };
+    match (leaf.parse_x509(), issuer.parse_x509()) {
+        (Ok(leaf), Ok(issuer)) => leaf.verify_signature(Some(issuer.public_key())).is_ok(),
+        _ => false,
     }
 }
 

@@ -78,6 +78,13 @@ pub enum DevCommand {
     },
 }
 
+/// Tells the person at the terminal, if there still is one: a supervisor whose output nobody reads goes on.
+fn tell(line: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
 pub async fn run(command: DevCommand) -> Result<(), Failure> {
     match command {
         DevCommand::Up { nodes, data, port_base, region, account } => {
@@ -466,7 +473,7 @@ impl Fleet {
                     .as_mut()
                     .and_then(|child| child.try_wait().ok().flatten());
                 if let Some(status) = ended {
-                    println!("node {node} ended ({status}); it is started again");
+                    tell(&format!("node {node} ended ({status}); it is started again"));
                     RealEnv.sleep(RESTART_AFTER).await;
                     if let Err(failure) = self.start(node) {
                         return failure;
@@ -491,12 +498,12 @@ async fn up(plan: Plan, folder: &Path) -> Result<(), Failure> {
     let (mut home, authority) = if folder.join("dev.json").exists() {
         let home = Home::open(folder)?;
         if home.plan.nodes != plan.nodes || home.plan.port_base != plan.port_base {
-            println!(
+            tell(&format!(
                 "{} holds a Region of {} node(s) on ports from {}: that is what comes up",
                 folder.display(),
                 home.plan.nodes,
                 home.plan.port_base + 1
-            );
+            ));
         }
         (home, None)
     } else {
@@ -521,7 +528,7 @@ async fn bring_up(
     }
     home.wait_ready(RealEnv.boot_now() + READY_PATIENCE).await?;
     let took = RealEnv.boot_now() - began;
-    println!(
+    tell(&format!(
         "Region {} is up: {} node(s), ready in {:.1} s\n  gRPC    {}\n  health  http://127.0.0.1:{}/readyz\n\nIn another terminal:\n  eval \"$(keyward dev env --data {})\"\n  keyward key create --alias alias/demo\n\nCtrl-C stops it; the data is kept.",
         home.plan.region,
         home.plan.nodes,
@@ -529,7 +536,7 @@ async fn bring_up(
         home.endpoints().join(" "),
         home.plan.port_base + 1 + OBSERVE_OFFSET,
         home.folder.display(),
-    );
+    ));
     Ok(())
 }
 
@@ -574,7 +581,7 @@ async fn up_many(
             Err(fleet.keep_up().await)
         } => result,
     };
-    println!("stopping");
+    tell("stopping");
     fleet.stop_all().await;
     result
 }

@@ -256,6 +256,11 @@ impl Keeper {
         self.cell.applied.store(index, Ordering::SeqCst);
         if inner.committed != *committed {
             inner.committed = committed.clone();
+            // A removal that is committed is complete: membership itself refuses the node now, and it
+            // may be added again.
+            if let Some(leading) = &mut inner.leading {
+                leading.leaving.retain(|node| committed.get_node(node).is_some());
+            }
         }
         if let Some(leading) = &mut inner.leading
             && index >= leading.first
