@@ -303,7 +303,13 @@ impl Client {
             Err(status) => {
                 let mut error = CallError::from(status);
                 if error.code.is_none() {
-                    let hung_up = ["BrokenPipe", "broken pipe", "ConnectionReset", "reset by peer"];
+                    let hung_up = [
+                        "BrokenPipe",
+                        "broken pipe",
+                        "ConnectionReset",
+                        "reset by peer",
+                        "connection closed",
+                    ];
                     if self.foreign && hung_up.iter().any(|sign| error.message.contains(sign)) {
                         // The server's alert can get lost when it hangs up while we write.
                         error.message = format!(

@@ -95,7 +95,10 @@ impl Arena {
         lock: impl Fn(*mut c_void, usize) -> Result<(), Errno>,
     ) -> Result<Arc<Self>, ArenaError> {
         let page_bytes = rustix::param::page_size();
-        let bytes_wanted = config.bytes.max(ARENA_BYTES_MIN).next_multiple_of(page_bytes);
+        let bytes_min = ARENA_BYTES_MIN.next_multiple_of(page_bytes);
+        let bytes_wanted = config.bytes.max(bytes_min).checked_next_multiple_of(page_bytes);
+        let bytes_wanted = bytes_wanted
+            .ok_or(ArenaError::NotMapped { bytes: config.bytes, source: Errno::NOMEM })?;
         let mut bytes = bytes_wanted;
         loop {
             let mut arena = Self::map(bytes, page_bytes)?;
@@ -104,8 +107,8 @@ impl Arena {
                     arena.locked = true;
                     return Ok(Arc::new(arena));
                 }
-                Err(_) if bytes / 2 >= ARENA_BYTES_MIN => {
-                    bytes = (bytes / 2).next_multiple_of(page_bytes);
+                Err(_) if bytes > bytes_min => {
+                    bytes = (bytes / 2).next_multiple_of(page_bytes).max(bytes_min);
                 }
                 Err(_) if config.allow_unlocked => {
                     return Self::map(bytes_wanted, page_bytes).map(Arc::new);
@@ -343,6 +346,27 @@ mod tests {
         .unwrap();
         assert_eq!(arena.slots() * SLOT_BYTES, 1 << 20);
         assert!(arena.is_locked());
+    }
+
+    #[test]
+    fn the_smallest_arena_is_tried_before_giving_up_whatever_was_asked_for() {
+        for bytes in [0, 1, ARENA_BYTES_MIN, ARENA_BYTES_MIN + 1, 100 << 10, 5 << 20] {
+            let config = ArenaConfig { bytes, allow_unlocked: false };
+            let arena = Arena::new_with_lock(&config, |_, bytes| {
+                if bytes <= ARENA_BYTES_MIN { Ok(()) } else { Err(Errno::NOMEM) }
+            })
+            .unwrap();
+            assert_eq!(arena.slots() * SLOT_BYTES, ARENA_BYTES_MIN, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn an_arena_beyond_all_memory_is_an_error_and_no_panic() {
+        for bytes in [usize::MAX, usize::MAX - (1 << 20), 1 << 60] {
+            let config = ArenaConfig { bytes, allow_unlocked: true };
+            let refused = Arena::new_with_lock(&config, |_, _| Ok(()));
+            assert!(matches!(refused, Err(ArenaError::NotMapped { .. })), "{bytes}");
+        }
     }
 
     #[test]

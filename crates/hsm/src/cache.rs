@@ -92,15 +92,15 @@ impl Cache {
 
     /// Makes room when the arena is full, whatever the limit says. False: there is nothing to evict.
     pub(crate) fn make_room(&self) -> bool {
-        let fullest = self.slots.iter().max_by_key(|slot| slot.shard.read().keys.len());
-        let Some(fullest) = fullest else { return false };
+        let counted = self.slots.iter().map(|slot| (slot.shard.read().keys.len(), slot));
+        let Some((keys, fullest)) = counted.max_by_key(|(keys, _)| *keys) else { return false };
         let mut shard = fullest.shard.write();
-        if shard.keys.is_empty() {
-            return false;
+        if !shard.keys.is_empty() {
+            shard.evict_one();
+            fullest.evictions.fetch_add(1, Ordering::Relaxed);
         }
-        shard.evict_one();
-        fullest.evictions.fetch_add(1, Ordering::Relaxed);
-        true
+        // When the shard was emptied since it was counted, others made the room: worth another try.
+        keys > 0
     }
 
     pub(crate) fn remove(&self, material: &KeyMaterialId) {

@@ -12,7 +12,7 @@ use crate::cache::{Cache, CacheStats};
 use crate::ciphertext::{self, ParsedCiphertext};
 use crate::context::CanonicalContext;
 use crate::domain::{DOMAIN_KEY_BYTES, RootCopy, SealedDomainKey, domain_key_id, wrap_aad};
-use crate::error::{ArenaError, HsmError};
+use crate::error::{ArenaError, HsmError, RootError};
 use crate::material::{BACKING_KEY_BYTES, BackingKey, material_id};
 use crate::provider::{CryptoProvider, RingProvider};
 use crate::reseal::{self, ResealRequest, ResealSecret};
@@ -27,7 +27,8 @@ pub const CACHE_ENTRIES_DEFAULT: usize = 32_768;
 /// How an [`Hsm`] is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct HsmConfig {
-    /// Backing keys kept unsealed at most.
+    /// Backing keys kept unsealed at most: rounded down to a multiple of 16, the number of the cache's
+    /// shards, and at least 16.
     pub cache_max_entries: usize,
     /// The locked memory that keys live in.
     pub arena: ArenaConfig,
@@ -134,7 +135,14 @@ impl Hsm {
             domain: sealed.id,
             root: self.root_id().clone(),
         })?;
-        let secret = self.root.unwrap(&copy.sealed, &wrap_aad(sealed.id), &self.arena).await?;
+        let aad = wrap_aad(sealed.id);
+        let secret = loop {
+            match self.root.unwrap(&copy.sealed, &aad, &self.arena).await {
+                // As in `slot`: a domain key is worth more than a cached backing key.
+                Err(RootError::Arena(ArenaError::Exhausted { .. })) if self.cache.make_room() => {}
+                unwrapped => break unwrapped?,
+            }
+        };
         self.check_domain_key(sealed.id, &secret)?;
         self.domains.write().insert(sealed.id, Arc::new(secret));
         Ok(())
@@ -358,5 +366,75 @@ impl Hsm {
         let belongs = Belongs::Secret(label);
         token::open(&*self.crypto, &opener, sealed, belongs, secret.expose_mut())?;
         Ok(secret)
+    }
+}
+
+/// What a caller cannot bring about, and a root or a member that lies could.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::ARENA_BYTES_MIN;
+    use crate::root::MemoryRoot;
+    use crate::testing::{SeededEntropy, block_on};
+
+    fn hsm(seed: u64) -> Arc<Hsm> {
+        let entropy = SeededEntropy::shared(seed);
+        let root = MemoryRoot::new(&seed.to_be_bytes(), Arc::clone(&entropy), true).unwrap();
+        let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+        let config = HsmConfig { cache_max_entries: 64, arena };
+        Hsm::new(Arc::new(root), entropy, &config).unwrap()
+    }
+
+    #[test]
+    fn a_copy_that_holds_another_key_or_a_longer_one_is_not_taken_for_the_domain_key() {
+        let hsm = hsm(1);
+        let claimed = DomainKeyId::new([9; 16]);
+        for bytes in [DOMAIN_KEY_BYTES, DOMAIN_KEY_BYTES - 1, DOMAIN_KEY_BYTES + 1] {
+            let impostor = hsm.arena.zeroed(bytes).unwrap();
+            let sealed = block_on(hsm.root.wrap(&impostor, &wrap_aad(claimed))).unwrap();
+            let copies = vec![RootCopy { root: hsm.root_id().clone(), sealed }];
+            let refused = block_on(hsm.open_domain_key(&SealedDomainKey { id: claimed, copies }));
+            assert!(matches!(refused, Err(HsmError::WrongDomainKey(id)) if id == claimed));
+        }
+        assert!(!hsm.has_domain_key(claimed));
+    }
+
+    #[test]
+    fn a_member_cannot_hand_over_another_key_under_a_domain_keys_id() {
+        let hsm = hsm(1);
+        let claimed = DomainKeyId::new([9; 16]);
+        let (secret, request) = hsm.reseal_request();
+        let export = |key: &[u8]| reseal::export(&*hsm.entropy, claimed, key, &request).unwrap();
+        let import = |message: &[u8]| block_on(hsm.import_domain_key(claimed, &secret, message));
+        for bytes in [DOMAIN_KEY_BYTES - 1, DOMAIN_KEY_BYTES, DOMAIN_KEY_BYTES + 1] {
+            let refused = import(&export(&vec![7; bytes]));
+            assert!(matches!(refused, Err(HsmError::WrongDomainKey(id)) if id == claimed));
+        }
+        // Lengths that fit no slot are errors too, and no panic.
+        for bytes in [0, 65, 300] {
+            assert!(matches!(import(&export(&vec![7; bytes])), Err(HsmError::Arena(_))));
+        }
+        assert!(!hsm.has_domain_key(claimed));
+    }
+
+    /// The id binds a ciphertext to one material (decision 0002), so it is checked even when the token's
+    /// own tag is right.
+    #[test]
+    fn a_token_that_names_another_material_than_it_holds_is_refused() {
+        let hsm = hsm(1);
+        let domain = block_on(hsm.generate_domain_key()).unwrap().id;
+        let (key, claimed) = (KeyId::from_random([1; 16]), KeyMaterialId::new([5; 32]));
+        let sealer = hsm.domain(domain).unwrap();
+        let belongs = Belongs::BackingKey(key, claimed);
+        let seal = |plaintext: &[u8]| {
+            token::seal(&*hsm.crypto, domain, &sealer, &hsm.salt(), belongs, plaintext).unwrap()
+        };
+        let refused = hsm.unseal(key, claimed, &seal(&[7; BACKING_KEY_BYTES]));
+        assert!(matches!(refused, Err(HsmError::WrongMaterial(id)) if id == claimed));
+        for bytes in [0, BACKING_KEY_BYTES - 1, BACKING_KEY_BYTES + 1] {
+            let refused = hsm.unseal(key, claimed, &seal(&vec![7; bytes]));
+            assert!(matches!(refused, Err(HsmError::TokenFormat(_))), "{bytes}");
+        }
+        assert_eq!(hsm.cache_stats().keys, 0);
     }
 }

@@ -3,7 +3,7 @@
 //! The key of the use is SP 800-108 (counter mode, HMAC-SHA-256) over 128 fresh random bits. It seals one
 //! message, so the 96-bit initialisation vector is all zeros (decision 0002).
 
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::arena::Secret;
 use crate::error::ArenaError;
@@ -26,7 +26,8 @@ pub(crate) enum SealError {
     Crypto(CryptoFailure),
 }
 
-/// Seals in place under a key derived from `key` over `salt`, and returns the tag. `salt` is fresh.
+/// Seals in place under a key derived from `key` over `salt`, and returns the tag. `salt` is fresh. On
+/// failure `in_out` is wiped: it may still hold the plaintext, in a buffer that nobody wipes on drop.
 pub(crate) fn seal_once(
     crypto: &dyn CryptoProvider,
     key: &Secret,
@@ -35,9 +36,13 @@ pub(crate) fn seal_once(
     aad: &[u8],
     in_out: &mut [u8],
 ) -> Result<[u8; GCM_TAG_BYTES], SealError> {
-    with_derived_key(crypto, key, label, salt, |derived| {
+    let sealed = with_derived_key(crypto, key, label, salt, |derived| {
         crypto.aes_256_gcm_seal(derived, &IV, aad, in_out)
-    })
+    });
+    if sealed.is_err() {
+        in_out.zeroize();
+    }
+    sealed
 }
 
 /// Opens in place what [`seal_once`] sealed.

@@ -20,7 +20,7 @@ pub(crate) const META_REGION: &[u8] = b"region";
 pub(crate) const META_TIME: &[u8] = b"time";
 
 /// The whole state of a Region except for sealed tokens, as of one point in the log. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct State {
     /// Index of the last applied entry, in the snapshot's own view. Zero before the first.
     pub applied: u64,

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use keyward_env::Entropy;
+use zeroize::Zeroize;
 
 use super::{RootId, RootKind};
 use crate::arena::{ARENA_BYTES_MIN, Arena, ArenaConfig, SLOT_BYTES, Secret};
@@ -63,6 +64,7 @@ impl RootCore {
     }
 
     pub(super) fn wrap(&self, plaintext: &Secret, aad: &[u8]) -> Result<Vec<u8>, RootError> {
+        let key = self.wrap_key.expose_key()?;
         let mut nonce = [0; GCM_NONCE_BYTES];
         self.entropy.fill(&mut nonce);
         // The capacity is exact, so that no reallocation leaves a plaintext behind.
@@ -71,9 +73,13 @@ impl RootCore {
         wrapped.extend_from_slice(&nonce);
         wrapped.extend_from_slice(plaintext.expose());
         let in_out = &mut wrapped[1 + GCM_NONCE_BYTES..];
-        let tag = self.crypto.aes_256_gcm_seal(self.wrap_key.expose_key()?, &nonce, aad, in_out);
+        let tag = self.crypto.aes_256_gcm_seal(key, &nonce, aad, in_out);
         scrub_stack();
-        wrapped.extend_from_slice(&tag.map_err(|_| RootError::Crypto("AES-256-GCM encryption"))?);
+        let Ok(tag) = tag else {
+            wrapped.zeroize();
+            return Err(RootError::Crypto("AES-256-GCM encryption"));
+        };
+        wrapped.extend_from_slice(&tag);
         Ok(wrapped)
     }
 

@@ -102,10 +102,13 @@ fn file_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) ->
     }
 }
 
-/// Writes a new file of mode 0600 and syncs it and its folder. Removes it again when that fails midway.
+/// Writes a new file of mode 0600 and syncs it, its folder, and what holds folders that had to be made:
+/// keys are sealed under this root next, and must not outlive it. Removes the file again when that fails
+/// midway.
 pub(super) fn write_new(path: &Path, contents: &[u8]) -> Result<(), RootError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or_else(|| Path::new("."));
+    let made = folder.ancestors().take_while(|above| !above.exists()).count();
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -120,12 +123,18 @@ pub(super) fn write_new(path: &Path, contents: &[u8]) -> Result<(), RootError> {
     let written = file
         .write_all(contents)
         .and_then(|()| file.sync_all())
-        .and_then(|()| File::open(folder)?.sync_all());
+        .and_then(|()| folder.ancestors().take(made + 1).try_for_each(sync_folder));
     written.map_err(|source| {
         // Half a root key is worse than none: the next start would refuse it.
         let _ = std::fs::remove_file(path);
         file_error("write", path)(source)
     })
+}
+
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    // The last ancestor of a relative path is empty and means the working folder.
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    File::open(folder)?.sync_all()
 }
 
 /// Reads a root key into locked memory, and nowhere else, after looking at the file that was opened.

@@ -53,6 +53,10 @@ pub trait RootProvider: Send + Sync + 'static {
 
     /// Whether the provider works now, and would work after a restart as far as it can tell.
     ///
+    /// [`FileRoot`] and [`PassphraseRoot`] read one small file for it on the thread that polls: tens of
+    /// microseconds from a local disk's page cache, and as long as it takes from a network file system
+    /// that hangs. Ask at the pace of a health probe, never on the data plane.
+    ///
     /// # Errors
     /// [`RootError`] that says what is wrong.
     fn health(&self) -> RootFuture<'_, ()>;
