@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build test test-rust test-clients check fmt clippy docs deny advisories sim clean
+.PHONY: help setup demo build test test-rust test-clients check fmt clippy docs deny advisories numbers sim clean
 
 # Filled in by the recipes: every cargo call below finds the one RocksDB.
 ROCKS = ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR="$$(deploy/rocksdb.sh)"
@@ -63,6 +63,9 @@ deny:
 advisories: ## Known vulnerabilities (needs the network)
 	@cargo deny --version 2>/dev/null | grep -q . || cargo install --quiet --locked cargo-deny
 	cargo deny --locked check advisories
+
+numbers: setup ## Measure the figures that the docs quote
+	$(CARGO) bench --locked -p keyward --bench region
 
 sim: setup ## Simulate seeds until stopped
 	$(CARGO) run --release --locked -p keyward-sim -- --seeds 0..1000000 --jobs 2

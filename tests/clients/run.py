@@ -107,7 +107,7 @@ def grpc_checks(env, out):
             status = health.Check(health_pb2.HealthCheckRequest(service=service)).status
             check(f"grpc.health.v1 of '{service}'", status == 1)
     reflection = reflection_pb2_grpc.ServerReflectionStub(channels[0])
-    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    request = reflection_pb2.ServerReflectionRequest(list_services="*")
     for answer in reflection.ServerReflectionInfo(iter([request])):
         names = {service.name for service in answer.list_services_response.service}
     check("reflection", {"keyward.v1.KeyService", "keyward.v1.OperatorService"} <= names, names)

@@ -23,7 +23,9 @@ async fn files_of_any_size_survive_and_damage_is_told() {
     let key = create_key(&region.client(&[])).await.expect("a key");
     let place = |name: &str| region.folder.path().join(name).display().to_string();
     let (input, sealed, opened) = (place("in"), place("in.kwd"), place("out"));
-    for (bytes, signed) in [(0, false), (1, true), (65536, false), (65537, true), (9_000_000, false)] {
+    for (bytes, signed) in
+        [(0, false), (1, true), (65536, false), (65537, true), (9_000_000, false)]
+    {
         let content: Vec<u8> = (0..bytes).map(|i: u32| (i.wrapping_mul(31) >> 3) as u8).collect();
         fs::write(&input, &content).expect("written");
         let mut arguments =
@@ -63,10 +65,15 @@ async fn files_of_any_size_survive_and_damage_is_told() {
     assert!(ready.starts_with("HTTP/1.1 200") && ready.ends_with("ready\n"), "{ready}");
     assert!(http_get(region.port_base + 101, "/livez").starts_with("HTTP/1.1 200"));
     let metrics = http_get(region.port_base + 101, "/metrics");
-    for name in ["keyward_calls_total", "keyward_call_seconds_bucket", "keyward_raft_term",
-        "keyward_raft_is_leader 1", "keyward_raft_applied_index", "keyward_lease_serving 1",
-        "keyward_unsealed_keys"]
-    {
+    for name in [
+        "keyward_calls_total",
+        "keyward_call_seconds_bucket",
+        "keyward_raft_term",
+        "keyward_raft_is_leader 1",
+        "keyward_raft_applied_index",
+        "keyward_lease_serving 1",
+        "keyward_unsealed_keys",
+    ] {
         assert!(metrics.contains(name), "{name} is not in the metrics");
     }
 }
@@ -155,7 +162,12 @@ async fn a_full_disk_ends_in_words_and_loses_nothing() {
     let client = region.client(&[]);
     let mut kept = vec![create_key(&client).await.expect("a key")];
     let ballast = data.join("ballast");
-    drop(Command::new("dd").args(["if=/dev/zero", "bs=64k"]).arg(format!("of={}", ballast.display())).output());
+    drop(
+        Command::new("dd")
+            .args(["if=/dev/zero", "bs=64k"])
+            .arg(format!("of={}", ballast.display()))
+            .output(),
+    );
     let mut refused = false;
     for _ in 0..400 {
         let client = region.client_as("dev", &[], std::time::Duration::from_millis(700));
@@ -181,4 +193,51 @@ async fn a_full_disk_ends_in_words_and_loses_nothing() {
     region.stop(1);
     let unmounted = Command::new("umount").arg(&data).status();
     assert!(unmounted.is_ok_and(|status| status.success()));
+}
+
+/// A root behind a passphrase: from a credential file, told apart when wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_passphrase_root_opens_with_its_credential_only() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let region = Region::start(1);
+    let folder = region.folder.path().join("apart");
+    fs::create_dir(&folder).expect("made");
+    let good = fs::read_to_string(region.config(1)).expect("read");
+    let text = good
+        .replace("data = \"data\"", &format!("data = \"{}\"", folder.join("data").display()))
+        .replace(&region.port_base.saturating_add(1).to_string(), &(region.port_base + 5).to_string())
+        .replace(&(region.port_base + 101).to_string(), &(region.port_base + 105).to_string());
+    let start = text.find("[root]").expect("a root");
+    let end = text[start + 1..].find('[').map_or(text.len(), |at| start + 1 + at);
+    let section = "[root]\nprovider = \"passphrase\"\nparams = \"apart.params\"\ncredential = \"apart.secret\"\n\n";
+    let config = region.node_folder(1).join("apart.toml");
+    fs::write(&config, format!("{}{section}{}", &text[..start], &text[end..])).expect("written");
+    let secret = region.node_folder(1).join("apart.secret");
+    fs::write(&secret, "a long enough passphrase\n").expect("written");
+    let server = || {
+        let mut command = Command::new(KEYWARD);
+        command.args(["server", "--config"]).arg(&config).stderr(std::process::Stdio::piped());
+        command
+    };
+    for _ in 0..2 {
+        // Made at the first start, opened at the second.
+        let mut child = server().spawn().expect("a node");
+        crate::support::wait_until("it is up", std::time::Duration::from_secs(20), async || {
+            std::net::TcpStream::connect(("127.0.0.1", region.port_base + 5)).is_ok()
+                && region.node_folder(1).join("apart.params").exists()
+                && folder.join("data/state").exists()
+        })
+        .await;
+        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a process id");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("told to stop");
+        let status = child.wait().expect("it ends");
+        assert!(status.success() && status.signal().is_none(), "{status}");
+    }
+    fs::write(&secret, "another long passphrase\n").expect("written");
+    fails(&mut server(), &["passphrase is wrong"]);
+    fs::remove_file(&secret).expect("removed");
+    fails(&mut server(), &["apart.secret", "does not exist"]);
+    let shown = fs::read_to_string(region.node_folder(1).join("apart.params")).expect("read");
+    assert!(shown.contains("argon2id") && !shown.contains("passphrase\n"), "{shown}");
 }

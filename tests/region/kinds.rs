@@ -12,7 +12,12 @@ use crate::support::{Region, create_key, encrypt};
 /// Calls one operation; anything but a refusal of the caller counts as let in.
 macro_rules! let_in {
     (key $client:expr, $method:ident, $request:expr) => {
-        let_in(&$client.key_once($request, |mut c, r| async move { c.$method(r).await }).await.map(drop))
+        let_in(
+            &$client
+                .key_once($request, |mut c, r| async move { c.$method(r).await })
+                .await
+                .map(drop),
+        )
     };
     (operator $client:expr, $method:ident, $request:expr) => {
         let_in(
@@ -106,9 +111,9 @@ async fn every_rpc(client: &Client, key: &str, blob: &[u8]) -> Vec<(&'static str
             key_id: key_id(), number_of_bytes: Some(32), ..Default::default()
         }),
         rpc!(key Users, generate_data_key_without_plaintext,
-            v1::GenerateDataKeyWithoutPlaintextRequest {
-                key_id: key_id(), number_of_bytes: Some(32), ..Default::default()
-            }),
+        v1::GenerateDataKeyWithoutPlaintextRequest {
+            key_id: key_id(), number_of_bytes: Some(32), ..Default::default()
+        }),
         rpc!(key Users, generate_random, v1::GenerateRandomRequest { number_of_bytes: Some(8) }),
         rpc!(key Administrators, schedule_key_deletion,
             v1::ScheduleKeyDeletionRequest { key_id: key_id(), ..Default::default() }),
@@ -144,9 +149,11 @@ async fn every_rpc_is_open_to_exactly_its_kinds() {
     let key = create_key(&client).await.expect("a key");
     let blob = encrypt(&client, &key).await.expect("a ciphertext").ciphertext_blob;
     let account = "arn:aws:iam::111122223333:user";
-    for (name, kinds) in [("admin", &["administrator"][..]), ("user", &["user"]),
-        ("both", &["administrator", "user"])]
-    {
+    for (name, kinds) in [
+        ("admin", &["administrator"][..]),
+        ("user", &["user"]),
+        ("both", &["administrator", "user"]),
+    ] {
         let out = region.pki(name).display().to_string();
         let arn = format!("{account}/{name}");
         let mut arguments = vec!["principal", "create", &arn, "--out", &out];
@@ -174,7 +181,15 @@ async fn every_rpc_is_open_to_exactly_its_kinds() {
         }
     }
     // An operator is nothing else at the same time.
-    let mixed = region.run(&["principal", "create", &format!("{account}/mixed"), "--kind", "operator",
-        "--kind", "user", "--outside"]);
+    let mixed = region.run(&[
+        "principal",
+        "create",
+        &format!("{account}/mixed"),
+        "--kind",
+        "operator",
+        "--kind",
+        "user",
+        "--outside",
+    ]);
     assert!(!mixed.status.success());
 }

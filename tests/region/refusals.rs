@@ -12,8 +12,7 @@ use keyward_service::{Authority, signing_request};
 use crate::support::{Region, code, create_key, decrypt, encrypt, set_enabled};
 
 async fn encrypt_of(client: &Client, key_id: &str, plaintext: Vec<u8>) -> Result<(), CallError> {
-    let request =
-        v1::EncryptRequest { key_id: key_id.to_owned(), plaintext, ..Default::default() };
+    let request = v1::EncryptRequest { key_id: key_id.to_owned(), plaintext, ..Default::default() };
     client.key_once(request, |mut c, r| async move { c.encrypt(r).await }).await.map(drop)
 }
 
@@ -33,7 +32,8 @@ async fn bad_input_gets_a_typed_refusal_and_changes_nothing() {
     // Sixteen times the largest plaintext: past the message limit, and still a clean refusal.
     assert!(encrypt_of(&client, &key, vec![0; 512 * 1024]).await.is_err());
 
-    let other_account = "arn:aws:kms:eu-west-1:999999999999:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+    let other_account =
+        "arn:aws:kms:eu-west-1:999999999999:key/1234abcd-12ab-34cd-56ef-1234567890ab";
     for (key_id, expected) in [
         ("", validation),
         ("nonsense", not_found),
@@ -222,15 +222,24 @@ async fn certificates_that_must_not_get_in_do_not() {
         .expect("a certificate");
     write_pem(&region, "old.pem", "CERTIFICATE", &old.certificate);
     let (cert, key) = (region.pki("old.pem"), region.pki("foreign.key"));
-    let output = region.run(&["key", "random", "--cert", &cert.display().to_string(), "--key",
-        &key.display().to_string()]);
+    let output = region.run(&[
+        "key",
+        "random",
+        "--cert",
+        &cert.display().to_string(),
+        "--key",
+        &key.display().to_string(),
+    ]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("expired"));
     let metrics = http_get(region.port_base + 101, "/metrics");
     let refused = metrics.lines().find(|line| {
-        line.starts_with("keyward_connections_refused_total") && line.contains("foreign_certificate")
+        line.starts_with("keyward_connections_refused_total")
+            && line.contains("foreign_certificate")
     });
     assert!(refused.is_some(), "{metrics}");
-    assert!(region.log(1).contains("a connection was refused"));
+    for words in ["a connection was refused", "a caller was refused", "was revoked"] {
+        assert!(region.log(1).contains(words), "{words} is not in the log");
+    }
 }
 
 fn request_again() -> Vec<u8> {

@@ -51,7 +51,14 @@ impl Region {
         let folder = tempfile::tempdir().expect("a folder");
         let port_base = port_base();
         let mut up = Command::new(KEYWARD)
-            .args(["dev", "up", "--nodes", &nodes.to_string(), "--port-base", &port_base.to_string()])
+            .args([
+                "dev",
+                "up",
+                "--nodes",
+                &nodes.to_string(),
+                "--port-base",
+                &port_base.to_string(),
+            ])
             .arg("--data")
             .arg(folder.path())
             .stdout(Stdio::piped())

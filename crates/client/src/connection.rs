@@ -50,7 +50,9 @@ pub enum ConfigError {
         why: String,
     },
     /// The caller's certificate has ended.
-    #[error("the certificate expired on {0}: get a new one from an operator (`keyward principal renew`)")]
+    #[error(
+        "the certificate expired on {0}: get a new one from an operator (`keyward principal renew`)"
+    )]
     Expired(String),
     /// The caller's certificate cannot be read.
     #[error("the certificate cannot be read: {0}")]
@@ -125,13 +127,25 @@ impl From<Status> for CallError {
 /// Names the cause of the failures that callers meet most.
 fn plain(text: &str) -> String {
     let causes = [
-        ("CertificateExpired", "the server refused the certificate: it has expired; get a new one from an operator"),
+        (
+            "CertificateExpired",
+            "the server refused the certificate: it has expired; get a new one from an operator",
+        ),
         ("certificate expired", "the server's or the caller's certificate has expired"),
-        ("UnknownCA", "the server refused the certificate: it was not issued by this Region's authority"),
-        ("DecryptError", "the server refused the certificate: it was not issued by this Region's authority"),
+        (
+            "UnknownCA",
+            "the server refused the certificate: it was not issued by this Region's authority",
+        ),
+        (
+            "DecryptError",
+            "the server refused the certificate: it was not issued by this Region's authority",
+        ),
         ("BadCertificate", "the server refused the certificate"),
         ("CertificateRequired", "the server asks for a client certificate"),
-        ("UnknownIssuer", "the server's certificate is not of the authority given as CA: is this the right Region?"),
+        (
+            "UnknownIssuer",
+            "the server's certificate is not of the authority given as CA: is this the right Region?",
+        ),
         ("Connection refused", "nothing listens there: is the node running?"),
     ];
     match causes.iter().find(|(sign, _)| text.contains(sign)) {
@@ -177,7 +191,9 @@ impl Client {
             .map(|endpoint| {
                 Endpoint::from_shared(format!("https://{endpoint}"))
                     .and_then(|e| {
-                        e.connect_timeout(CONNECT_PATIENCE).tcp_nodelay(true).tls_config(tls.clone())
+                        e.connect_timeout(CONNECT_PATIENCE)
+                            .tcp_nodelay(true)
+                            .tls_config(tls.clone())
                     })
                     .map(|e| e.connect_lazy())
                     .map_err(|e| ConfigError::Endpoint {

@@ -13,9 +13,8 @@ use crate::tls::Identity;
 
 /// The principal behind a request; nodes and strangers are refused.
 pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, Status> {
-    let refuse = |why: String| {
-        Err(status(&KmsError::new(ErrorCode::UnrecognizedClientException, why)))
-    };
+    let refuse =
+        |why: String| Err(status(&KmsError::new(ErrorCode::UnrecognizedClientException, why)));
     match request.extensions().get::<Identity>() {
         Some(Identity::Principal(caller)) => Ok(Arc::clone(caller)),
         Some(Identity::Node(_)) => {

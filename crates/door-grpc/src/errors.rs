@@ -39,8 +39,7 @@ const fn grpc_code(code: ErrorCode) -> Code {
 /// The status that tells of a refusal, with its typed detail.
 #[must_use]
 pub fn status(error: &KmsError) -> Status {
-    let code =
-        if error.outcome_unknown { Code::DeadlineExceeded } else { grpc_code(error.code) };
+    let code = if error.outcome_unknown { Code::DeadlineExceeded } else { grpc_code(error.code) };
     let detail = v1::ErrorDetail {
         code: error.code.name().to_owned(),
         retryable: error.code.is_retryable(),

@@ -31,7 +31,10 @@ impl KeyDoor {
         let call = Call { caller, patience, request: translate(request.into_inner()) };
         let reply = self.stack.clone().call(call).await.map_err(|error| status(&error))?;
         let odd = || {
-            status(&KmsError::new(ErrorCode::KMSInternalException, "an answer of another operation"))
+            status(&KmsError::new(
+                ErrorCode::KMSInternalException,
+                "an answer of another operation",
+            ))
         };
         answer(reply).map(Response::new).ok_or_else(odd)
     }
@@ -98,15 +101,23 @@ impl KeyService for KeyDoor {
         &self,
         request: Request<v1::CreateKeyRequest>,
     ) -> Result<Response<v1::CreateKeyResponse>, Status> {
-        self.run(request, |r| api::CreateKey {
-                description: r.description,
-                key_usage: r.key_usage,
-                key_spec: r.key_spec,
-                origin: r.origin,
-                tags: tags_in(r.tags),
-                multi_region: r.multi_region,
-                policy: r.policy,
-            }.into(), when!(Reply::Key(key) => v1::CreateKeyResponse { key_metadata: Some(metadata(*key)) })).await
+        self.run(
+            request,
+            |r| {
+                api::CreateKey {
+                    description: r.description,
+                    key_usage: r.key_usage,
+                    key_spec: r.key_spec,
+                    origin: r.origin,
+                    tags: tags_in(r.tags),
+                    multi_region: r.multi_region,
+                    policy: r.policy,
+                }
+                .into()
+            },
+            when!(Reply::Key(key) => v1::CreateKeyResponse { key_metadata: Some(metadata(*key)) }),
+        )
+        .await
     }
 
     async fn describe_key(
@@ -120,7 +131,10 @@ impl KeyService for KeyDoor {
         &self,
         request: Request<v1::ListKeysRequest>,
     ) -> Result<Response<v1::ListKeysResponse>, Status> {
-        self.run(request, |r| api::ListKeys { limit: r.limit, marker: r.marker }.into(), when!(Reply::Keys(page) => v1::ListKeysResponse {
+        self.run(
+            request,
+            |r| api::ListKeys { limit: r.limit, marker: r.marker }.into(),
+            when!(Reply::Keys(page) => v1::ListKeysResponse {
                 truncated: page.next_marker.is_some(),
                 next_marker: page.next_marker,
                 keys: page
@@ -128,28 +142,45 @@ impl KeyService for KeyDoor {
                     .into_iter()
                     .map(|(key_id, key_arn)| v1::KeyListEntry { key_id, key_arn })
                     .collect(),
-            })).await
+            }),
+        )
+        .await
     }
 
     async fn update_key_description(
         &self,
         request: Request<v1::UpdateKeyDescriptionRequest>,
     ) -> Result<Response<v1::UpdateKeyDescriptionResponse>, Status> {
-        self.run(request, |r| api::UpdateKeyDescription { key_id: r.key_id, description: r.description }.into(), when!(Reply::Done => v1::UpdateKeyDescriptionResponse {})).await
+        self.run(
+            request,
+            |r| api::UpdateKeyDescription { key_id: r.key_id, description: r.description }.into(),
+            when!(Reply::Done => v1::UpdateKeyDescriptionResponse {}),
+        )
+        .await
     }
 
     async fn enable_key(
         &self,
         request: Request<v1::EnableKeyRequest>,
     ) -> Result<Response<v1::EnableKeyResponse>, Status> {
-        self.run(request, |r| api::EnableKey { key_id: r.key_id }.into(), when!(Reply::Done => v1::EnableKeyResponse {})).await
+        self.run(
+            request,
+            |r| api::EnableKey { key_id: r.key_id }.into(),
+            when!(Reply::Done => v1::EnableKeyResponse {}),
+        )
+        .await
     }
 
     async fn disable_key(
         &self,
         request: Request<v1::DisableKeyRequest>,
     ) -> Result<Response<v1::DisableKeyResponse>, Status> {
-        self.run(request, |r| api::DisableKey { key_id: r.key_id }.into(), when!(Reply::Done => v1::DisableKeyResponse {})).await
+        self.run(
+            request,
+            |r| api::DisableKey { key_id: r.key_id }.into(),
+            when!(Reply::Done => v1::DisableKeyResponse {}),
+        )
+        .await
     }
 
     async fn schedule_key_deletion(
@@ -171,60 +202,102 @@ impl KeyService for KeyDoor {
         &self,
         request: Request<v1::CancelKeyDeletionRequest>,
     ) -> Result<Response<v1::CancelKeyDeletionResponse>, Status> {
-        self.run(request, |r| api::CancelKeyDeletion { key_id: r.key_id }.into(), when!(Reply::KeyArn(key_id) => v1::CancelKeyDeletionResponse { key_id })).await
+        self.run(
+            request,
+            |r| api::CancelKeyDeletion { key_id: r.key_id }.into(),
+            when!(Reply::KeyArn(key_id) => v1::CancelKeyDeletionResponse { key_id }),
+        )
+        .await
     }
 
     async fn create_alias(
         &self,
         request: Request<v1::CreateAliasRequest>,
     ) -> Result<Response<v1::CreateAliasResponse>, Status> {
-        self.run(request, |r| api::CreateAlias { alias_name: r.alias_name, target_key_id: r.target_key_id }.into(), when!(Reply::Done => v1::CreateAliasResponse {})).await
+        self.run(
+            request,
+            |r| {
+                api::CreateAlias { alias_name: r.alias_name, target_key_id: r.target_key_id }.into()
+            },
+            when!(Reply::Done => v1::CreateAliasResponse {}),
+        )
+        .await
     }
 
     async fn update_alias(
         &self,
         request: Request<v1::UpdateAliasRequest>,
     ) -> Result<Response<v1::UpdateAliasResponse>, Status> {
-        self.run(request, |r| api::UpdateAlias { alias_name: r.alias_name, target_key_id: r.target_key_id }.into(), when!(Reply::Done => v1::UpdateAliasResponse {})).await
+        self.run(
+            request,
+            |r| {
+                api::UpdateAlias { alias_name: r.alias_name, target_key_id: r.target_key_id }.into()
+            },
+            when!(Reply::Done => v1::UpdateAliasResponse {}),
+        )
+        .await
     }
 
     async fn delete_alias(
         &self,
         request: Request<v1::DeleteAliasRequest>,
     ) -> Result<Response<v1::DeleteAliasResponse>, Status> {
-        self.run(request, |r| api::DeleteAlias { alias_name: r.alias_name }.into(), when!(Reply::Done => v1::DeleteAliasResponse {})).await
+        self.run(
+            request,
+            |r| api::DeleteAlias { alias_name: r.alias_name }.into(),
+            when!(Reply::Done => v1::DeleteAliasResponse {}),
+        )
+        .await
     }
 
     async fn list_aliases(
         &self,
         request: Request<v1::ListAliasesRequest>,
     ) -> Result<Response<v1::ListAliasesResponse>, Status> {
-        self.run(request, |r| api::ListAliases { key_id: r.key_id, limit: r.limit, marker: r.marker }.into(), when!(Reply::Aliases(page) => v1::ListAliasesResponse {
+        self.run(
+            request,
+            |r| api::ListAliases { key_id: r.key_id, limit: r.limit, marker: r.marker }.into(),
+            when!(Reply::Aliases(page) => v1::ListAliasesResponse {
                 truncated: page.next_marker.is_some(),
                 next_marker: page.next_marker,
                 aliases: page.items.into_iter().map(alias).collect(),
-            })).await
+            }),
+        )
+        .await
     }
 
     async fn tag_resource(
         &self,
         request: Request<v1::TagResourceRequest>,
     ) -> Result<Response<v1::TagResourceResponse>, Status> {
-        self.run(request, |r| api::TagResource { key_id: r.key_id, tags: tags_in(r.tags) }.into(), when!(Reply::Done => v1::TagResourceResponse {})).await
+        self.run(
+            request,
+            |r| api::TagResource { key_id: r.key_id, tags: tags_in(r.tags) }.into(),
+            when!(Reply::Done => v1::TagResourceResponse {}),
+        )
+        .await
     }
 
     async fn untag_resource(
         &self,
         request: Request<v1::UntagResourceRequest>,
     ) -> Result<Response<v1::UntagResourceResponse>, Status> {
-        self.run(request, |r| api::UntagResource { key_id: r.key_id, tag_keys: r.tag_keys }.into(), when!(Reply::Done => v1::UntagResourceResponse {})).await
+        self.run(
+            request,
+            |r| api::UntagResource { key_id: r.key_id, tag_keys: r.tag_keys }.into(),
+            when!(Reply::Done => v1::UntagResourceResponse {}),
+        )
+        .await
     }
 
     async fn list_resource_tags(
         &self,
         request: Request<v1::ListResourceTagsRequest>,
     ) -> Result<Response<v1::ListResourceTagsResponse>, Status> {
-        self.run(request, |r| api::ListResourceTags { key_id: r.key_id, limit: r.limit, marker: r.marker }.into(), when!(Reply::Tags(page) => v1::ListResourceTagsResponse {
+        self.run(
+            request,
+            |r| api::ListResourceTags { key_id: r.key_id, limit: r.limit, marker: r.marker }.into(),
+            when!(Reply::Tags(page) => v1::ListResourceTagsResponse {
                 truncated: page.next_marker.is_some(),
                 next_marker: page.next_marker,
                 tags: page
@@ -232,24 +305,39 @@ impl KeyService for KeyDoor {
                     .into_iter()
                     .map(|tag| v1::Tag { tag_key: tag.key, tag_value: tag.value })
                     .collect(),
-            })).await
+            }),
+        )
+        .await
     }
 
     async fn enable_key_rotation(
         &self,
         request: Request<v1::EnableKeyRotationRequest>,
     ) -> Result<Response<v1::EnableKeyRotationResponse>, Status> {
-        self.run(request, |r| api::EnableKeyRotation {
-                key_id: r.key_id,
-                rotation_period_in_days: r.rotation_period_in_days,
-            }.into(), when!(Reply::Done => v1::EnableKeyRotationResponse {})).await
+        self.run(
+            request,
+            |r| {
+                api::EnableKeyRotation {
+                    key_id: r.key_id,
+                    rotation_period_in_days: r.rotation_period_in_days,
+                }
+                .into()
+            },
+            when!(Reply::Done => v1::EnableKeyRotationResponse {}),
+        )
+        .await
     }
 
     async fn disable_key_rotation(
         &self,
         request: Request<v1::DisableKeyRotationRequest>,
     ) -> Result<Response<v1::DisableKeyRotationResponse>, Status> {
-        self.run(request, |r| api::DisableKeyRotation { key_id: r.key_id }.into(), when!(Reply::Done => v1::DisableKeyRotationResponse {})).await
+        self.run(
+            request,
+            |r| api::DisableKeyRotation { key_id: r.key_id }.into(),
+            when!(Reply::Done => v1::DisableKeyRotationResponse {}),
+        )
+        .await
     }
 
     async fn get_key_rotation_status(
@@ -269,74 +357,109 @@ impl KeyService for KeyDoor {
         &self,
         request: Request<v1::RotateKeyOnDemandRequest>,
     ) -> Result<Response<v1::RotateKeyOnDemandResponse>, Status> {
-        self.run(request, |r| api::RotateKeyOnDemand { key_id: r.key_id }.into(), when!(Reply::KeyArn(key_id) => v1::RotateKeyOnDemandResponse { key_id })).await
+        self.run(
+            request,
+            |r| api::RotateKeyOnDemand { key_id: r.key_id }.into(),
+            when!(Reply::KeyArn(key_id) => v1::RotateKeyOnDemandResponse { key_id }),
+        )
+        .await
     }
 
     async fn list_key_rotations(
         &self,
         request: Request<v1::ListKeyRotationsRequest>,
     ) -> Result<Response<v1::ListKeyRotationsResponse>, Status> {
-        self.run(request, |r| api::ListKeyRotations {
-                key_id: r.key_id,
-                include_key_material: r.include_key_material,
-                limit: r.limit,
-                marker: r.marker,
-            }.into(), when!(Reply::Rotations(page) => v1::ListKeyRotationsResponse {
+        self.run(
+            request,
+            |r| {
+                api::ListKeyRotations {
+                    key_id: r.key_id,
+                    include_key_material: r.include_key_material,
+                    limit: r.limit,
+                    marker: r.marker,
+                }
+                .into()
+            },
+            when!(Reply::Rotations(page) => v1::ListKeyRotationsResponse {
                 truncated: page.next_marker.is_some(),
                 next_marker: page.next_marker,
                 rotations: page.items.into_iter().map(rotation).collect(),
-            })).await
+            }),
+        )
+        .await
     }
 
     async fn encrypt(
         &self,
         request: Request<v1::EncryptRequest>,
     ) -> Result<Response<v1::EncryptResponse>, Status> {
-        self.run(request, |r| api::Encrypt {
-                key_id: r.key_id,
-                plaintext: Secret::new(r.plaintext),
-                encryption_context: r.encryption_context,
-                encryption_algorithm: r.encryption_algorithm,
-                dry_run: r.dry_run,
-            }.into(), when!(Reply::Encrypted { ciphertext_blob, key_arn } => v1::EncryptResponse {
+        self.run(
+            request,
+            |r| {
+                api::Encrypt {
+                    key_id: r.key_id,
+                    plaintext: Secret::new(r.plaintext),
+                    encryption_context: r.encryption_context,
+                    encryption_algorithm: r.encryption_algorithm,
+                    dry_run: r.dry_run,
+                }
+                .into()
+            },
+            when!(Reply::Encrypted { ciphertext_blob, key_arn } => v1::EncryptResponse {
                 ciphertext_blob,
                 key_id: key_arn,
                 encryption_algorithm: ALGORITHM.to_owned(),
-            })).await
+            }),
+        )
+        .await
     }
 
     async fn decrypt(
         &self,
         request: Request<v1::DecryptRequest>,
     ) -> Result<Response<v1::DecryptResponse>, Status> {
-        self.run(request, |r| api::Decrypt {
-                ciphertext_blob: r.ciphertext_blob,
-                encryption_context: r.encryption_context,
-                key_id: r.key_id,
-                encryption_algorithm: r.encryption_algorithm,
-                dry_run: r.dry_run,
-            }.into(), when!(Reply::Decrypted { plaintext, key_arn, key_material_id } => v1::DecryptResponse {
+        self.run(
+            request,
+            |r| {
+                api::Decrypt {
+                    ciphertext_blob: r.ciphertext_blob,
+                    encryption_context: r.encryption_context,
+                    key_id: r.key_id,
+                    encryption_algorithm: r.encryption_algorithm,
+                    dry_run: r.dry_run,
+                }
+                .into()
+            },
+            when!(Reply::Decrypted { plaintext, key_arn, key_material_id } => v1::DecryptResponse {
                 key_id: key_arn,
                 plaintext: plaintext.into_bytes(),
                 encryption_algorithm: ALGORITHM.to_owned(),
                 key_material_id,
-            })).await
+            }),
+        )
+        .await
     }
 
     async fn re_encrypt(
         &self,
         request: Request<v1::ReEncryptRequest>,
     ) -> Result<Response<v1::ReEncryptResponse>, Status> {
-        self.run(request, |r| api::ReEncrypt {
-                ciphertext_blob: r.ciphertext_blob,
-                source_encryption_context: r.source_encryption_context,
-                source_key_id: r.source_key_id,
-                destination_key_id: r.destination_key_id,
-                destination_encryption_context: r.destination_encryption_context,
-                source_encryption_algorithm: r.source_encryption_algorithm,
-                destination_encryption_algorithm: r.destination_encryption_algorithm,
-                dry_run: r.dry_run,
-            }.into(), when!(Reply::ReEncrypted {
+        self.run(
+            request,
+            |r| {
+                api::ReEncrypt {
+                    ciphertext_blob: r.ciphertext_blob,
+                    source_encryption_context: r.source_encryption_context,
+                    source_key_id: r.source_key_id,
+                    destination_key_id: r.destination_key_id,
+                    destination_encryption_context: r.destination_encryption_context,
+                    source_encryption_algorithm: r.source_encryption_algorithm,
+                    destination_encryption_algorithm: r.destination_encryption_algorithm,
+                    dry_run: r.dry_run,
+                }
+                .into()
+            },
+            when!(Reply::ReEncrypted {
                 ciphertext_blob,
                 source_key_arn,
                 key_arn,
@@ -350,7 +473,9 @@ impl KeyService for KeyDoor {
                 destination_encryption_algorithm: ALGORITHM.to_owned(),
                 source_key_material_id: source_material,
                 destination_key_material_id: destination_material,
-            })).await
+            }),
+        )
+        .await
     }
 
     async fn generate_data_key(

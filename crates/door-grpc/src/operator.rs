@@ -79,37 +79,39 @@ impl OperatorService for OperatorDoor {
         request: Request<v1::ClusterStatusRequest>,
     ) -> Answer<v1::ClusterStatusResponse> {
         let status = self.kms.cluster_status(&*caller(&request)?).await;
-        answer(status.map(|cluster| v1::ClusterStatusResponse {
-            region: cluster.region,
-            region_id: cluster.region_id,
-            leader_id: cluster.leader,
-            nodes: cluster
-                .nodes
-                .into_iter()
-                .map(|member| {
-                    let reachable = member.status.is_some();
-                    let status = member.status.unwrap_or_default();
-                    v1::NodeStatus {
-                        node_id: member.node,
-                        address: member.address,
-                        role: if member.voter { "voter" } else { "learner" }.to_owned(),
-                        leader: cluster.leader == Some(member.node),
-                        reachable,
-                        term: status.term,
-                        last_log: status.last_log,
-                        committed: status.committed,
-                        applied: status.applied,
-                        lease: status.lease,
-                        lease_ms: status.lease_ms,
-                        fence: status.fence,
-                        root_id: member.root.unwrap_or_default(),
-                        version: status.version,
-                    }
-                })
-                .collect(),
-            keys: cluster.keys as u64,
-            active_domain_key_id: cluster.active_domain_key,
-            domain_keys: u32::try_from(cluster.domain_keys).unwrap_or(u32::MAX),
+        answer(status.map(|cluster| {
+            v1::ClusterStatusResponse {
+                region: cluster.region,
+                region_id: cluster.region_id,
+                leader_id: cluster.leader,
+                nodes: cluster
+                    .nodes
+                    .into_iter()
+                    .map(|member| {
+                        let reachable = member.status.is_some();
+                        let status = member.status.unwrap_or_default();
+                        v1::NodeStatus {
+                            node_id: member.node,
+                            address: member.address,
+                            role: if member.voter { "voter" } else { "learner" }.to_owned(),
+                            leader: cluster.leader == Some(member.node),
+                            reachable,
+                            term: status.term,
+                            last_log: status.last_log,
+                            committed: status.committed,
+                            applied: status.applied,
+                            lease: status.lease,
+                            lease_ms: status.lease_ms,
+                            fence: status.fence,
+                            root_id: member.root.unwrap_or_default(),
+                            version: status.version,
+                        }
+                    })
+                    .collect(),
+                keys: cluster.keys as u64,
+                active_domain_key_id: cluster.active_domain_key,
+                domain_keys: u32::try_from(cluster.domain_keys).unwrap_or(u32::MAX),
+            }
         }))
     }
 

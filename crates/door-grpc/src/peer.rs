@@ -35,9 +35,8 @@ impl PeerService for PeerDoor {
         &self,
         request: Request<v1::PeerFrame>,
     ) -> Result<Response<v1::PeerFrame>, Status> {
-        let refuse = |why: String| {
-            Err(status(&KmsError::new(ErrorCode::AccessDeniedException, why)))
-        };
+        let refuse =
+            |why: String| Err(status(&KmsError::new(ErrorCode::AccessDeniedException, why)));
         let from = match request.extensions().get::<Identity>() {
             Some(Identity::Node(node)) => *node,
             _ => return refuse("only a node of this Region is let in here".to_owned()),

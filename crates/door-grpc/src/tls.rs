@@ -84,10 +84,7 @@ fn tls_error(what: &'static str) -> impl FnOnce(&dyn std::fmt::Display) -> TlsEr
     move |why| TlsError { what, why: why.to_string() }
 }
 
-fn certificates(
-    pem: &[u8],
-    what: &'static str,
-) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let list: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
         .map_err(|e| tls_error(what)(&e))?;
@@ -108,9 +105,7 @@ impl Terminator {
         let own = certificates(&files.authority, "the Region's CA certificate")?;
         let mut roots = RootCertStore::empty();
         let mut trust = |list: &[CertificateDer<'static>], what| {
-            list.iter().try_for_each(|der| {
-                roots.add(der.clone()).map_err(|e| tls_error(what)(&e))
-            })
+            list.iter().try_for_each(|der| roots.add(der.clone()).map_err(|e| tls_error(what)(&e)))
         };
         trust(&own, "the Region's CA certificate")?;
         if let Some(outside) = &files.outside_authority {
@@ -118,9 +113,10 @@ impl Terminator {
             trust(&certificates(outside, what)?, what)?;
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .build()
-            .map_err(|e| tls_error("client certificates")(&e))?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .build()
+                .map_err(|e| tls_error("client certificates")(&e))?;
         let chain = certificates(&files.certificate, "the node's certificate")?;
         let key = PrivateKeyDer::from_pem_slice(files.private_key.bytes())
             .map_err(|e| tls_error("the node's private key")(&e))?;
@@ -131,13 +127,11 @@ impl Terminator {
             .with_single_cert(chain, key)
             .map_err(|e| tls_error("the node's certificate and key")(&e))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let authority = own.into_iter().next().ok_or_else(|| {
-            tls_error("the Region's CA certificate")(&"no certificate in it")
-        })?;
-        Ok(Self {
-            acceptor: TlsAcceptor::from(Arc::new(config)),
-            authority: Arc::new(authority),
-        })
+        let authority = own
+            .into_iter()
+            .next()
+            .ok_or_else(|| tls_error("the Region's CA certificate")(&"no certificate in it"))?;
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), authority: Arc::new(authority) })
     }
 
     /// Accepts connections for ever; each arrives with its identity once its handshake is done. Refused
@@ -221,9 +215,9 @@ fn refused(error: &io::Error, peer: std::net::SocketAddr) {
     use rustls::CertificateError as Cert;
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let reason = match inner {
-        Some(rustls::Error::InvalidCertificate(
-            Cert::Expired | Cert::ExpiredContext { .. },
-        )) => "expired_certificate",
+        Some(rustls::Error::InvalidCertificate(Cert::Expired | Cert::ExpiredContext { .. })) => {
+            "expired_certificate"
+        }
         Some(rustls::Error::InvalidCertificate(Cert::UnknownIssuer | Cert::BadSignature)) => {
             "foreign_certificate"
         }

@@ -184,7 +184,7 @@ pub enum RootError {
         user: u32,
     },
     /// Not a regular file of the right length.
-    #[error("{} is not a root key: a regular file of {expected} bytes is expected, this has {bytes}; restore it from a backup", path.display())]
+    #[error("{} is not a root key: a regular file of {expected} bytes is expected, this has {bytes}; restore it from a backup, or remove it if this node was never started", path.display())]
     WrongLength {
         /// The file.
         path: PathBuf,
@@ -202,7 +202,7 @@ pub enum RootError {
         root: RootId,
     },
     /// The parameter file cannot be read.
-    #[error("{}: {what}; restore it from a backup", path.display())]
+    #[error("{}: {what}; restore it from a backup, or remove it if this node was never started", path.display())]
     Params {
         /// The file.
         path: PathBuf,

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::error::HsmError;
+use crate::provider::scrub_stack;
 use crate::root::RootId;
 
 const INFO_LABEL: &[u8] = b"keyward reseal v1";
@@ -22,6 +23,7 @@ const INFO_LABEL: &[u8] = b"keyward reseal v1";
 const ENCAPPED_BYTES: usize = 65;
 
 type PrivateKey = <DhP256HkdfSha256 as Kem>::PrivateKey;
+type PublicKey = <DhP256HkdfSha256 as Kem>::PublicKey;
 
 /// The joiner's half of a request: opens what a member seals. Lives for the minute that joining takes, on
 /// the heap or stack, and is wiped on drop by the library that made it. It cannot be printed or cloned.
@@ -67,12 +69,18 @@ fn info(root: &RootId, domain: DomainKeyId) -> Vec<u8> {
 }
 
 pub(crate) fn request(entropy: &dyn Entropy, root: &RootId) -> (ResealSecret, ResealRequest) {
+    let (private, public) = key_pair(entropy);
+    scrub_stack();
+    let request = ResealRequest { root: root.clone(), public_key: public.to_bytes().to_vec() };
+    (ResealSecret(private), request)
+}
+
+#[inline(never)]
+fn key_pair(entropy: &dyn Entropy) -> (PrivateKey, PublicKey) {
     // RFC 9180, section 7.1.3: at least Nsk bytes of keying material.
     let mut ikm = Zeroizing::new([0; 32]);
     entropy.fill(&mut *ikm);
-    let (private, public) = DhP256HkdfSha256::derive_keypair(&*ikm);
-    let request = ResealRequest { root: root.clone(), public_key: public.to_bytes().to_vec() };
-    (ResealSecret(private), request)
+    DhP256HkdfSha256::derive_keypair(&*ikm)
 }
 
 /// Seals a domain key to a joiner: the encapsulated key, then ciphertext and tag.
@@ -82,9 +90,22 @@ pub(crate) fn export(
     key: &[u8],
     request: &ResealRequest,
 ) -> Result<Vec<u8>, HsmError> {
+    let message = seal_to(entropy, domain, key, request);
+    scrub_stack();
+    message
+}
+
+/// Not inlined, so that all its stack lies where `scrub_stack` writes next: the library wipes its secrets
+/// and not its AES key schedule (decision 0003).
+#[inline(never)]
+fn seal_to(
+    entropy: &dyn Entropy,
+    domain: DomainKeyId,
+    key: &[u8],
+    request: &ResealRequest,
+) -> Result<Vec<u8>, HsmError> {
     let malformed = |_| HsmError::ResealRequest(request.root.clone());
-    let public =
-        <DhP256HkdfSha256 as Kem>::PublicKey::from_bytes(&request.public_key).map_err(malformed)?;
+    let public = PublicKey::from_bytes(&request.public_key).map_err(malformed)?;
     let (encapped, mut context) =
         hpke::setup_sender_with_rng::<AesGcm256, HkdfSha256, DhP256HkdfSha256>(
             &OpModeS::Base,
@@ -101,6 +122,19 @@ pub(crate) fn export(
 
 /// Opens what a member sealed for this request.
 pub(crate) fn import(
+    secret: &ResealSecret,
+    root: &RootId,
+    domain: DomainKeyId,
+    message: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, HsmError> {
+    let opened = open_from(secret, root, domain, message);
+    scrub_stack();
+    opened
+}
+
+/// Not inlined, as [`seal_to`].
+#[inline(never)]
+fn open_from(
     secret: &ResealSecret,
     root: &RootId,
     domain: DomainKeyId,

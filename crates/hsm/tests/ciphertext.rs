@@ -42,6 +42,11 @@ fn opens(key: &BackingKey, blob: &[u8], context: &CanonicalContext) -> Result<Ve
     WORLD.hsm.decrypt(key, &parsed, context).map(|plaintext| plaintext.expose().to_vec())
 }
 
+/// Every way in which a blob may fail to open: by its shape, or without a reason.
+fn is_refused(outcome: &Result<Vec<u8>, HsmError>) -> bool {
+    matches!(outcome, Err(HsmError::InvalidCiphertext | HsmError::CiphertextFormat(_)))
+}
+
 #[test]
 fn the_layout_is_the_one_that_is_written_down() {
     let plaintext = b"sixteen byte msg";
@@ -80,9 +85,25 @@ fn every_single_bit_counts() {
     for bit in 0..blob.len() * 8 {
         let mut altered = blob.clone();
         altered[bit / 8] ^= 1 << (bit % 8);
-        assert!(opens(&WORLD.key, &altered, &context).is_err(), "bit {bit}");
+        assert!(is_refused(&opens(&WORLD.key, &altered, &context)), "bit {bit}");
     }
     assert_eq!(opens(&WORLD.key, &blob, &context).unwrap(), b"plaintext");
+}
+
+/// The ids in the header are authenticated, and not only compared: a blob that is made to name another key,
+/// another material, or both does not open under the key that it names.
+#[test]
+fn a_blob_with_another_keys_ids_spliced_in_does_not_open_under_either_key() {
+    let context = CanonicalContext::empty();
+    let mine = WORLD.hsm.encrypt(&WORLD.key, b"plaintext", &context).unwrap();
+    let other = WORLD.hsm.encrypt(&WORLD.other, b"plaintext", &context).unwrap();
+    for range in [1..2, 1..18, 2..18, 18..50, 1..50, 1..66, 50..66, 50..mine.len()] {
+        let mut spliced = mine.clone();
+        spliced[range.clone()].copy_from_slice(&other[range.clone()]);
+        for key in [&WORLD.key, &WORLD.other] {
+            assert!(is_refused(&opens(key, &spliced, &context)), "{range:?}");
+        }
+    }
 }
 
 #[test]
@@ -154,11 +175,12 @@ fn long_contexts_work_as_short_ones_do() {
 proptest! {
     #[test]
     fn what_was_encrypted_decrypts(
-        plaintext in proptest::collection::vec(any::<u8>(), 1..300),
+        plaintext in proptest::collection::vec(any::<u8>(), 1..=4096),
         pairs in proptest::collection::btree_map(".{0,20}", ".{0,20}", 0..6),
     ) {
         let context = context(&pairs);
         let blob = WORLD.hsm.encrypt(&WORLD.key, &plaintext, &context).unwrap();
+        prop_assert_eq!(blob.len(), plaintext.len() + 82);
         prop_assert_eq!(opens(&WORLD.key, &blob, &context).unwrap(), plaintext.clone());
         let again = WORLD.hsm.encrypt(&WORLD.key, &plaintext, &context).unwrap();
         prop_assert_ne!(blob, again);
@@ -166,7 +188,7 @@ proptest! {
 
     #[test]
     fn any_change_of_bits_or_length_fails(
-        plaintext in proptest::collection::vec(any::<u8>(), 1..100),
+        plaintext in proptest::collection::vec(any::<u8>(), 1..=4096),
         position in any::<prop::sample::Index>(),
         mask in 1u8..,
         cut in any::<prop::sample::Index>(),
@@ -176,10 +198,11 @@ proptest! {
         let blob = WORLD.hsm.encrypt(&WORLD.key, &plaintext, &context).unwrap();
         let mut altered = blob.clone();
         altered[position.index(blob.len())] ^= mask;
-        prop_assert!(opens(&WORLD.key, &altered, &context).is_err());
-        prop_assert!(opens(&WORLD.key, &blob[..cut.index(blob.len())], &context).is_err());
+        prop_assert!(is_refused(&opens(&WORLD.key, &altered, &context)));
+        let shorter = &blob[..cut.index(blob.len())];
+        prop_assert!(is_refused(&opens(&WORLD.key, shorter, &context)));
         let longer = [&blob[..], &[extra]].concat();
-        prop_assert!(opens(&WORLD.key, &longer, &context).is_err());
+        prop_assert!(is_refused(&opens(&WORLD.key, &longer, &context)));
     }
 
     #[test]

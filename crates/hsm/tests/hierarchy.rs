@@ -7,8 +7,8 @@ mod common;
 use std::sync::Arc;
 
 use keyward_hsm::{
-    ArenaError, CanonicalContext, HsmError, ParsedCiphertext, RootCopy, RootError, SealedDomainKey,
-    SealedToken,
+    ArenaError, CanonicalContext, HsmError, ParsedCiphertext, ResealRequest, RootCopy, RootError,
+    SealedDomainKey, SealedToken,
 };
 use keyward_model::{DomainKeyId, KeyId};
 use proptest::prelude::*;
@@ -116,7 +116,11 @@ fn a_resealed_key_opens_for_its_request_its_root_and_its_id_only() {
     let (secret, request) = joiner.reseal_request();
     let (other_secret, _) = joiner.reseal_request();
     let message = member.export_domain_key(domain, &request).unwrap();
+    // As if the root in the request had been changed on its way.
+    let changed = ResealRequest { root: stranger.root_id().clone(), ..request.clone() };
+    let for_another = member.export_domain_key(domain, &changed).unwrap();
     let refused = [
+        block_on(joiner.import_domain_key(domain, &secret, &for_another)),
         block_on(joiner.import_domain_key(domain, &other_secret, &message)),
         block_on(stranger.import_domain_key(domain, &secret, &message)),
         block_on(joiner.import_domain_key(other_domain, &secret, &message)),
@@ -144,7 +148,7 @@ fn a_request_without_a_point_on_the_curve_is_refused() {
     let (member, domain) = hsm_with_domain(1);
     let (_, request) = hsm(2).reseal_request();
     for public_key in [vec![], vec![4; 65], vec![0], request.public_key[1..].to_vec()] {
-        let malformed = keyward_hsm::ResealRequest { public_key, ..request.clone() };
+        let malformed = ResealRequest { public_key, ..request.clone() };
         let refused = member.export_domain_key(domain, &malformed);
         assert!(matches!(refused, Err(HsmError::ResealRequest(root)) if root == request.root));
     }
@@ -189,6 +193,25 @@ fn a_token_with_any_bit_changed_or_any_byte_missing_does_not_open() {
     assert_eq!(SealedToken::from_bytes(vec![2; 90]).domain_key_id(), None);
 }
 
+/// Two open domain keys: the token is not opened with the one that it was made to name.
+#[test]
+fn a_token_that_names_another_open_domain_key_does_not_open() {
+    let (hsm, domain) = hsm_with_domain(1);
+    let other = block_on(hsm.generate_domain_key()).unwrap().id;
+    let (material, token) = hsm.generate_backing_key(domain, key_id(1)).unwrap();
+    let secret = hsm.seal_secret(domain, "label", b"secret").unwrap();
+    let rename = |token: &SealedToken| {
+        let mut bytes = token.as_bytes().to_vec();
+        bytes[2..18].copy_from_slice(other.bytes());
+        SealedToken::from_bytes(bytes)
+    };
+    assert_eq!(rename(&token).domain_key_id(), Some(other));
+    let refused = hsm.unseal(key_id(1), material, &rename(&token));
+    assert!(matches!(refused, Err(HsmError::TokenDoesNotOpen)));
+    let refused = hsm.open_secret(&rename(&secret), "label");
+    assert!(matches!(refused, Err(HsmError::TokenDoesNotOpen)));
+}
+
 #[test]
 fn a_token_moves_to_a_new_domain_key_and_keeps_its_material() {
     let (hsm, old) = hsm_with_domain(1);
@@ -228,6 +251,9 @@ fn a_blob_opens_under_the_same_material_sealed_in_another_region() {
     let open_there = there.unseal(key, material, &token_there).unwrap();
     let parsed = ParsedCiphertext::parse(&blob).unwrap();
     assert_eq!(there.decrypt(&open_there, &parsed, &context).unwrap().expose(), b"plaintext");
+    let back = there.encrypt(&open_there, b"and back", &context).unwrap();
+    let parsed = ParsedCiphertext::parse(&back).unwrap();
+    assert_eq!(here.decrypt(&sealed_here, &parsed, &context).unwrap().expose(), b"and back");
 }
 
 // --- Small secrets.
@@ -336,6 +362,58 @@ fn a_full_arena_evicts_idle_keys_and_fails_only_when_all_are_in_use() {
     assert!(held.len() > 1000, "{}", held.len());
     held.clear();
     assert!(make().is_ok());
+}
+
+/// Domain keys rotate on a node whose arena is full of backing keys, too.
+#[test]
+fn a_domain_key_opens_and_is_taken_over_when_cached_keys_fill_the_arena() {
+    let hsm = hsm_with_cache(1, 1 << 20);
+    let domain = block_on(hsm.generate_domain_key()).unwrap().id;
+    let later = block_on(hsm.generate_domain_key()).unwrap();
+    hsm.forget_domain_key(later.id);
+    let fill = || {
+        for _ in 0..1200 {
+            let (material, token) = hsm.generate_backing_key(domain, key_id(1)).unwrap();
+            hsm.unseal(key_id(1), material, &token).unwrap();
+        }
+        hsm.cache_stats()
+    };
+    let full = fill();
+    block_on(hsm.open_domain_key(&later)).unwrap();
+    assert!(hsm.has_domain_key(later.id));
+    assert_eq!(hsm.cache_stats().evictions, full.evictions + 1, "the arena was full");
+
+    let full = fill();
+    block_on(hsm.generate_domain_key()).unwrap();
+    assert_eq!(hsm.cache_stats().evictions, full.evictions + 1, "the arena was full");
+
+    let (member, handed_over) = hsm_with_domain(2);
+    let (secret, request) = hsm.reseal_request();
+    let message = member.export_domain_key(handed_over, &request).unwrap();
+    let full = fill();
+    block_on(hsm.import_domain_key(handed_over, &secret, &message)).unwrap();
+    assert_eq!(hsm.cache_stats().evictions, full.evictions + 1, "the arena was full");
+}
+
+#[test]
+fn threads_that_compete_for_a_full_arena_all_get_their_keys() {
+    let hsm = hsm_with_cache(1, 1 << 20);
+    let domain = block_on(hsm.generate_domain_key()).unwrap().id;
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let hsm = &hsm;
+            scope.spawn(move || {
+                for _ in 0..800 {
+                    let key = key_id(thread);
+                    let (material, token) = hsm.generate_backing_key(domain, key).unwrap();
+                    hsm.unseal(key, material, &token).unwrap();
+                }
+            });
+        }
+    });
+    let stats = hsm.cache_stats();
+    assert_eq!(stats.keys as u64 + stats.evictions, 4 * 800);
+    assert!((1..1024).contains(&stats.keys), "{stats:?}");
 }
 
 #[test]

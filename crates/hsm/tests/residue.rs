@@ -11,7 +11,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use common::block_on;
+use common::{block_on, hpke_key_and_nonce};
+use hpke::kem::DhP256HkdfSha256;
+use hpke::{Deserializable, Kem};
 use keyward_env::Entropy;
 use keyward_hsm::{
     ARENA_BYTES_MIN, ArenaConfig, CanonicalContext, FileRoot, Hsm, HsmConfig, ParsedCiphertext,
@@ -38,6 +40,12 @@ impl Entropy for PatternEntropy {
 const MESSAGE_KEY_INVERTED: [u8; 32] = [
     0x6f, 0xd9, 0x46, 0xfe, 0x80, 0x39, 0x93, 0x79, 0x64, 0x47, 0x2d, 0x55, 0xad, 0x3b, 0xdb, 0x8a,
     0x5d, 0xf5, 0x69, 0x9b, 0x5d, 0xab, 0xa2, 0xb2, 0xbe, 0x4c, 0xb7, 0x86, 0x00, 0x30, 0xd9, 0x5f,
+];
+
+/// The same of the key that HPKE seals the domain key with.
+const HPKE_KEY_INVERTED: [u8; 32] = [
+    0x4a, 0xa7, 0x77, 0x49, 0x94, 0x65, 0xa0, 0xde, 0xb9, 0xc7, 0x0e, 0x32, 0xea, 0x6f, 0x7b, 0xdb,
+    0x57, 0xfa, 0xcb, 0xad, 0x5e, 0xab, 0x59, 0x6c, 0xc4, 0xea, 0x08, 0xce, 0x63, 0xb3, 0xda, 0x5c,
 ];
 
 /// How often 32 bytes occur in the writable memory of this process, given by their number.
@@ -94,8 +102,11 @@ fn keys_are_in_their_slots_and_nowhere_else() {
     block_on(hsm.open_domain_key(&sealed)).unwrap();
     let (secret, request) = hsm.reseal_request();
     let message = hsm.export_domain_key(sealed.id, &request).unwrap();
+    // At once: what comes later scrubs the same stack.
+    assert_eq!(occurrences(|i| !HPKE_KEY_INVERTED[i]), 0, "the key of handing over, sealing");
     hsm.forget_domain_key(sealed.id);
     block_on(hsm.import_domain_key(sealed.id, &secret, &message)).unwrap();
+    assert_eq!(occurrences(|i| !HPKE_KEY_INVERTED[i]), 0, "the key of handing over, opening");
     let key = KeyId::from_random([1; 16]);
     let (material, token) = hsm.generate_backing_key(sealed.id, key).unwrap();
     let token = hsm.reseal_token(&token, key, material, sealed.id).unwrap();
@@ -121,7 +132,7 @@ fn keys_are_in_their_slots_and_nowhere_else() {
     hsm.forget_domain_key(sealed.id);
     assert_eq!(occurrences(pattern), 0, "keys that were dropped");
 
-    // The constant above is the key that was used; only now, for this leaves it in memory.
+    // The constants above are the keys that were used; only now, for this leaves them in memory.
     let ikm: [u8; 32] = std::array::from_fn(pattern);
     let mut message_key = [0; 32];
     counter_hmac_sha256(
@@ -132,4 +143,11 @@ fn keys_are_in_their_slots_and_nowhere_else() {
         &mut message_key,
     );
     assert_eq!(message_key.map(|b| !b), MESSAGE_KEY_INVERTED);
+    let (private, _) = DhP256HkdfSha256::derive_keypair(&ikm);
+    let encapped = <DhP256HkdfSha256 as Kem>::EncappedKey::from_bytes(&message[..65]).unwrap();
+    let shared = DhP256HkdfSha256::decap(&private, None, &encapped).unwrap();
+    let root = request.root.as_str().as_bytes();
+    let info = [b"keyward reseal v1\0", &sealed.id.bytes()[..], root].concat();
+    let (key, _) = hpke_key_and_nonce(&shared.0, &info);
+    assert_eq!(key.map(|b| !b), HPKE_KEY_INVERTED);
 }

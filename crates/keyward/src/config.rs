@@ -323,7 +323,10 @@ path = "root.key"
     fn mistakes_are_named_with_their_place() {
         let error = |text: String| load(&text, &Overrides::default()).unwrap_err().to_string();
         let unknown = error(GOOD.replace("[tls]", "colour = \"red\"\n[tls]"));
-        assert!(unknown.contains("unknown field `colour`") && unknown.contains("line"), "{unknown}");
+        assert!(
+            unknown.contains("unknown field `colour`") && unknown.contains("line"),
+            "{unknown}"
+        );
         assert!(error(GOOD.replace("eu-west-1", "Europe")).contains("Region"));
         assert!(error(GOOD.replace("id = 1", "id = 0")).contains("node.id"));
         assert!(error(GOOD.replace("127.0.0.1:7101", "0.0.0.0:7101")).contains("node.advertise"));

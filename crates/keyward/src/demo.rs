@@ -198,7 +198,10 @@ impl Demo {
         if read(input)? != read(&opened)? {
             return Err(failed("comparing", "the decrypted file is another one"));
         }
-        self.say(&format!("decrypted through {through}, byte for byte the same, in {}", since(began)));
+        self.say(&format!(
+            "decrypted through {through}, byte for byte the same, in {}",
+            since(began)
+        ));
         Ok(())
     }
 
@@ -277,7 +280,10 @@ impl Demo {
                 Err(error) if error.code.as_deref() == Some("DisabledException") => {}
                 Err(error) => return Err(failed("the disabled key is refused", error)),
                 Ok(_) => {
-                    return Err(failed("the disabled key is refused", format!("node {node} used it")));
+                    return Err(failed(
+                        "the disabled key is refused",
+                        format!("node {node} used it"),
+                    ));
                 }
             }
         }
@@ -296,14 +302,22 @@ impl Demo {
         Ok(())
     }
 
-    async fn rotation_keeps_old_ciphertexts(&mut self, key: &str, away: u16) -> Result<(), Failure> {
+    async fn rotation_keeps_old_ciphertexts(
+        &mut self,
+        key: &str,
+        away: u16,
+    ) -> Result<(), Failure> {
         let nodes: Vec<u16> = (1..=3).filter(|node| *node != away).collect();
         let client = self.client(&nodes)?;
         let old = encrypt(&client, key).await?;
         let began = RealEnv.boot_now();
         let request = v1::RotateKeyOnDemandRequest { key_id: key.to_owned() };
         client
-            .key(Repeat::IfUnsent, request, |mut c, r| async move { c.rotate_key_on_demand(r).await })
+            .key(
+                Repeat::IfUnsent,
+                request,
+                |mut c, r| async move { c.rotate_key_on_demand(r).await },
+            )
             .await?;
         let took = since(began);
         let new = encrypt(&client, key).await?;
@@ -340,7 +354,10 @@ impl Demo {
             }
             RealEnv.sleep(Duration::from_millis(50)).await;
         }
-        self.say(&format!("killed node {node} is back, caught up and serving after {}", since(began)));
+        self.say(&format!(
+            "killed node {node} is back, caught up and serving after {}",
+            since(began)
+        ));
         Ok(())
     }
 
@@ -367,7 +384,8 @@ async fn one_try(client: &Client, key: &str) -> Result<v1::EncryptResponse, Call
 /// The file to encrypt: the user's, or this very program, repeated until it is large enough.
 fn real_file(folder: &Path, file: Option<PathBuf>, program: &Path) -> Result<PathBuf, Failure> {
     if let Some(file) = file {
-        let bytes = fs::metadata(&file).map(|m| m.len()).map_err(|e| failed("reading the file", e))?;
+        let bytes =
+            fs::metadata(&file).map(|m| m.len()).map_err(|e| failed("reading the file", e))?;
         if bytes < FILE_BYTES_MIN {
             return Err(failed("reading the file", "it is smaller than 64 MiB"));
         }

@@ -119,7 +119,10 @@ mod as_text {
 
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<T: Display, S: Serializer>(
+        value: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.collect_str(value)
     }
 
@@ -321,11 +324,12 @@ impl Home {
             certificate_signing_request: Some(csr),
             validity_in_days: Some(90),
         };
-        let created = operator
-            .operator(Repeat::IfUnsent, request, |mut c, r| async move {
-                c.create_principal(r).await
-            })
-            .await?;
+        let created =
+            operator
+                .operator(Repeat::IfUnsent, request, |mut c, r| async move {
+                    c.create_principal(r).await
+                })
+                .await?;
         pem::write(&self.pki("dev.key"), "PRIVATE KEY", &key, 0o600)?;
         let certificate = created.certificate.unwrap_or_default();
         pem::write(&self.pki("dev.pem"), "CERTIFICATE", &certificate, 0o644)?;
@@ -443,7 +447,10 @@ impl Fleet {
     /// Kills a node without a word, as a power cut would.
     pub async fn kill(&mut self, node: u16) -> Result<(), Failure> {
         if let Some(mut child) = self.children[usize::from(node) - 1].take() {
-            child.kill().await.map_err(|e| Failure::new(format!("cannot kill node {node}: {e}")))?;
+            child
+                .kill()
+                .await
+                .map_err(|e| Failure::new(format!("cannot kill node {node}: {e}")))?;
         }
         Ok(())
     }
@@ -451,7 +458,9 @@ impl Fleet {
     /// Tells every node to stop, and waits.
     pub async fn stop_all(&mut self) {
         for child in self.children.iter().flatten() {
-            if let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
+            if let Some(pid) =
+                child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()))
+            {
                 // A node that has ended already needs no telling.
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             }
@@ -545,7 +554,8 @@ async fn up_one(
     authority: Option<Authority>,
     began: Duration,
 ) -> Result<(), Failure> {
-    let overrides = Overrides { log: Some("warn,openraft=error".to_owned()), ..Overrides::default() };
+    let overrides =
+        Overrides { log: Some("warn,openraft=error".to_owned()), ..Overrides::default() };
     let config = Config::load(&home.config_path(1), &overrides).map_err(Failure::from_error)?;
     crate::observe::start_log(&config.observe);
     let stop = Arc::new(tokio::sync::Notify::new());

@@ -41,15 +41,25 @@ impl fmt::Display for Failure {
 impl From<keyward_client::CallError> for Failure {
     fn from(error: keyward_client::CallError) -> Self {
         let next = match error.code.as_deref() {
-            Some("AccessDeniedException") => Some("`keyward principal list` (as an operator) shows who may do what"),
-            Some("NotFoundException") => Some("`keyward key list` and `keyward alias list` show what there is"),
+            Some("AccessDeniedException") => {
+                Some("`keyward principal list` (as an operator) shows who may do what")
+            }
+            Some("NotFoundException") => {
+                Some("`keyward key list` and `keyward alias list` show what there is")
+            }
             Some("DisabledException") => Some("`keyward key enable KEY` switches it on"),
-            Some("UnrecognizedClientException") => Some("an operator issues certificates: `keyward principal renew ARN`"),
-            Some("DependencyTimeoutException" | "KeyUnavailableException") if !error.outcome_unknown => {
+            Some("UnrecognizedClientException") => {
+                Some("an operator issues certificates: `keyward principal renew ARN`")
+            }
+            Some("DependencyTimeoutException" | "KeyUnavailableException")
+                if !error.outcome_unknown =>
+            {
                 Some("`keyward cluster status` shows which nodes are up")
             }
             _ if error.outcome_unknown => Some("look whether it took effect before trying again"),
-            None => Some("check the endpoints (--endpoint or KEYWARD_ENDPOINTS), and that the nodes are running"),
+            None => Some(
+                "check the endpoints (--endpoint or KEYWARD_ENDPOINTS), and that the nodes are running",
+            ),
             _ => None,
         };
         let failure = Self::new(error.to_string());

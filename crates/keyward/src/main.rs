@@ -26,10 +26,8 @@ fn main() -> ExitCode {
     // and harmless.
     drop(rustls::crypto::ring::default_provider().install_default());
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers)
-        .enable_all()
-        .build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run(cli)),
         Err(error) => Err(Failure::new(format!("the async runtime did not start: {error}"))),

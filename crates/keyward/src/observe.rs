@@ -22,8 +22,7 @@ const GAUGE_ROUND: Duration = Duration::from_secs(1);
 pub fn start_log(section: &ObserveSection) {
     let filter = tracing_subscriber::EnvFilter::try_new(&section.log)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match section.log_format {
         LogFormat::Text => builder.with_ansi(false).try_init(),
         LogFormat::Json => builder.json().try_init(),
@@ -39,8 +38,7 @@ pub fn start_metrics() -> Option<PrometheusHandle> {
         0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
         5.0, 10.0,
     ];
-    let handle =
-        PrometheusBuilder::new().set_buckets(&seconds).ok()?.install_recorder().ok()?;
+    let handle = PrometheusBuilder::new().set_buckets(&seconds).ok()?.install_recorder().ok()?;
     metrics::describe_counter!("keyward_calls_total", "Calls by operation and outcome");
     metrics::describe_histogram!("keyward_call_seconds", "Time to serve a call, by operation");
     metrics::describe_counter!(
@@ -94,7 +92,9 @@ struct Seen {
 /// Takes the address.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|e| {
-        format!("cannot listen on {address} for health and metrics: {e}; is another process using it?")
+        format!(
+            "cannot listen on {address} for health and metrics: {e}; is another process using it?"
+        )
     })
 }
 

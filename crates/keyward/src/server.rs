@@ -27,9 +27,8 @@ const WATCH: Duration = Duration::from_millis(500);
 
 /// Reads a PEM file; a private key must be closed to others.
 fn read_file(path: &Path, private: bool) -> Result<Vec<u8>, Failure> {
-    let read = || -> std::io::Result<(Vec<u8>, u32)> {
-        Ok((fs::read(path)?, fs::metadata(path)?.mode()))
-    };
+    let read =
+        || -> std::io::Result<(Vec<u8>, u32)> { Ok((fs::read(path)?, fs::metadata(path)?.mode())) };
     let (bytes, mode) =
         read().map_err(|e| Failure::new(format!("cannot read {}: {e}", path.display())))?;
     if private && mode & 0o077 != 0 {
@@ -116,9 +115,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()> + Send) -> Resul
     };
     let metrics = observe::start_metrics();
 
-    fs::create_dir_all(&config.node.data).map_err(|e| {
-        Failure::new(format!("cannot make {}: {e}", config.node.data.display()))
-    })?;
+    fs::create_dir_all(&config.node.data)
+        .map_err(|e| Failure::new(format!("cannot make {}: {e}", config.node.data.display())))?;
     let root = {
         let config = config.clone();
         RealEnv.blocking(move || open_root(&config)).await?
@@ -163,8 +161,11 @@ async fn start_node(config: &Config, tls: &TlsFiles) -> Result<Arc<Node<RealEnv>
         Ok((log, state))
     };
     let (log, state) = RealEnv.blocking(open).await.map_err(|e| {
-        Failure::new(format!("the data folder {} cannot be opened: {e}", config.node.data.display()))
-            .next("is another keyward running on it? is the disk full?")
+        Failure::new(format!(
+            "the data folder {} cannot be opened: {e}",
+            config.node.data.display()
+        ))
+        .next("is another keyward running on it? is the disk full?")
     })?;
     let node_config = NodeConfig {
         node: config.node.id,
@@ -207,7 +208,10 @@ async fn serve(
         },
     };
     // Told to stop: leadership goes first, so that others lose nothing; then calls under way finish.
-    if outcome.is_ok() && kms.node().leads() && kms.node().members().iter().any(|m| m.voter && m.node != kms.node().id()) {
+    if outcome.is_ok()
+        && kms.node().leads()
+        && kms.node().members().iter().any(|m| m.voter && m.node != kms.node().id())
+    {
         match kms.node().transfer(None, HAND_OVER).await {
             Ok(leader) => tracing::info!(leader, "leadership was handed over"),
             Err(why) => tracing::info!(%why, "leadership was not handed over"),

@@ -370,9 +370,15 @@ mod tests {
 
     #[test]
     fn key_ids_of_a_wrong_form_are_refused() {
-        for text in ["", "mrk-", "1234", "0000000-0000-4000-8000-000000000000",
-            "0000000G-0000-4000-8000-000000000000", "0000000A-0000-4000-8000-000000000000",
-            "mrk-00000000000040008000000000000000f"] {
+        for text in [
+            "",
+            "mrk-",
+            "1234",
+            "0000000-0000-4000-8000-000000000000",
+            "0000000G-0000-4000-8000-000000000000",
+            "0000000A-0000-4000-8000-000000000000",
+            "mrk-00000000000040008000000000000000f",
+        ] {
             assert!(text.parse::<KeyId>().is_err(), "{text}");
         }
     }
@@ -386,8 +392,13 @@ mod tests {
         }
         let arn: PrincipalArn = "arn:aws:iam::111122223333:user/team/alice".parse().unwrap();
         assert_eq!(arn.account().to_string(), "111122223333");
-        for text in ["alice", "arn:aws:iam::1:user/a", "arn:aws:iam::111122223333:group/a",
-            "arn:aws:iam::111122223333:user/", "arn:aws:iam::111122223333:user/a b"] {
+        for text in [
+            "alice",
+            "arn:aws:iam::1:user/a",
+            "arn:aws:iam::111122223333:group/a",
+            "arn:aws:iam::111122223333:user/",
+            "arn:aws:iam::111122223333:user/a b",
+        ] {
             assert!(text.parse::<PrincipalArn>().is_err(), "{text}");
         }
     }

@@ -174,8 +174,7 @@ impl Keeper {
     /// A keeper that holds nothing. `boot` is drawn anew at each start.
     #[must_use]
     pub fn new(me: NodeId, boot: u64, timers: Timers, now: Duration) -> Self {
-        let keeper =
-            Self { me, boot, timers, cell: LeaseCell::default(), inner: Mutex::default() };
+        let keeper = Self { me, boot, timers, cell: LeaseCell::default(), inner: Mutex::default() };
         keeper.be_patient(now);
         keeper
     }
@@ -185,7 +184,6 @@ impl Keeper {
     pub fn cell(&self) -> &LeaseCell {
         &self.cell
     }
-
 
     fn leader_lease(&self) -> Duration {
         Duration::from_millis(self.timers.election_ms_max)
@@ -341,7 +339,12 @@ impl Keeper {
     // --- Follower leases, at the leader.
 
     /// Grants a lease, or says why not.
-    pub fn grant(&self, peer: NodeId, request: &LeaseRequest, now: Duration) -> Result<Grant, String> {
+    pub fn grant(
+        &self,
+        peer: NodeId,
+        request: &LeaseRequest,
+        now: Duration,
+    ) -> Result<Grant, String> {
         let mut inner = self.inner.lock();
         let quorum_ack = self.quorum_ack(&inner, now);
         // Learners only once their adding is committed (rule 5).

@@ -232,10 +232,7 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
             self.tell_configuration();
         }
         let write = Write { batch, done: Done::Append(callback) };
-        self.writer
-            .send(write)
-            .await
-            .map_err(|_| io::Error::other("the log's writer has stopped"))
+        self.writer.send(write).await.map_err(|_| io::Error::other("the log's writer has stopped"))
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
@@ -257,9 +254,7 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
             let kept = cache.entries.split_off(&(log_id.index + 1));
             let gone = std::mem::replace(&mut cache.entries, kept);
             // A configuration among the purged entries is applied, and so still in force.
-            if let Some(membership) =
-                gone.values().rev().find_map(LogEntry::<E>::get_membership)
-            {
+            if let Some(membership) = gone.values().rev().find_map(LogEntry::<E>::get_membership) {
                 cache.base = membership;
             }
             cache.purged = Some(log_id);

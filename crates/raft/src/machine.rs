@@ -74,10 +74,8 @@ impl<E: Env> Machine<E> {
         state: State,
         position: Position,
     ) -> (Self, Arc<Visible>) {
-        let visible = Arc::new(Visible {
-            state: ArcSwap::from_pointee(state),
-            stepped: Notify::new(),
-        });
+        let visible =
+            Arc::new(Visible { state: ArcSwap::from_pointee(state), stepped: Notify::new() });
         let visible_here = Arc::clone(&visible);
         let machine =
             Self { env, store, keeper, log, visible: visible_here, position, frozen: None };

@@ -81,14 +81,12 @@ impl<E: Env> Peer<E> {
         patience: Duration,
     ) -> Result<PeerResponse<E>, RPCError<TypeConfig<E>>> {
         let body = codec::encode(request);
-        let answer = self
-            .transport
-            .call(self.target, &self.node, body, patience)
-            .await
-            .map_err(|error| match error {
+        let answer = self.transport.call(self.target, &self.node, body, patience).await.map_err(
+            |error| match error {
                 TransportError::Unreachable { .. } => unreachable(&error),
                 TransportError::NoAnswer { .. } => odd(error),
-            })?;
+            },
+        )?;
         match codec::decode(&answer).map_err(odd)? {
             PeerResponse::Failed(reason) => Err(odd(reason)),
             response => Ok(response),
@@ -189,7 +187,8 @@ impl<E: Env> Peer<E> {
                     .await
                     .map_err(odd)?;
                 let sent = bytes.len() as u64;
-                let piece = PeerRequest::SnapshotPiece { transfer, file: file.clone(), offset, bytes };
+                let piece =
+                    PeerRequest::SnapshotPiece { transfer, file: file.clone(), offset, bytes };
                 self.ask(&piece, PIECE_PATIENCE).await?;
                 offset += sent;
                 if offset >= len || sent == 0 {

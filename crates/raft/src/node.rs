@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use keyward_env::Env;
 use keyward_model::{NodeId, Timestamp};
-use keyward_state::{
-    Batch, Envelope, Install, Outcome, State, Store, Table, Timers, codec,
-};
+use keyward_state::{Batch, Envelope, Install, Outcome, State, Store, Table, Timers, codec};
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::impls::BasicNode;
 use openraft::{Config, Raft, SnapshotPolicy};
@@ -68,7 +66,9 @@ pub enum StartError {
         expected: NodeId,
     },
     /// Mixed timers could serve stale answers.
-    #[error("the Region's timers are {region:?}, and this node is configured with {local:?}: use the Region's")]
+    #[error(
+        "the Region's timers are {region:?}, and this node is configured with {local:?}: use the Region's"
+    )]
     Timers {
         /// What the Region runs with.
         region: Timers,
@@ -242,6 +242,12 @@ impl<E: Env> Node<E> {
         self.config.node
     }
 
+    /// The timers that it runs with.
+    #[must_use]
+    pub fn timers(&self) -> Timers {
+        self.config.timers
+    }
+
     /// The seams it runs on.
     #[must_use]
     pub fn env(&self) -> &E {
@@ -255,7 +261,10 @@ impl<E: Env> Node<E> {
     }
 
     /// A sealed token, read from the store: it is not kept in memory.
-    pub async fn token(&self, material: keyward_model::KeyMaterialId) -> io::Result<Option<Vec<u8>>> {
+    pub async fn token(
+        &self,
+        material: keyward_model::KeyMaterialId,
+    ) -> io::Result<Option<Vec<u8>>> {
         let store = Arc::clone(&self.state_store);
         self.env.blocking(move || store.get(Table::Tokens, material.bytes())).await
     }
@@ -381,6 +390,9 @@ impl<E: Env> Node<E> {
 
     /// Rule 5: returns once no node can serve anything older than `index`.
     async fn fence(&self, leader: LeaderId, index: u64, end: Duration) -> Result<(), ProposeError> {
+        if cfg!(feature = "sabotage-no-fence") {
+            return Ok(());
+        }
         self.keeper.want_fence(index, self.env.boot_now());
         self.fence_wanted.notify_one();
         loop {
@@ -458,7 +470,11 @@ impl<E: Env> Node<E> {
     }
 
     /// Asks the layer above of the leader.
-    pub async fn ask_leader_app(&self, body: Vec<u8>, patience: Duration) -> Result<Vec<u8>, String> {
+    pub async fn ask_leader_app(
+        &self,
+        body: Vec<u8>,
+        patience: Duration,
+    ) -> Result<Vec<u8>, String> {
         let (leader, node) = self.leader().ok_or("no leader is known")?;
         if leader == self.id() {
             let app = self.app.get().ok_or("the node is starting")?;
@@ -547,7 +563,7 @@ impl<E: Env> Node<E> {
     }
 
     fn is_mute(&self) -> bool {
-        self.env.boot_now() < self.mute_until
+        !cfg!(feature = "sabotage-vote-after-restart") && self.env.boot_now() < self.mute_until
     }
 
     async fn wait_applied(&self, index: u64, patience: Duration) {
@@ -871,7 +887,11 @@ fn check_identity(store: &dyn Store, node: NodeId) -> Result<(), StartError> {
     match store.get(Table::LogMeta, IDENTITY)? {
         Some(bytes) => {
             let found: NodeId = codec::decode(&bytes).map_err(io::Error::other)?;
-            if found == node { Ok(()) } else { Err(StartError::ForeignFolder { found, expected: node }) }
+            if found == node {
+                Ok(())
+            } else {
+                Err(StartError::ForeignFolder { found, expected: node })
+            }
         }
         None => {
             let mut batch = Batch::default();

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use keyward_env::Env;
 use keyward_model::NodeId;
 use keyward_state::{Checkpoint, Envelope, Install, Outcome};
-use openraft::impls::{BasicNode, Entry, EntryPayload, InlineBatch, OneshotResponder, leader_id_adv};
+use openraft::impls::{
+    BasicNode, Entry, EntryPayload, InlineBatch, OneshotResponder, leader_id_adv,
+};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 

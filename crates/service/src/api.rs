@@ -252,7 +252,11 @@ pub enum Response {
     /// CreateKey, DescribeKey.
     Key(Box<KeyMetadata>),
     Keys(Listing<(String, String)>),
-    DeletionScheduled { key_arn: String, deletion_date: Timestamp, window_days: i32 },
+    DeletionScheduled {
+        key_arn: String,
+        deletion_date: Timestamp,
+        window_days: i32,
+    },
     /// CancelKeyDeletion, RotateKeyOnDemand.
     KeyArn(String),
     Aliases(Listing<AliasEntry>),
@@ -265,8 +269,15 @@ pub enum Response {
         on_demand_started: Option<Timestamp>,
     },
     Rotations(Listing<RotationEntry>),
-    Encrypted { ciphertext_blob: Vec<u8>, key_arn: String },
-    Decrypted { plaintext: Secret, key_arn: String, key_material_id: String },
+    Encrypted {
+        ciphertext_blob: Vec<u8>,
+        key_arn: String,
+    },
+    Decrypted {
+        plaintext: Secret,
+        key_arn: String,
+        key_material_id: String,
+    },
     ReEncrypted {
         ciphertext_blob: Vec<u8>,
         source_key_arn: String,

@@ -7,8 +7,8 @@ use keyward_model::limits::{CERTIFICATE_DAYS, CERTIFICATE_DAYS_DEFAULT};
 use keyward_model::{KmsError, NodeId, PrincipalArn, Timestamp};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
@@ -178,8 +178,9 @@ impl Authority {
         let mut params = CertificateParams::default();
         let uri = subject.uri();
         params.distinguished_name = named(uri.rsplit([':', '/']).next().unwrap_or(&uri));
-        let mut names =
-            vec![SanType::URI(Ia5String::try_from(uri.as_str()).map_err(AuthorityError::Internal)?)];
+        let mut names = vec![SanType::URI(
+            Ia5String::try_from(uri.as_str()).map_err(AuthorityError::Internal)?,
+        )];
         for host in hosts {
             names.push(match host.parse() {
                 Ok(address) => SanType::IpAddress(address),
@@ -201,8 +202,7 @@ impl Authority {
         params.not_before = date(Timestamp(now.0 - BACKDATED_MS));
         params.not_after = date(not_after);
         let own = CertificateDer::from(self.certificate.as_slice());
-        let issuer =
-            Issuer::from_ca_cert_der(&own, &self.key).map_err(AuthorityError::Internal)?;
+        let issuer = Issuer::from_ca_cert_der(&own, &self.key).map_err(AuthorityError::Internal)?;
         let certificate =
             params.signed_by(&request.public_key, &issuer).map_err(AuthorityError::Internal)?;
         Ok(Issued { certificate: certificate.der().to_vec(), serial, not_after })
@@ -240,8 +240,7 @@ mod tests {
     fn certificates_name_their_subject_and_only_that() {
         let now = Timestamp(1_800_000_000_000);
         let authority = Authority::generate("eu-west-1", &OsEntropy, now).unwrap();
-        let reopened =
-            Authority::open(authority.certificate(), &authority.private_key()).unwrap();
+        let reopened = Authority::open(authority.certificate(), &authority.private_key()).unwrap();
         let (_, request) = signing_request().unwrap();
         let arn: PrincipalArn = "arn:aws:iam::111122223333:user/alice".parse().unwrap();
         let issued = reopened.issue(&request, &arn, 1, &OsEntropy, now).unwrap();
@@ -249,10 +248,21 @@ mod tests {
         assert_eq!(parsed.raw_serial(), issued.serial);
         assert!(!parsed.is_ca());
         let names = parsed.subject_alternative_name().unwrap().unwrap().value;
-        let [x509_parser::extensions::GeneralName::URI(uri)] = names.general_names.as_slice() else {
+        let [x509_parser::extensions::GeneralName::URI(uri)] = names.general_names.as_slice()
+        else {
             panic!("one URI expected");
         };
         assert_eq!(Subject::from_uri(uri), Some(Subject::Principal(arn)));
-        assert!(authority.issue(b"junk", &"arn:aws:iam::111122223333:user/a".parse().unwrap(), 1, &OsEntropy, now).is_err());
+        assert!(
+            authority
+                .issue(
+                    b"junk",
+                    &"arn:aws:iam::111122223333:user/a".parse().unwrap(),
+                    1,
+                    &OsEntropy,
+                    now
+                )
+                .is_err()
+        );
     }
 }

@@ -14,17 +14,16 @@ pub(crate) fn authenticate<'a>(
     caller: &Caller,
     now: Timestamp,
 ) -> Result<&'a Arc<Principal>, KmsError> {
-    let refuse =
-        |message: String| KmsError::new(ErrorCode::UnrecognizedClientException, message);
+    let refuse = |message: String| KmsError::new(ErrorCode::UnrecognizedClientException, message);
     if now >= caller.not_after {
         return Err(refuse(format!(
             "the certificate of {} has expired: get a new one from an operator",
             caller.principal
         )));
     }
-    let principal = state.principal(&caller.principal).ok_or_else(|| {
-        refuse(format!("{} is not a principal of this Region", caller.principal))
-    })?;
+    let principal = state
+        .principal(&caller.principal)
+        .ok_or_else(|| refuse(format!("{} is not a principal of this Region", caller.principal)))?;
     if principal.disabled {
         return Err(refuse(format!("principal {} is disabled", caller.principal)));
     }
@@ -46,6 +45,12 @@ pub(crate) fn authenticate<'a>(
         }
     }
     Ok(principal)
+}
+
+/// Somebody showed a certificate that is no longer good for anything: that is for the log. (It is counted as
+/// the call's outcome.)
+pub(crate) fn note_refusal(error: &KmsError) {
+    tracing::warn!(%error, "a caller was refused");
 }
 
 /// A question to whoever decides.
@@ -78,7 +83,8 @@ impl Authorize for ByKind {
             (_, Plane::Use) => (kinds.user, "key user"),
             (_, Plane::Manage | Plane::Read) => (kinds.administrator, "key administrator"),
         };
-        let own = question.key.is_none_or(|(key, _)| key.account == question.principal.arn.account());
+        let own =
+            question.key.is_none_or(|(key, _)| key.account == question.principal.arn.account());
         if allowed && own {
             return Ok(());
         }
@@ -131,7 +137,11 @@ mod tests {
             let uses = operation.plane() == Plane::Use;
             assert!(!open(kinds(true, false, false)), "{operation:?} by an operator");
             assert!(!open(kinds(false, false, false)), "{operation:?} by nobody");
-            assert_eq!(open(kinds(false, true, false)), both || !uses, "{operation:?} by an administrator");
+            assert_eq!(
+                open(kinds(false, true, false)),
+                both || !uses,
+                "{operation:?} by an administrator"
+            );
             assert_eq!(open(kinds(false, false, true)), both || uses, "{operation:?} by a user");
             assert!(open(kinds(false, true, true)), "{operation:?} by both");
         }

@@ -202,9 +202,8 @@ impl<E: Env> Kms<E> {
                     )
                 };
                 let key = s.state.key(&blob.key_id()).cloned().ok_or_else(hidden)?;
-                self.permit_on(s, key).map_err(|refusal| {
-                    if s.principal.kinds.user { hidden() } else { refusal }
-                })?
+                self.permit_on(s, key)
+                    .map_err(|refusal| if s.principal.kinds.user { hidden() } else { refusal })?
             }
         };
         check_state(s.operation, permitted.key.state, &permitted.arn)?;
@@ -244,7 +243,9 @@ impl<E: Env> Kms<E> {
     ) -> Result<Secret, KmsError> {
         match self.hsm.decrypt(key, blob, context) {
             Ok(plaintext) => Ok(Secret::new(plaintext.into_unprotected())),
-            Err(HsmError::InvalidCiphertext | HsmError::CiphertextFormat(_)) => Err(KmsError::invalid_ciphertext()),
+            Err(HsmError::InvalidCiphertext | HsmError::CiphertextFormat(_)) => {
+                Err(KmsError::invalid_ciphertext())
+            }
             Err(error) => Err(internal("the HSM refused", &error)),
         }
     }

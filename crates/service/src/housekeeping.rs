@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward_env::Env;
-use keyward_model::{DomainKeyId, ErrorCode, KmsError, Timestamp};
-use keyward_state::{Command, RotationKind, State, codec};
+use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId, Timestamp};
+use keyward_state::{Command, RotationKind, State};
 
 use crate::kms::{Kms, internal};
 use crate::peer::{App, AppRequest, AppResponse};
@@ -30,57 +30,78 @@ impl<E: Env> Kms<E> {
 
     async fn keep_house(self: Arc<Self>) {
         while !self.node.is_stopped() {
-            if let Err(error) = self.round().await {
-                tracing::debug!(%error, "housekeeping tries again");
-            }
+            self.round().await;
             self.node.env().sleep(ROUND).await;
         }
     }
 
-    async fn round(self: &Arc<Self>) -> Result<(), KmsError> {
+    /// One round. A step that fails is tried again in the next round and keeps no other from its turn.
+    async fn round(self: &Arc<Self>) {
         let state = self.node.state();
-        let Some(facts) = &state.region else { return Ok(()) };
-        self.fetch_domain_keys(&state).await?;
-        self.open_domain_key(&state, facts.active_domain_key).await?;
+        let Some(facts) = &state.region else { return };
+        let mut results = vec![
+            self.fetch_domain_keys(&state).await,
+            self.open_domain_key(&state, facts.active_domain_key).await,
+        ];
         if self.node.leads() {
-            self.complete_rotations(&state).await?;
-            self.begin_rotations(&state).await?;
-            self.rotate_old_domain_key(&state).await?;
+            results.push(self.complete_rotations(&state).await);
+            self.begin_rotations(&state).await;
+            results.push(self.rotate_old_domain_key(&state).await);
         }
-        Ok(())
+        for error in results.into_iter().filter_map(Result::err) {
+            tracing::debug!(%error, "housekeeping tries again");
+        }
     }
 
-    /// Domain keys that this node's root has no copy of come from the leader's HSM, sealed to ours.
+    /// Domain keys that this node's root has no copy of come from the HSM of a node that has one, sealed to
+    /// ours.
     async fn fetch_domain_keys(&self, state: &State) -> Result<(), KmsError> {
         let root = self.hsm.root_id();
         if state.root_of(self.node.id()).is_none_or(|registered| registered.id != *root) {
             return Ok(());
         }
-        let missing = state.domain_keys_without(root);
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let failed = |why: String| internal("domain keys could not be fetched", &why);
-        let (secret, request) = self.hsm.reseal_request();
-        let request = AppRequest::Reseal { request, domain_keys: missing };
-        let answer = self
-            .node
-            .ask_leader_app(codec::encode(&request), STEP_PATIENCE)
-            .await
-            .and_then(|bytes| codec::decode(&bytes).map_err(|e| e.to_string()))
-            .map_err(|why| KmsError::new(ErrorCode::DependencyTimeoutException, why))?;
-        let AppResponse::Resealed(sealed) = answer else {
-            return Err(failed("an answer of another kind".to_owned()));
-        };
-        for (id, bytes) in sealed {
-            let copy = self
-                .hsm
-                .import_domain_key(id, &secret, &bytes)
-                .await
-                .map_err(|e| failed(e.to_string()))?;
-            self.change(self.step_end(), Command::AddRootCopy { domain_key: id, copy }).await?;
+        for id in state.domain_keys_without(root) {
+            let copies = state.domain_keys.get(&id).map(|key| key.sealed.copies.as_slice());
+            let mut holders = Vec::new();
+            for copy in copies.unwrap_or_default() {
+                holders.extend(state.roots.get(&copy.root).map(|root| root.node));
+            }
+            for holder in holders {
+                if self.fetch_domain_key(id, holder).await? {
+                    break;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Asks one node for one domain key. False: it did not hand it over; another one may.
+    async fn fetch_domain_key(&self, id: DomainKeyId, holder: NodeId) -> Result<bool, KmsError> {
+        let members = self.node.members();
+        let Some(member) = members.iter().find(|member| member.node == holder) else {
+            return Ok(false);
+        };
+        let (secret, request) = self.hsm.reseal_request();
+        let request = AppRequest::Reseal { request, domain_keys: vec![id] };
+        let answer = self.ask_peer(holder, &member.address, &request, STEP_PATIENCE).await;
+        let sealed = match answer {
+            Ok(AppResponse::Resealed(sealed)) => sealed,
+            Ok(_) => return Ok(false),
+            Err(why) => {
+                tracing::debug!(holder, %why, "a domain key was not handed over");
+                return Ok(false);
+            }
+        };
+        for (resealed, bytes) in sealed.into_iter().filter(|(resealed, _)| *resealed == id) {
+            let copy = self
+                .hsm
+                .import_domain_key(resealed, &secret, &bytes)
+                .await
+                .map_err(|e| internal("a domain key could not be taken over", &e))?;
+            self.change(self.step_end(), Command::AddRootCopy { domain_key: id, copy }).await?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     fn step_end(&self) -> Duration {
@@ -106,7 +127,7 @@ impl<E: Env> Kms<E> {
         Ok(())
     }
 
-    async fn begin_rotations(&self, state: &State) -> Result<(), KmsError> {
+    async fn begin_rotations(&self, state: &State) {
         let now = Timestamp(self.node.env().wall_now_ms());
         for key in state.rotations_due(now, ROTATIONS_A_ROUND) {
             let introduced =
@@ -115,14 +136,16 @@ impl<E: Env> Kms<E> {
                 tracing::warn!(%key, %error, "an automatic rotation did not begin");
             }
         }
-        Ok(())
     }
 
     async fn rotate_old_domain_key(&self, state: &State) -> Result<(), KmsError> {
         let Some(facts) = &state.region else { return Ok(()) };
         let newest = state.domain_keys.values().max_by_key(|key| (key.created, key.sealed.id));
         let Some(newest) = newest else { return Ok(()) };
-        if newest.sealed.id != facts.active_domain_key {
+        let now = Timestamp(self.node.env().wall_now_ms());
+        let old = now.0 - newest.created.0 >= DOMAIN_KEY_LIFE_MS;
+        // One that has waited for a whole life waits for a node that does not come: another is made.
+        if newest.sealed.id != facts.active_domain_key && !old {
             let active = state.domain_keys.get(&facts.active_domain_key);
             if active.is_some_and(|active| active.created > newest.created) {
                 return Ok(());
@@ -141,8 +164,7 @@ impl<E: Env> Kms<E> {
             }
             return Ok(());
         }
-        let now = Timestamp(self.node.env().wall_now_ms());
-        if now.0 - newest.created.0 >= DOMAIN_KEY_LIFE_MS {
+        if old {
             self.introduce_domain_key(self.step_end()).await?;
         }
         Ok(())

@@ -18,20 +18,30 @@ use crate::resolve::{self, Forms};
 const USAGES: [&str; 4] =
     ["SIGN_VERIFY", "ENCRYPT_DECRYPT", "GENERATE_VERIFY_MAC", "KEY_AGREEMENT"];
 const SPECS: [&str; 18] = [
-    "RSA_2048", "RSA_3072", "RSA_4096", "ECC_NIST_P256", "ECC_NIST_P384", "ECC_NIST_P521",
-    "ECC_SECG_P256K1", "SYMMETRIC_DEFAULT", "HMAC_224", "HMAC_256", "HMAC_384", "HMAC_512", "SM2",
-    "ML_DSA_44", "ML_DSA_65", "ML_DSA_87", "ECC_NIST_EDWARDS25519", "ECC_NIST_EDWARDS25519_PH",
+    "RSA_2048",
+    "RSA_3072",
+    "RSA_4096",
+    "ECC_NIST_P256",
+    "ECC_NIST_P384",
+    "ECC_NIST_P521",
+    "ECC_SECG_P256K1",
+    "SYMMETRIC_DEFAULT",
+    "HMAC_224",
+    "HMAC_256",
+    "HMAC_384",
+    "HMAC_512",
+    "SM2",
+    "ML_DSA_44",
+    "ML_DSA_65",
+    "ML_DSA_87",
+    "ECC_NIST_EDWARDS25519",
+    "ECC_NIST_EDWARDS25519_PH",
 ];
 const ORIGINS: [&str; 4] = ["AWS_KMS", "EXTERNAL", "AWS_CLOUDHSM", "EXTERNAL_KEY_STORE"];
 
 /// An enum parameter of which one value is offered: others that AWS knows are unsupported, the rest is
 /// malformed.
-fn only(
-    offered: &str,
-    known: &[&str],
-    member: &str,
-    value: Option<&str>,
-) -> Result<(), KmsError> {
+fn only(offered: &str, known: &[&str], member: &str, value: Option<&str>) -> Result<(), KmsError> {
     match value {
         None => Ok(()),
         Some(value) if value == offered => Ok(()),
@@ -83,7 +93,9 @@ impl<E: Env> Kms<E> {
         // Acknowledged, so fenced: this node's own state has it, or will within a moment.
         let state = self.state_with(s, |state| state.key(&key).is_some()).await;
         let created = state.key(&key).ok_or_else(|| {
-            KmsError::unknown_outcome(format!("key {key} was created; this node has yet to learn it"))
+            KmsError::unknown_outcome(format!(
+                "key {key} was created; this node has yet to learn it"
+            ))
         })?;
         Ok(Response::Key(Box::new(metadata(s, created))))
     }

@@ -14,7 +14,7 @@ use keyward_raft::{Node, NotServing, ProposeError};
 use keyward_state::{Command, Envelope, Key, Material, Principal, Reply, State};
 
 use crate::api::{Call, Request, Response};
-use crate::authorize::{Authorize, ByKind, Question, authenticate};
+use crate::authorize::{Authorize, ByKind, Question, authenticate, note_refusal};
 use crate::resolve::{Forms, View};
 
 /// How long a data-plane call waits at most for a lease or a fence where waiting helps.
@@ -39,11 +39,7 @@ pub(crate) struct Serving<'a> {
 
 impl<'a> Serving<'a> {
     pub(crate) fn view(&self) -> View<'a> {
-        View {
-            state: self.state,
-            region: self.region,
-            account: self.principal.arn.account(),
-        }
+        View { state: self.state, region: self.region, account: self.principal.arn.account() }
     }
 }
 
@@ -79,7 +75,7 @@ impl<E: Env> Kms<E> {
         let deadline = env.boot_now() + call.patience;
         let state = self.admit(call.patience).await?;
         let now = Timestamp(env.wall_now_ms());
-        let principal = authenticate(&state, &call.caller, now)?;
+        let principal = authenticate(&state, &call.caller, now).inspect_err(note_refusal)?;
         let serving = Serving {
             region: &state.region.as_ref().ok_or_else(not_founded)?.region,
             state: &state,
@@ -137,19 +133,15 @@ impl<E: Env> Kms<E> {
 
     /// Asks whether the caller may call an operation on no single key.
     pub(crate) fn permit(&self, s: &Serving<'_>) -> Result<(), KmsError> {
-        let question =
-            Question { principal: s.principal, operation: s.operation, key: None };
+        let question = Question { principal: s.principal, operation: s.operation, key: None };
         self.authorizer.decide(&question)
     }
 
     /// Asks whether the caller may call the operation on this key.
     pub(crate) fn permit_on(&self, s: &Serving<'_>, key: Arc<Key>) -> Result<Permitted, KmsError> {
         let arn = s.view().arn(&key);
-        let question = Question {
-            principal: s.principal,
-            operation: s.operation,
-            key: Some((&key, &arn)),
-        };
+        let question =
+            Question { principal: s.principal, operation: s.operation, key: Some((&key, &arn)) };
         self.authorizer.decide(&question)?;
         Ok(Permitted { key, arn })
     }

@@ -11,7 +11,7 @@ use keyward_state::{Command, Founding, Kinds, Principal, State, Timers, codec};
 
 use crate::api::{Caller, Listing};
 use crate::authority::{self, Authority, Issued};
-use crate::authorize::authenticate;
+use crate::authorize::{authenticate, note_refusal};
 use crate::kms::{Kms, internal, not_founded};
 use crate::peer::{AppRequest, AppResponse, LeaderCommand, LeaderReply};
 use crate::resolve;
@@ -88,13 +88,16 @@ impl<E: Env> Kms<E> {
         if state.region.is_none() {
             return Err(not_founded());
         }
-        let principal = authenticate(state, caller, self.now())?;
+        let principal = authenticate(state, caller, self.now()).inspect_err(note_refusal)?;
         if principal.kinds.operator {
             return Ok(());
         }
         Err(KmsError::new(
             ErrorCode::AccessDeniedException,
-            format!("User: {} is not an operator: operator calls are open to operators only", principal.arn),
+            format!(
+                "User: {} is not an operator: operator calls are open to operators only",
+                principal.arn
+            ),
         ))
     }
 
@@ -252,9 +255,10 @@ impl<E: Env> Kms<E> {
         let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         let request = AppRequest::Operate { command, patience_ms };
         let answer = self.node.ask_leader_app(codec::encode(&request), patience).await;
-        let response = answer
-            .and_then(|bytes| codec::decode(&bytes).map_err(|e| e.to_string()))
-            .map_err(|why| KmsError::unknown_outcome(format!("the leader did not answer: {why}")))?;
+        let response =
+            answer.and_then(|bytes| codec::decode(&bytes).map_err(|e| e.to_string())).map_err(
+                |why| KmsError::unknown_outcome(format!("the leader did not answer: {why}")),
+            )?;
         match response {
             AppResponse::Operated(result) => result,
             other => Err(internal("an unexpected answer", &format!("{other:?}"))),
@@ -325,8 +329,8 @@ impl<E: Env> Kms<E> {
             ));
         }
         let hello = self.ask_peer(node, address, &AppRequest::Hello, STATUS_PATIENCE * 4).await;
-        let (root, region_id) = match hello {
-            Ok(AppResponse::Hello { root, region_id }) => (root, region_id),
+        let (root, region_id, timers) = match hello {
+            Ok(AppResponse::Hello { root, region_id, timers }) => (root, region_id, timers),
             Ok(other) => return Err(internal("an unexpected answer", &format!("{other:?}"))),
             Err(why) => {
                 return Err(refused(format!(
@@ -337,7 +341,16 @@ impl<E: Env> Kms<E> {
         };
         let own = self.node.state().region.as_ref().map(|facts| facts.region_id);
         if region_id.is_some() && region_id != own {
-            return Err(refused(format!("node {node} belongs to another Region: empty its data folder")));
+            return Err(refused(format!(
+                "node {node} belongs to another Region: empty its data folder"
+            )));
+        }
+        if timers != self.node.timers() {
+            return Err(refused(format!(
+                "node {node} is configured with other timers ({timers:?}) than the Region's ({:?}): \
+                 mixed timers could serve stale answers",
+                self.node.timers()
+            )));
         }
         self.change(deadline, Command::RegisterRoot { root: root.clone(), node }).await?;
         if members.iter().all(|m| m.node != node) {
@@ -346,11 +359,7 @@ impl<E: Env> Kms<E> {
         // It catches up, and its housekeeping fetches the domain keys for its own root.
         let target = self.node.state().applied;
         loop {
-            let member = keyward_raft::Member {
-                node,
-                address: address.to_owned(),
-                voter: false,
-            };
+            let member = keyward_raft::Member { node, address: address.to_owned(), voter: false };
             let status = self.node.status_of(&member, STATUS_PATIENCE).await;
             let caught_up = status.is_some_and(|status| status.applied >= target);
             if caught_up && self.node.state().domain_keys_without(&root).is_empty() {
@@ -497,7 +506,9 @@ impl<E: Env> Kms<E> {
         let deadline = self.node.env().boot_now() + patience;
         let arn = principal_arn(arn)?;
         let serial = hex::decode(serial).map_err(|_| {
-            KmsError::validation(format!("'{serial}' is not a serial number: expected hexadecimal digits"))
+            KmsError::validation(format!(
+                "'{serial}' is not a serial number: expected hexadecimal digits"
+            ))
         })?;
         self.operator(caller, patience).await?;
         self.change(deadline, Command::RevokeCertificate { arn, serial }).await.map(drop)

@@ -8,7 +8,7 @@ use keyward_env::Env;
 use keyward_hsm::{ResealRequest, RootId};
 use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId};
 use keyward_raft::{BoxFuture, PeerApp};
-use keyward_state::codec;
+use keyward_state::{Timers, codec};
 use serde::{Deserialize, Serialize};
 
 use crate::kms::Kms;
@@ -44,7 +44,7 @@ pub(crate) enum LeaderReply {
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum AppResponse {
-    Hello { root: RootId, region_id: Option<[u8; 16]> },
+    Hello { root: RootId, region_id: Option<[u8; 16]>, timers: Timers },
     Resealed(Vec<(DomainKeyId, Vec<u8>)>),
     Operated(Result<LeaderReply, KmsError>),
 }
@@ -70,6 +70,7 @@ impl<E: Env> Kms<E> {
             AppRequest::Hello => Ok(AppResponse::Hello {
                 root: self.hsm.root_id().clone(),
                 region_id: self.node.state().region.as_ref().map(|facts| facts.region_id),
+                timers: self.node.timers(),
             }),
             AppRequest::Reseal { request, domain_keys } => {
                 self.reseal(from, &request, &domain_keys).await.map(AppResponse::Resealed)
@@ -98,8 +99,7 @@ impl<E: Env> Kms<E> {
         domain_keys: &[DomainKeyId],
     ) -> Result<Vec<(DomainKeyId, Vec<u8>)>, String> {
         let state = self.node.state();
-        let registered =
-            state.root_of(from).is_some_and(|root| root.id == request.root);
+        let registered = state.root_of(from).is_some_and(|root| root.id == request.root);
         if !registered {
             return Err(format!(
                 "the root {} of node {from} is not registered: an operator adds the node first",

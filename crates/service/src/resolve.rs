@@ -9,9 +9,7 @@ use keyward_model::limits::{
     DESCRIPTION_CHARS_MAX, KEY_ID_CHARS_MAX, MARKER_CHARS_MAX, NUMBER_OF_BYTES_MAX, PageSize,
     TAG_KEY_CHARS_MAX, TAG_VALUE_CHARS_MAX, TAGS_PER_KEY_MAX,
 };
-use keyward_model::{
-    AccountId, AliasName, ErrorCode, KeyId, KmsError, Region, alias_arn, key_arn,
-};
+use keyward_model::{AccountId, AliasName, ErrorCode, KeyId, KmsError, Region, alias_arn, key_arn};
 use keyward_state::{Key, State};
 
 use crate::api::{Context, Tag};
@@ -47,12 +45,7 @@ impl View<'_> {
     }
 
     /// The key that a `KeyId` parameter names.
-    pub(crate) fn key(
-        &self,
-        text: &str,
-        member: &str,
-        forms: Forms,
-    ) -> Result<Arc<Key>, KmsError> {
+    pub(crate) fn key(&self, text: &str, member: &str, forms: Forms) -> Result<Arc<Key>, KmsError> {
         let chars = text.chars().count();
         if chars == 0 {
             return Err(KmsError::constraint_on(
@@ -233,12 +226,10 @@ pub(crate) fn context(context: &Context) -> Result<CanonicalContext, KmsError> {
 pub(crate) fn algorithm(text: Option<&str>, member: &str) -> Result<(), KmsError> {
     match text {
         None | Some("SYMMETRIC_DEFAULT") => Ok(()),
-        Some(other @ ("RSAES_OAEP_SHA_1" | "RSAES_OAEP_SHA_256" | "SM2PKE")) => {
-            Err(KmsError::new(
-                ErrorCode::InvalidKeyUsageException,
-                format!("Algorithm {other} is incompatible with key spec SYMMETRIC_DEFAULT."),
-            ))
-        }
+        Some(other @ ("RSAES_OAEP_SHA_1" | "RSAES_OAEP_SHA_256" | "SM2PKE")) => Err(KmsError::new(
+            ErrorCode::InvalidKeyUsageException,
+            format!("Algorithm {other} is incompatible with key spec SYMMETRIC_DEFAULT."),
+        )),
         Some(other) => Err(KmsError::constraint_on(
             member,
             other,
@@ -346,9 +337,13 @@ mod tests {
     fn a_data_key_has_exactly_one_length() {
         assert_eq!(data_key_length(Some("AES_128"), None).unwrap(), 16);
         assert_eq!(data_key_length(None, Some(1024)).unwrap(), 1024);
-        for (spec, bytes) in
-            [(None, None), (Some("AES_256"), Some(1)), (Some("X"), None), (None, Some(0)), (None, Some(1025))]
-        {
+        for (spec, bytes) in [
+            (None, None),
+            (Some("AES_256"), Some(1)),
+            (Some("X"), None),
+            (None, Some(0)),
+            (None, Some(1025)),
+        ] {
             assert!(data_key_length(spec, bytes).is_err(), "{spec:?} {bytes:?}");
         }
     }

@@ -144,7 +144,9 @@ where
             drop(place);
             return Box::pin(std::future::ready(Err(KmsError::new(
                 ErrorCode::ThrottlingException,
-                format!("this node has {CALLS_IN_FLIGHT_MAX} calls under way: try again in a moment"),
+                format!(
+                    "this node has {CALLS_IN_FLIGHT_MAX} calls under way: try again in a moment"
+                ),
             ))));
         }
         let served = self.inner.call(call);

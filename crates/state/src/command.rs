@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use keyward_hsm::{RootCopy, RootId, SealedDomainKey, SealedToken};
 use keyward_model::{
-    AccountId, AliasName, DomainKeyId, KeyId, KeyMaterialId, KmsError, NodeId, PrincipalArn, Region,
-    Timestamp,
+    AccountId, AliasName, DomainKeyId, KeyId, KeyMaterialId, KmsError, NodeId, PrincipalArn,
+    Region, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 

@@ -10,6 +10,7 @@ use crate::codec;
 use crate::store::{Batch, Change, Checkpoint, Install, Store, Table, Visit};
 
 type Rows = BTreeMap<(Table8, Vec<u8>), Vec<u8>>;
+type Row = ((Table8, Vec<u8>), Vec<u8>);
 type Table8 = u8;
 
 #[derive(Default)]
@@ -69,11 +70,7 @@ impl MemStore {
         for batch in disk.unsynced.iter().take(kept) {
             apply(&mut durable, batch);
         }
-        let next = Disk {
-            visible: durable.clone(),
-            durable,
-            ..Disk::default()
-        };
+        let next = Disk { visible: durable.clone(), durable, ..Disk::default() };
         Self { disk: Arc::new(Mutex::new(next)) }
     }
 
@@ -173,8 +170,7 @@ impl Install for MemInstall {
     }
 
     fn commit(self: Box<Self>) -> io::Result<()> {
-        let rows: Vec<((Table8, Vec<u8>), Vec<u8>)> =
-            codec::decode(&self.bytes).map_err(io::Error::other)?;
+        let rows: Vec<Row> = codec::decode(&self.bytes).map_err(io::Error::other)?;
         self.store.open(|disk| {
             disk.visible = rows.into_iter().collect();
             disk.durable = disk.visible.clone();

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use keyward_hsm::{RootId, SealedDomainKey, SealedToken};
 use keyward_model::{
-    AccountId, AliasName, DomainKeyId, KeyId, KeyMaterialId, KeyState, NodeId, PrincipalArn, Region,
-    Timestamp,
+    AccountId, AliasName, DomainKeyId, KeyId, KeyMaterialId, KeyState, NodeId, PrincipalArn,
+    Region, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 

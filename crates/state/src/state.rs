@@ -90,7 +90,8 @@ impl State {
     pub fn load(store: &dyn Store) -> io::Result<Self> {
         let mut state = Self::default();
         fn row<T: serde::de::DeserializeOwned>(table: Table, bytes: &[u8]) -> io::Result<T> {
-            codec::decode(bytes).map_err(|e| io::Error::other(format!("table {}: {e}", table.name())))
+            codec::decode(bytes)
+                .map_err(|e| io::Error::other(format!("table {}: {e}", table.name())))
         }
         if let Some(bytes) = store.get(Table::Meta, META_REGION)? {
             state.region = Some(Arc::new(row(Table::Meta, &bytes)?));

@@ -7,8 +7,8 @@ use keyward_model::{
     AccountId, AliasName, DomainKeyId, ErrorCode, KeyId, KeyMaterialId, KeyState, Timestamp,
 };
 use keyward_state::{
-    Batch, Command, Envelope, Founding, MemStore, Outcome, Reply, RotationKind, State, Store, Table,
-    Timers, apply,
+    Batch, Command, Envelope, Founding, MemStore, Outcome, Reply, RotationKind, State, Store,
+    Table, Timers, apply,
 };
 use proptest::prelude::*;
 
@@ -71,8 +71,7 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        let mut machine =
-            Self { state: State::default(), store: MemStore::default(), commands: 0 };
+        let mut machine = Self { state: State::default(), store: MemStore::default(), commands: 0 };
         machine.run(founding()).expect("founded");
         machine
     }
@@ -275,8 +274,10 @@ fn check(state: &State, model: &Model) {
     for (k, (expected, tags, rotations)) in &model.keys {
         let found = state.key(&key(*k)).expect("the key");
         assert_eq!(found.state, *expected);
-        assert_eq!(found.tags.keys().cloned().collect::<BTreeSet<_>>(),
-            tags.iter().map(ToString::to_string).collect());
+        assert_eq!(
+            found.tags.keys().cloned().collect::<BTreeSet<_>>(),
+            tags.iter().map(ToString::to_string).collect()
+        );
         assert_eq!(found.materials.len(), 1 + *rotations as usize);
         assert_eq!(found.current, *rotations, "no rotation is left half done");
         let pointing = model.aliases.values().filter(|target| *target == k).count();
@@ -395,7 +396,12 @@ fn outcomes_are_forgotten_after_ten_minutes_and_time_never_goes_backwards() {
     assert_eq!(machine.state.time, time);
     let rows = |store: &MemStore| {
         let mut count = 0;
-        store.scan(Table::Outcomes, &mut |_, _| { count += 1; Ok(()) }).expect("scanned");
+        store
+            .scan(Table::Outcomes, &mut |_, _| {
+                count += 1;
+                Ok(())
+            })
+            .expect("scanned");
         count
     };
     assert_eq!(rows(&machine.store), 3);

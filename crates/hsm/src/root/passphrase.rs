@@ -336,6 +336,25 @@ mod tests {
         assert!(matches!(read_credential(&path), Err(RootError::Missing { .. })));
     }
 
+    /// The root key is what the algorithm gives for the parameters in the file, and each of them counts.
+    #[test]
+    fn stretching_is_argon2id_version_1_3_with_the_parameters_of_the_file() {
+        let arena = root_arena(true).unwrap();
+        let (salt, two_lanes) = ([7; SALT_BYTES], ArgonParams { lanes: 2, ..CHEAP });
+        let mut seen = std::collections::BTreeSet::new();
+        for argon in [CHEAP, two_lanes, ArgonParams { passes: 3, ..CHEAP }] {
+            let stretched = stretch(&secret("correct horse"), &salt, argon, &arena).unwrap();
+            let params = Params::new(argon.memory_kib, argon.passes, argon.lanes, None).unwrap();
+            let mut expected = [0; 32];
+            Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+                .hash_password_into(b"correct horse", &salt, &mut expected)
+                .unwrap();
+            assert_eq!(stretched.expose(), expected);
+            seen.insert(expected);
+        }
+        assert_eq!(seen.len(), 3);
+    }
+
     /// RFC 9106, section 5.3: the published Argon2id vector (with a secret and associated data, which
     /// Keyward does not use).
     #[test]

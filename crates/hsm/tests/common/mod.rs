@@ -69,3 +69,24 @@ pub fn hsm_with_domain(seed: u64) -> (Arc<Hsm>, DomainKeyId) {
 pub fn key_id(number: u8) -> KeyId {
     KeyId::from_random([number; 16])
 }
+
+/// HPKE's key schedule for the suite in use (RFC 9180, section 5.1: base mode, DHKEM(P-256, HKDF-SHA256),
+/// HKDF-SHA256, AES-256-GCM), written out over plain HMAC: key and base nonce.
+pub fn hpke_key_and_nonce(shared_secret: &[u8], info: &[u8]) -> ([u8; 32], [u8; 12]) {
+    const SUITE: &[u8] = b"HPKE\x00\x10\x00\x01\x00\x02";
+    let hmac = |key: &[u8], parts: &[&[u8]]| {
+        let mut tag = [0; 32];
+        RingProvider.hmac_sha256(key, parts, &mut tag);
+        tag
+    };
+    let extract =
+        |salt: &[u8], label: &[u8], ikm: &[u8]| hmac(salt, &[b"HPKE-v1", SUITE, label, ikm]);
+    let expand = |key: &[u8], label: &[u8], info: &[u8], len: u8| {
+        hmac(key, &[&[0, len], b"HPKE-v1", SUITE, label, info, &[1]])[..usize::from(len)].to_vec()
+    };
+    let context =
+        [&[0][..], &extract(b"", b"psk_id_hash", b""), &extract(b"", b"info_hash", info)].concat();
+    let secret = extract(shared_secret, b"secret", b"");
+    let key = expand(&secret, b"key", &context, 32).try_into().unwrap();
+    (key, expand(&secret, b"base_nonce", &context, 12).try_into().unwrap())
+}

@@ -5,7 +5,7 @@ use keyward_client::{Client, Repeat};
 use keyward_proto::v1;
 use serde_json::{Value, json};
 
-use super::output::{Format, sayln, done, list, one};
+use super::output::{Format, done, list, one, sayln};
 use crate::error::Failure;
 
 #[derive(Subcommand)]
@@ -44,7 +44,11 @@ pub async fn cluster(
         ClusterCommand::Status => {
             let request = v1::ClusterStatusRequest {};
             let status = client
-                .operator(Repeat::Safe, request, |mut c, r| async move { c.cluster_status(r).await })
+                .operator(
+                    Repeat::Safe,
+                    request,
+                    |mut c, r| async move { c.cluster_status(r).await },
+                )
                 .await?;
             show(format, status);
         }
@@ -58,9 +62,11 @@ pub async fn cluster(
         ClusterCommand::Remove { node } => {
             let request = v1::RemoveNodeRequest { node_id: node };
             client
-                .operator(Repeat::IfUnsent, request, |mut c, r| async move {
-                    c.remove_node(r).await
-                })
+                .operator(
+                    Repeat::IfUnsent,
+                    request,
+                    |mut c, r| async move { c.remove_node(r).await },
+                )
                 .await?;
             done(format, &format!("node {node} was removed"));
         }
@@ -87,9 +93,8 @@ pub async fn cluster(
 }
 
 fn show(format: Format, status: v1::ClusterStatusResponse) {
-    let columns = [
-        "Node", "Address", "Role", "Leader", "Up", "Term", "Applied", "Lease", "LeaseMs", "Root",
-    ];
+    let columns =
+        ["Node", "Address", "Role", "Leader", "Up", "Term", "Applied", "Lease", "LeaseMs", "Root"];
     let rows: Vec<Vec<Value>> = status
         .nodes
         .into_iter()

@@ -12,22 +12,59 @@ use crate::error::Failure;
 #[derive(Args, Clone, Debug)]
 pub struct ConnectArgs {
     /// host:port of the Region's nodes, separated by commas
-    #[arg(long, global = true, env = "KEYWARD_ENDPOINTS", value_delimiter = ',', value_name = "HOST:PORT", help_heading = "Connection")]
+    #[arg(
+        long,
+        global = true,
+        env = "KEYWARD_ENDPOINTS",
+        value_delimiter = ',',
+        value_name = "HOST:PORT",
+        help_heading = "Connection"
+    )]
     pub endpoint: Vec<String>,
     /// The Region's certificate authority (PEM)
-    #[arg(long, global = true, env = "KEYWARD_CA", value_name = "FILE", help_heading = "Connection")]
+    #[arg(
+        long,
+        global = true,
+        env = "KEYWARD_CA",
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
     pub ca: Option<PathBuf>,
     /// The caller's certificate (PEM)
-    #[arg(long, global = true, env = "KEYWARD_CERT", value_name = "FILE", help_heading = "Connection")]
+    #[arg(
+        long,
+        global = true,
+        env = "KEYWARD_CERT",
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
     pub cert: Option<PathBuf>,
     /// The caller's private key (PEM)
-    #[arg(long, global = true, env = "KEYWARD_KEY", value_name = "FILE", help_heading = "Connection")]
+    #[arg(
+        long,
+        global = true,
+        env = "KEYWARD_KEY",
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
     pub key: Option<PathBuf>,
     /// An operator's certificate, for cluster and principal commands; --cert when absent
-    #[arg(long, global = true, env = "KEYWARD_OPERATOR_CERT", value_name = "FILE", help_heading = "Connection")]
+    #[arg(
+        long,
+        global = true,
+        env = "KEYWARD_OPERATOR_CERT",
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
     pub operator_cert: Option<PathBuf>,
     /// The operator's private key
-    #[arg(long, global = true, env = "KEYWARD_OPERATOR_KEY", value_name = "FILE", help_heading = "Connection")]
+    #[arg(
+        long,
+        global = true,
+        env = "KEYWARD_OPERATOR_KEY",
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
     pub operator_key: Option<PathBuf>,
     /// Seconds that one call may take
     #[arg(long, global = true, env = "KEYWARD_TIMEOUT", default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60), help_heading = "Connection")]
@@ -64,8 +101,9 @@ impl ConnectArgs {
         names: (&str, &str),
     ) -> Result<Client, Failure> {
         let needed = |what: &str| {
-            Failure::new(format!("{what} is not given"))
-                .next("`eval \"$(keyward dev env)\"` sets everything for a Region of `keyward dev up`")
+            Failure::new(format!("{what} is not given")).next(
+                "`eval \"$(keyward dev env)\"` sets everything for a Region of `keyward dev up`",
+            )
         };
         if self.endpoint.is_empty() {
             return Err(needed("--endpoint (KEYWARD_ENDPOINTS)"));

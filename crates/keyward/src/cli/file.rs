@@ -55,7 +55,9 @@ pub enum FileCommand {
         force: bool,
     },
     /// Decrypt a file
-    #[command(after_help = "Example:\n  keyward file decrypt backup.tar.kwd      writes backup.tar")]
+    #[command(
+        after_help = "Example:\n  keyward file decrypt backup.tar.kwd      writes backup.tar"
+    )]
     Decrypt {
         /// The file; - is standard input
         input: PathBuf,
@@ -292,13 +294,16 @@ pub async fn file(
         }
     };
     if !to_stdout {
-        one(format, &[
-            ("File", json!(place.display().to_string())),
-            ("KeyArn", json!(summary.key_arn)),
-            ("Suite", json!(summary.suite.to_string())),
-            ("PlaintextBytes", json!(summary.plaintext_bytes)),
-            ("MessageBytes", json!(summary.message_bytes)),
-        ]);
+        one(
+            format,
+            &[
+                ("File", json!(place.display().to_string())),
+                ("KeyArn", json!(summary.key_arn)),
+                ("Suite", json!(summary.suite.to_string())),
+                ("PlaintextBytes", json!(summary.plaintext_bytes)),
+                ("MessageBytes", json!(summary.message_bytes)),
+            ],
+        );
     }
     Ok(())
 }
@@ -322,12 +327,15 @@ fn inspect(input: &Path, format: Format) -> Result<(), Failure> {
         .iter()
         .map(|key| json!(key.key_arn().unwrap_or("(not a KMS key)")))
         .collect();
-    one(format, &[
-        ("Suite", json!(format!("{} {}", header.suite, header.suite.name()))),
-        ("MessageId", json!(hex::encode(header.message_id))),
-        ("EncryptionContext", json!(header.context)),
-        ("DataKeysOf", json!(keys)),
-        ("FrameLength", json!(header.frame_length)),
-    ]);
+    one(
+        format,
+        &[
+            ("Suite", json!(format!("{} {}", header.suite, header.suite.name()))),
+            ("MessageId", json!(hex::encode(header.message_id))),
+            ("EncryptionContext", json!(header.context)),
+            ("DataKeysOf", json!(keys)),
+            ("FrameLength", json!(header.frame_length)),
+        ],
+    );
     Ok(())
 }

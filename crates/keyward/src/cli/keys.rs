@@ -11,7 +11,7 @@ use keyward_client::{Client, Repeat};
 use keyward_proto::v1;
 use serde_json::{Value, json};
 
-use super::output::{Format, sayln, date, done, list, one};
+use super::output::{Format, date, done, list, one, sayln};
 use crate::error::Failure;
 
 /// `name=value`, for contexts and tags.
@@ -26,7 +26,9 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
 #[derive(Subcommand)]
 pub enum KeyCommand {
     /// Make a key
-    #[command(after_help = "Example:\n  keyward key create --description 'orders' --alias alias/orders --tag team=shop")]
+    #[command(
+        after_help = "Example:\n  keyward key create --description 'orders' --alias alias/orders --tag team=shop"
+    )]
     Create {
         /// Free text
         #[arg(long, default_value = "")]
@@ -85,7 +87,9 @@ pub enum KeyCommand {
     /// List tags
     Tags { key_id: String },
     /// Encrypt up to 4096 bytes; prints base64
-    #[command(after_help = "Example:\n  echo -n secret | keyward key encrypt alias/app --context tenant=a > secret.b64")]
+    #[command(
+        after_help = "Example:\n  echo -n secret | keyward key encrypt alias/app --context tenant=a > secret.b64"
+    )]
     Encrypt {
         key_id: String,
         /// A file; standard input when absent
@@ -138,7 +142,9 @@ pub enum KeyCommand {
 #[derive(Subcommand)]
 pub enum AliasCommand {
     /// Make an alias
-    #[command(after_help = "Example:\n  keyward alias create alias/app 1234abcd-12ab-34cd-56ef-1234567890ab")]
+    #[command(
+        after_help = "Example:\n  keyward alias create alias/app 1234abcd-12ab-34cd-56ef-1234567890ab"
+    )]
     Create { name: String, key_id: String },
     /// Point an alias at another key
     Update { name: String, key_id: String },
@@ -250,7 +256,8 @@ pub async fn key(client: &Client, format: Format, command: KeyCommand) -> Result
             let mut rows = Vec::new();
             let mut marker = None;
             loop {
-                let page = ask!(client, list_keys, v1::ListKeysRequest { limit: Some(1000), marker });
+                let page =
+                    ask!(client, list_keys, v1::ListKeysRequest { limit: Some(1000), marker });
                 rows.extend(page.keys.into_iter().map(|k| vec![json!(k.key_id), json!(k.key_arn)]));
                 marker = page.next_marker;
                 if marker.is_none() {
@@ -280,12 +287,15 @@ pub async fn key(client: &Client, format: Format, command: KeyCommand) -> Result
             let request =
                 v1::ScheduleKeyDeletionRequest { key_id, pending_window_in_days: Some(days) };
             let answer = change!(client, schedule_key_deletion, request);
-            one(format, &[
-                ("KeyId", json!(answer.key_id)),
-                ("KeyState", json!(answer.key_state)),
-                ("DeletionDate", json!(date(answer.deletion_date.as_ref()))),
-                ("PendingWindowInDays", json!(answer.pending_window_in_days)),
-            ]);
+            one(
+                format,
+                &[
+                    ("KeyId", json!(answer.key_id)),
+                    ("KeyState", json!(answer.key_state)),
+                    ("DeletionDate", json!(date(answer.deletion_date.as_ref()))),
+                    ("PendingWindowInDays", json!(answer.pending_window_in_days)),
+                ],
+            );
         }
         KeyCommand::CancelDeletion { key_id } => {
             change!(client, cancel_key_deletion, v1::CancelKeyDeletionRequest { key_id });
@@ -380,7 +390,10 @@ async fn crypto(client: &Client, format: Format, command: KeyCommand) -> Result<
             match format {
                 Format::Table => sayln!("{blob}"),
                 Format::Json => {
-                    one(format, &[("CiphertextBlob", json!(blob)), ("KeyId", json!(answer.key_id))]);
+                    one(
+                        format,
+                        &[("CiphertextBlob", json!(blob)), ("KeyId", json!(answer.key_id))],
+                    );
                 }
             }
         }
@@ -396,11 +409,14 @@ async fn crypto(client: &Client, format: Format, command: KeyCommand) -> Result<
                 Format::Table => std::io::stdout()
                     .write_all(&answer.plaintext)
                     .map_err(|e| Failure::new(format!("cannot write: {e}")))?,
-                Format::Json => one(format, &[
-                    ("Plaintext", json!(BASE64.encode(&answer.plaintext))),
-                    ("KeyId", json!(answer.key_id)),
-                    ("KeyMaterialId", json!(answer.key_material_id)),
-                ]),
+                Format::Json => one(
+                    format,
+                    &[
+                        ("Plaintext", json!(BASE64.encode(&answer.plaintext))),
+                        ("KeyId", json!(answer.key_id)),
+                        ("KeyMaterialId", json!(answer.key_material_id)),
+                    ],
+                ),
             }
         }
         KeyCommand::ReEncrypt { destination_key_id, input, source_context, context } => {
@@ -415,11 +431,14 @@ async fn crypto(client: &Client, format: Format, command: KeyCommand) -> Result<
             let blob = BASE64.encode(&answer.ciphertext_blob);
             match format {
                 Format::Table => sayln!("{blob}"),
-                Format::Json => one(format, &[
-                    ("CiphertextBlob", json!(blob)),
-                    ("SourceKeyId", json!(answer.source_key_id)),
-                    ("KeyId", json!(answer.key_id)),
-                ]),
+                Format::Json => one(
+                    format,
+                    &[
+                        ("CiphertextBlob", json!(blob)),
+                        ("SourceKeyId", json!(answer.source_key_id)),
+                        ("KeyId", json!(answer.key_id)),
+                    ],
+                ),
             }
         }
         KeyCommand::DataKey { key_id, without_plaintext, context } => {

@@ -7,7 +7,7 @@ use keyward_client::{Client, Repeat};
 use keyward_proto::v1;
 use serde_json::{Value, json};
 
-use super::output::{Format, sayln, date, done, list, one};
+use super::output::{Format, date, done, list, one, sayln};
 use crate::error::Failure;
 use crate::pem;
 
@@ -87,7 +87,8 @@ pub async fn principal(
             let prepared = match &out {
                 Some(prefix) => {
                     let files = outputs(prefix)?;
-                    let request = keyward_service::signing_request().map_err(Failure::from_error)?;
+                    let request =
+                        keyward_service::signing_request().map_err(Failure::from_error)?;
                     Some((files, request))
                 }
                 None => None,
@@ -198,10 +199,13 @@ fn row(principal: &v1::Principal) -> Vec<Value> {
 }
 
 fn show(format: Format, principal: &v1::Principal) {
-    one(format, &[
-        ("Arn", json!(principal.arn)),
-        ("Kinds", json!(principal.kinds)),
-        ("Disabled", json!(principal.disabled)),
-        ("Certificates", certificates(principal)),
-    ]);
+    one(
+        format,
+        &[
+            ("Arn", json!(principal.arn)),
+            ("Kinds", json!(principal.kinds)),
+            ("Disabled", json!(principal.disabled)),
+            ("Certificates", certificates(principal)),
+        ],
+    );
 }

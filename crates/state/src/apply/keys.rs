@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use keyward_hsm::SealedToken;
 use keyward_model::limits::{
-    ALIASES_PER_KEY_MAX, KEYS_PER_ACCOUNT_MAX, ON_DEMAND_ROTATIONS_MAX, ROTATION_CONFLICT_WINDOW_MS,
-    TAGS_PER_KEY_MAX,
+    ALIASES_PER_KEY_MAX, KEYS_PER_ACCOUNT_MAX, ON_DEMAND_ROTATIONS_MAX,
+    ROTATION_CONFLICT_WINDOW_MS, TAGS_PER_KEY_MAX,
 };
 use keyward_model::{
-    AccountId, AliasName, ErrorCode, KeyId, KeyMaterialId, KeyState, KmsError, Operation, alias_arn,
-    check_state, key_arn,
+    AccountId, AliasName, ErrorCode, KeyId, KeyMaterialId, KeyState, KmsError, Operation,
+    alias_arn, check_state, key_arn,
 };
 
 use super::{DONE, Tx};
@@ -42,12 +42,7 @@ impl Tx<'_> {
     }
 
     /// Changes a key if its state allows the operation.
-    fn edit(
-        &mut self,
-        operation: Operation,
-        id: KeyId,
-        change: impl FnOnce(&mut Key),
-    ) -> Outcome {
+    fn edit(&mut self, operation: Operation, id: KeyId, change: impl FnOnce(&mut Key)) -> Outcome {
         let mut key = Key::clone(&*self.key_for(operation, id)?);
         change(&mut key);
         self.put_key(key);
@@ -163,7 +158,10 @@ impl Tx<'_> {
         if up && key.aliases >= ALIASES_PER_KEY_MAX {
             return Err(KmsError::new(
                 ErrorCode::LimitExceededException,
-                format!("{} has {ALIASES_PER_KEY_MAX} aliases, the most allowed", self.key_arn(key)),
+                format!(
+                    "{} has {ALIASES_PER_KEY_MAX} aliases, the most allowed",
+                    self.key_arn(key)
+                ),
             ));
         }
         let mut key = Key::clone(key);
@@ -182,10 +180,7 @@ impl Tx<'_> {
         if self.state.alias(account, name).is_some() {
             return Err(KmsError::new(
                 ErrorCode::AlreadyExistsException,
-                format!(
-                    "An alias with the name {} already exists",
-                    self.alias_arn(account, name)
-                ),
+                format!("An alias with the name {} already exists", self.alias_arn(account, name)),
             ));
         }
         self.count_alias(target, true)?;

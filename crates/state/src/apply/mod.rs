@@ -68,7 +68,9 @@ impl Tx<'_> {
             Command::DeleteAlias { account, name } => self.delete_alias(*account, name),
             Command::Tag { key, tags } => self.tag(*key, tags),
             Command::Untag { key, tag_keys } => self.untag(*key, tag_keys),
-            Command::EnableRotation { key, period_days } => self.enable_rotation(*key, *period_days),
+            Command::EnableRotation { key, period_days } => {
+                self.enable_rotation(*key, *period_days)
+            }
             Command::DisableRotation { key } => self.disable_rotation(*key),
             Command::IntroduceMaterial { key, material, token, kind } => {
                 self.introduce_material(*key, *material, token, *kind)
@@ -126,6 +128,11 @@ impl Tx<'_> {
     pub(crate) fn put_domain_key(&mut self, key: DomainKey) {
         self.batch.put(Table::DomainKeys, *key.sealed.id.bytes(), codec::encode(&key));
         Arc::make_mut(&mut self.state.domain_keys).insert(key.sealed.id, Arc::new(key));
+    }
+
+    pub(crate) fn remove_domain_key(&mut self, id: keyward_model::DomainKeyId) {
+        self.batch.delete(Table::DomainKeys, *id.bytes());
+        Arc::make_mut(&mut self.state.domain_keys).remove(&id);
     }
 
     pub(crate) fn put_root(&mut self, root: Root) {

@@ -89,7 +89,9 @@ impl Tx<'_> {
         if principal.certificates.len() >= CERTIFICATES_PER_PRINCIPAL_MAX {
             return Err(KmsError::new(
                 ErrorCode::LimitExceededException,
-                format!("{arn} has {CERTIFICATES_PER_PRINCIPAL_MAX} certificates, the most allowed"),
+                format!(
+                    "{arn} has {CERTIFICATES_PER_PRINCIPAL_MAX} certificates, the most allowed"
+                ),
             ));
         }
         principal
@@ -164,7 +166,13 @@ impl Tx<'_> {
             self.state.domain_keys.values().map(|k| DomainKey::clone(k)).collect();
         for mut key in keys {
             key.sealed.copies.retain(|copy| copy.root != root.id);
-            self.put_domain_key(key);
+            if key.sealed.copies.is_empty() {
+                // Nobody can open it any more. It never was active (that takes a copy for each root), so
+                // nothing is sealed under it.
+                self.remove_domain_key(key.sealed.id);
+            } else {
+                self.put_domain_key(key);
+            }
         }
         self.remove_root(&root);
         DONE

@@ -1,0 +1,150 @@
+//! The figures that the README and the decisions quote, measured on real processes:
+//! `make numbers`, or `cargo bench -p keyward --bench region -- --kills 20 --keys 100000`.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use keyward_env::{AsyncRuntime, Env, RealEnv};
+use support::{KEYWARD, Region, create_key, encrypt, port_base, resident_mb, set_enabled};
+
+/// Clients that create keys side by side.
+const CREATORS: usize = 128;
+
+#[tokio::main]
+async fn main() {
+    let option = |name: &str, default: usize| {
+        let mut arguments = std::env::args().skip_while(|argument| argument != name);
+        arguments.nth(1).and_then(|value| value.parse().ok()).unwrap_or(default)
+    };
+    let (kills, keys) = (option("--kills", 20), option("--keys", 100_000));
+    for nodes in [1, 3] {
+        let took = dev_up(nodes);
+        println!("dev up to ready, {nodes} node(s): {} ms", took.as_millis());
+    }
+    changes_and_kills(kills).await;
+    restart(keys).await;
+}
+
+fn milliseconds(mut samples: Vec<Duration>) -> (u128, u128) {
+    samples.sort_unstable();
+    let median = samples[samples.len() / 2];
+    (median.as_millis(), samples.last().copied().unwrap_or_default().as_millis())
+}
+
+fn dev_up(nodes: u16) -> Duration {
+    let folder = tempfile::tempdir().expect("a folder");
+    let began = RealEnv.boot_now();
+    let mut up = Command::new(KEYWARD)
+        .args(["dev", "up", "--nodes", &nodes.to_string(), "--port-base", &port_base().to_string()])
+        .arg("--data")
+        .arg(folder.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("keyward dev up");
+    let mut lines = BufReader::new(up.stdout.take().expect("its output")).lines();
+    assert!(lines.any(|line| line.is_ok_and(|line| line.contains("is up"))));
+    let took = RealEnv.boot_now() - began;
+    let pid = rustix::process::Pid::from_raw(up.id().cast_signed()).expect("a process id");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("told to stop");
+    up.wait().expect("it ends");
+    took
+}
+
+async fn changes_and_kills(kills: usize) {
+    let mut region = Region::start(3);
+    region.wait_serving(3).await;
+    let client = region.client(&[]);
+    let key = create_key(&client).await.expect("a key");
+    let overhead = encrypt(&client, &key).await.expect("a ciphertext").ciphertext_blob.len();
+    println!("ciphertext overhead: {} bytes", overhead - b"plaintext".len());
+    let at_rest: Vec<u64> = (1..=3).map(|node| resident_mb(region.pid(node))).collect();
+    println!("memory at rest: {at_rest:?} MB a node");
+    let mut samples = Vec::new();
+    for round in 0..500 {
+        let began = RealEnv.boot_now();
+        set_enabled(&client, &key, round % 2 == 1).await.expect("changed");
+        samples.push(RealEnv.boot_now() - began);
+    }
+    let (median, worst) = milliseconds(samples);
+    println!("a change acknowledged, all nodes up: p50 {median} ms, worst {worst} ms");
+
+    let (mut away, mut calls, mut failures) = (Vec::new(), 0, 0);
+    for _ in 0..kills {
+        let leader = region.leader().await;
+        let survivors: Vec<u16> = (1..=3).filter(|node| *node != leader).collect();
+        let stop = Arc::new(AtomicBool::new(false));
+        let counts = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+        let load: Vec<_> = survivors
+            .iter()
+            .map(|node| {
+                let client = region.client(&[*node]);
+                let (stop, counts, key) = (Arc::clone(&stop), Arc::clone(&counts), key.clone());
+                <RealEnv as Env>::Runtime::spawn(async move {
+                    while !stop.load(Ordering::Relaxed) {
+                        let failed = encrypt(&client, &key).await.is_err();
+                        counts[usize::from(failed)].fetch_add(1, Ordering::Relaxed);
+                        RealEnv.sleep(Duration::from_millis(1)).await;
+                    }
+                })
+            })
+            .collect();
+        RealEnv.sleep(Duration::from_millis(300)).await;
+        region.kill(leader);
+        let killed = RealEnv.boot_now();
+        set_enabled(&region.client(&survivors), &key, true).await.expect("changed");
+        away.push(RealEnv.boot_now() - killed);
+        RealEnv.sleep(Duration::from_secs(1)).await;
+        stop.store(true, Ordering::Relaxed);
+        for client in load {
+            client.await.expect("it ends");
+        }
+        calls += counts[0].load(Ordering::Relaxed);
+        failures += counts[1].load(Ordering::Relaxed);
+        region.start_node(leader);
+        region.wait_serving(3).await;
+    }
+    let (median, worst) = milliseconds(away);
+    println!(
+        "control plane away, kill to first acknowledged change, {kills} kills: p50 {median} ms, worst \
+         {worst} ms"
+    );
+    println!("data-plane calls on survivors through the kills: {calls} answered, {failures} failed");
+}
+
+async fn restart(keys: usize) {
+    let mut region = Region::start(1);
+    region.wait_serving(1).await;
+    let began = RealEnv.boot_now();
+    let left = Arc::new(AtomicU64::new(keys as u64));
+    let creators: Vec<_> = (0..CREATORS)
+        .map(|_| {
+            let (client, left) = (region.client(&[]), Arc::clone(&left));
+            <RealEnv as Env>::Runtime::spawn(async move {
+                let take = |n: u64| n.checked_sub(1);
+                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+                    create_key(&client).await.expect("a key");
+                }
+            })
+        })
+        .collect();
+    for creator in creators {
+        creator.await.expect("it ends");
+    }
+    let took = RealEnv.boot_now() - began;
+    let rate = keys as u128 * 1000 / took.as_millis().max(1);
+    println!("{keys} keys created by {CREATORS} clients: {rate} a second");
+    println!("memory with {keys} keys: {} MB", resident_mb(region.pid(1)));
+    for how in ["kill -9", "SIGTERM"] {
+        if how == "SIGTERM" { region.stop(1) } else { region.kill(1) }
+        let began = RealEnv.boot_now();
+        region.start_node(1);
+        region.wait_serving(1).await;
+        println!("restart with {keys} keys after {how}: {} ms", (RealEnv.boot_now() - began).as_millis());
+    }
+}
