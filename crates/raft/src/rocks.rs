@@ -49,6 +49,8 @@ fn options() -> Options {
     options.create_missing_column_families(true);
     // A node holds little: sealed tokens and metadata. Small buffers keep it under 60 MB at rest.
     options.set_write_buffer_size(4 * 1024 * 1024);
+    options.set_arena_block_size(32 * 1024);
+    options.set_stats_dump_period_sec(0);
     options.set_db_write_buffer_size(16 * 1024 * 1024);
     options.set_max_write_buffer_number(2);
     options.set_keep_log_file_num(2);

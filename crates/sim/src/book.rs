@@ -1,0 +1,338 @@
+//! What the clients of a run know: what they asked for, what they were told, and what broke a rule.
+
+use keyward_model::{ErrorCode, KmsError};
+use parking_lot::Mutex;
+
+use crate::check::{End, History, Step, WriteId};
+
+/// The state of a key, as a call shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyView {
+    /// NotFoundException.
+    Absent,
+    /// It works.
+    Enabled,
+    /// DisabledException.
+    Disabled,
+}
+
+/// A key that some client made.
+#[derive(Debug)]
+pub struct KeyBook {
+    /// Its id.
+    pub id: String,
+    /// Its state.
+    pub state: History<KeyView>,
+    /// Its description.
+    pub description: History<String>,
+    /// Rotations acknowledged, and rotations that may have happened.
+    pub rotations: (usize, usize),
+}
+
+/// A ciphertext that a caller was given.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Which key; an index into [`Book::keys`].
+    pub key: usize,
+    /// The ciphertext.
+    pub blob: Vec<u8>,
+    /// What it must open to.
+    pub plaintext: Vec<u8>,
+}
+
+/// A change that a client asks for. Keys and aliases by their index.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// CreateKey.
+    Create,
+    /// EnableKey or DisableKey.
+    SetEnabled(usize, bool),
+    /// UpdateKeyDescription.
+    Describe(usize, String),
+    /// RotateKeyOnDemand.
+    Rotate(usize),
+    /// CreateAlias.
+    CreateAlias(usize, usize),
+    /// UpdateAlias.
+    UpdateAlias(usize, usize),
+    /// DeleteAlias.
+    DeleteAlias(usize),
+}
+
+/// A change under way.
+#[derive(Debug)]
+pub struct Begun {
+    change: Change,
+    began: Step,
+    write: Option<WriteId>,
+}
+
+/// How a change ended, for its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Acknowledged.
+    Done,
+    /// Nothing was changed; another try may succeed.
+    TryAgain,
+    /// Nothing was changed, and will not be.
+    Refused,
+    /// It may take effect.
+    Unknown,
+}
+
+/// What happened in a run, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Changes acknowledged.
+    pub acknowledged: u64,
+    /// Changes of unknown outcome.
+    pub unknown: u64,
+    /// Changes refused, nothing done.
+    pub refused: u64,
+    /// Data-plane calls and reads answered.
+    pub calls: u64,
+    /// Of these, how many waited for a lease or a fence.
+    pub held: u64,
+    /// Data-plane calls refused for want of a lease.
+    pub unserved: u64,
+    /// Processes killed.
+    pub kills: u64,
+    /// Machines that lost power.
+    pub power_cuts: u64,
+    /// Processes paused or suspended.
+    pub pauses: u64,
+    /// Links cut.
+    pub partitions: u64,
+    /// Leadership handed over.
+    pub hand_overs: u64,
+    /// Messages delivered.
+    pub messages: u64,
+    /// Simulated time, in milliseconds.
+    pub simulated_ms: u64,
+    /// Polls and events.
+    pub steps: u64,
+}
+
+impl Counters {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Self) {
+        self.acknowledged += other.acknowledged;
+        self.unknown += other.unknown;
+        self.refused += other.refused;
+        self.calls += other.calls;
+        self.held += other.held;
+        self.unserved += other.unserved;
+        self.kills += other.kills;
+        self.power_cuts += other.power_cuts;
+        self.pauses += other.pauses;
+        self.partitions += other.partitions;
+        self.hand_overs += other.hand_overs;
+        self.messages += other.messages;
+        self.simulated_ms += other.simulated_ms;
+        self.steps += other.steps;
+    }
+}
+
+/// Broken rules kept at most; more of the same tell nothing new.
+const VIOLATIONS_MAX: usize = 16;
+
+/// The book.
+#[derive(Debug, Default)]
+pub struct Book {
+    /// Keys whose creation was acknowledged.
+    pub keys: Vec<KeyBook>,
+    /// Aliases: which key each points at.
+    pub aliases: Vec<History<Option<usize>>>,
+    /// Ciphertexts.
+    pub samples: Vec<Sample>,
+    /// Broken rules.
+    pub violations: Vec<String>,
+    /// Numbers.
+    pub counters: Counters,
+}
+
+/// The book, as tasks share it.
+pub type SharedBook = Mutex<Book>;
+
+/// An alias's name, by its index.
+#[must_use]
+pub fn alias_name(alias: usize) -> String {
+    format!("alias/sim-{alias}")
+}
+
+impl Book {
+    /// Notes a broken rule.
+    pub fn violate(&mut self, what: String) {
+        if self.violations.len() < VIOLATIONS_MAX {
+            self.violations.push(what);
+        }
+    }
+
+    /// A change reaches a node.
+    pub fn begin(&mut self, change: Change, step: Step) -> Begun {
+        let write = match &change {
+            Change::Create => None,
+            Change::SetEnabled(key, enabled) => {
+                let view = if *enabled { KeyView::Enabled } else { KeyView::Disabled };
+                Some(self.keys[*key].state.begin(view, step))
+            }
+            Change::Describe(key, text) => {
+                Some(self.keys[*key].description.begin(text.clone(), step))
+            }
+            Change::Rotate(key) => {
+                self.keys[*key].rotations.1 += 1;
+                None
+            }
+            Change::CreateAlias(alias, key) | Change::UpdateAlias(alias, key) => {
+                Some(self.aliases[*alias].begin(Some(*key), step))
+            }
+            Change::DeleteAlias(alias) => Some(self.aliases[*alias].begin(None, step)),
+        };
+        Begun { change, began: step, write }
+    }
+
+    /// It has ended.
+    pub fn end(
+        &mut self,
+        begun: &Begun,
+        result: &Result<Option<String>, KmsError>,
+        step: Step,
+    ) -> Told {
+        let (end, told) = match result {
+            Ok(_) => (End::Acknowledged(step), Told::Done),
+            Err(error) if error.outcome_unknown => (End::Unknown, Told::Unknown),
+            Err(error) if error.code.is_retryable() => (End::Void, Told::TryAgain),
+            Err(_) => (End::Void, Told::Refused),
+        };
+        match told {
+            Told::Done => self.counters.acknowledged += 1,
+            Told::Unknown => self.counters.unknown += 1,
+            Told::TryAgain | Told::Refused => self.counters.refused += 1,
+        }
+        if let Err(error) = result {
+            self.check_refusal(begun, error, step);
+        }
+        match (&begun.change, begun.write) {
+            (Change::Create, _) => {
+                if let Ok(Some(id)) = result {
+                    self.created(id.clone(), begun.began, step);
+                }
+            }
+            (Change::Rotate(key), _) => match end {
+                End::Acknowledged(_) => self.keys[*key].rotations.0 += 1,
+                End::Void => self.keys[*key].rotations.1 -= 1,
+                End::Unknown => {}
+            },
+            (Change::SetEnabled(key, _), Some(write)) => self.keys[*key].state.ended(write, end),
+            (Change::Describe(key, _), Some(write)) => {
+                self.keys[*key].description.ended(write, end);
+            }
+            (
+                Change::CreateAlias(alias, _)
+                | Change::UpdateAlias(alias, _)
+                | Change::DeleteAlias(alias),
+                Some(write),
+            ) => self.aliases[*alias].ended(write, end),
+            (_, None) => {}
+        }
+        told
+    }
+
+    fn created(&mut self, id: String, began: Step, step: Step) {
+        let mut state = History::new(KeyView::Absent);
+        let write = state.begin(KeyView::Enabled, began);
+        state.ended(write, End::Acknowledged(step));
+        self.keys.push(KeyBook {
+            id,
+            state,
+            description: History::new(String::new()),
+            rotations: (0, 0),
+        });
+    }
+
+    /// A change may be refused for what the key or alias is, and for want of a leader; nothing else.
+    fn check_refusal(&mut self, begun: &Begun, error: &KmsError, step: Step) {
+        let key = match begun.change {
+            Change::SetEnabled(key, _)
+            | Change::Describe(key, _)
+            | Change::Rotate(key)
+            | Change::CreateAlias(_, key) => Some(key),
+            _ => None,
+        };
+        let aliases = matches!(
+            begun.change,
+            Change::CreateAlias(..) | Change::UpdateAlias(..) | Change::DeleteAlias(_)
+        );
+        let fits = match error.code {
+            ErrorCode::DependencyTimeoutException => true,
+            ErrorCode::DisabledException | ErrorCode::ConflictException => {
+                matches!(begun.change, Change::Rotate(_))
+            }
+            ErrorCode::LimitExceededException => true,
+            ErrorCode::AlreadyExistsException => aliases,
+            ErrorCode::NotFoundException => match key {
+                Some(key) => {
+                    self.read_state(key, KeyView::Absent, begun.began, step, "a change");
+                    true
+                }
+                None => aliases,
+            },
+            _ => false,
+        };
+        if !fits {
+            self.violate(format!("an unexpected refusal of {:?}: {error:?}", begun.change));
+        }
+    }
+
+    // --- Rules.
+
+    /// No stale success: after an acknowledged DisableKey, no call that begins later works, until an
+    /// EnableKey begins; the same the other way round, and for keys that were created.
+    pub fn read_state(&mut self, key: usize, view: KeyView, began: Step, ended: Step, who: &str) {
+        let book = &self.keys[key];
+        if let Err(why) = book.state.may_read(&view, began, ended) {
+            let what = format!("STALE STATE of key {} through {who}: {why}", book.id);
+            self.violate(what);
+        }
+    }
+
+    /// The same for a key's description.
+    pub fn read_description(
+        &mut self,
+        key: usize,
+        text: &str,
+        began: Step,
+        ended: Step,
+        who: &str,
+    ) {
+        let book = &self.keys[key];
+        if let Err(why) = book.description.may_read(&text.to_owned(), began, ended) {
+            let what = format!("STALE DESCRIPTION of key {} through {who}: {why}", book.id);
+            self.violate(what);
+        }
+    }
+
+    /// The same for where an alias points.
+    pub fn read_alias(
+        &mut self,
+        alias: usize,
+        to: Option<&str>,
+        began: Step,
+        ended: Step,
+        who: &str,
+    ) {
+        let target = match to {
+            None => None,
+            Some(id) => match self.keys.iter().position(|key| key.id == id) {
+                Some(key) => Some(key),
+                None => {
+                    return self
+                        .violate(format!("alias {alias} points at {id}, which nobody made"));
+                }
+            },
+        };
+        if let Err(why) = self.aliases[alias].may_read(&target, began, ended) {
+            self.violate(format!("STALE ALIAS {alias} through {who}: {why}"));
+        }
+    }
+}

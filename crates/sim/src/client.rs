@@ -1,0 +1,340 @@
+//! Callers of the Region: they change keys through whichever node is up and retry as real callers do, and
+//! they use keys on every node all the time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use keyward_model::{ErrorCode, KmsError};
+use keyward_service::api::{
+    CreateAlias, CreateKey, Decrypt, DeleteAlias, DescribeKey, DisableKey, EnableKey, Encrypt,
+    RotateKeyOnDemand, Secret, UpdateAlias, UpdateKeyDescription,
+};
+use keyward_service::{Call, Caller, Request, Response};
+use parking_lot::Mutex;
+use tower::ServiceExt;
+
+use crate::book::{Book, Change, KeyView, Sample, SharedBook, Told, alias_name};
+use crate::cluster::{Cluster, NODES, Running, client, id_of};
+use crate::dice::Dice;
+use crate::runtime::JoinHandle;
+
+/// Ciphertexts kept for the end of a run.
+const SAMPLES_MAX: usize = 240;
+/// One in this many ciphertexts is kept.
+const SAMPLE_ONE_IN: u64 = 8;
+/// How often a change is tried.
+const TRIES_MAX: usize = 5;
+/// A call that took longer than this had to wait for something.
+const HELD: Duration = Duration::from_millis(1);
+
+/// What all callers share.
+pub struct Callers {
+    /// The Region.
+    pub cluster: Arc<Cluster>,
+    /// What they know.
+    pub book: SharedBook,
+    /// Set once nothing may break any more.
+    pub healed: AtomicBool,
+    caller: Arc<Caller>,
+    dice: Mutex<Dice>,
+}
+
+/// A use of a key.
+#[derive(Clone, Copy, Debug)]
+enum Use {
+    Encrypt(usize),
+    DryRun(usize),
+    Decrypt(usize),
+    Describe(usize),
+    Alias(usize),
+}
+
+fn context() -> BTreeMap<String, String> {
+    BTreeMap::from([("purpose".to_owned(), "simulation".to_owned())])
+}
+
+fn code_number(error: &KmsError) -> u64 {
+    error.code.name().len() as u64
+}
+
+impl Callers {
+    /// Callers of that Region, with `aliases` names to play with.
+    #[must_use]
+    pub fn new(cluster: Arc<Cluster>, dice: Dice, aliases: usize) -> Arc<Self> {
+        let mut book = Book::default();
+        book.aliases.resize_with(aliases, || crate::check::History::new(None));
+        Arc::new(Self {
+            cluster,
+            book: Mutex::new(book),
+            healed: AtomicBool::new(false),
+            caller: client(),
+            dice: Mutex::new(dice),
+        })
+    }
+
+    /// Draws from the callers' own stream.
+    pub fn throw<T>(&self, throw: impl FnOnce(&mut Dice) -> T) -> T {
+        throw(&mut self.dice.lock())
+    }
+
+    // --- Changes.
+
+    fn request(&self, change: &Change) -> Request {
+        let book = self.book.lock();
+        let id = |key: &usize| book.keys[*key].id.clone();
+        match change {
+            Change::Create => CreateKey::default().into(),
+            Change::SetEnabled(key, true) => EnableKey { key_id: id(key) }.into(),
+            Change::SetEnabled(key, false) => DisableKey { key_id: id(key) }.into(),
+            Change::Describe(key, text) => {
+                UpdateKeyDescription { key_id: id(key), description: text.clone() }.into()
+            }
+            Change::Rotate(key) => RotateKeyOnDemand { key_id: id(key) }.into(),
+            Change::CreateAlias(alias, key) => {
+                CreateAlias { alias_name: alias_name(*alias), target_key_id: id(key) }.into()
+            }
+            Change::UpdateAlias(alias, key) => {
+                UpdateAlias { alias_name: alias_name(*alias), target_key_id: id(key) }.into()
+            }
+            Change::DeleteAlias(alias) => DeleteAlias { alias_name: alias_name(*alias) }.into(),
+        }
+    }
+
+    /// One try of a change, on that node. Everything is noted where and when it happens: in the node's own
+    /// task.
+    pub async fn try_change(
+        self: &Arc<Self>,
+        running: Running,
+        change: &Change,
+        patience: Duration,
+    ) -> Told {
+        let (this, change) = (Arc::clone(self), change.clone());
+        let world = Arc::clone(&self.cluster.world);
+        let told = self.cluster.world.spawn_in(running.group, async move {
+            let request = this.request(&change);
+            let begun = this.book.lock().begin(change, world.step());
+            let call = Call { caller: Arc::clone(&this.caller), request, patience };
+            let result = running.stack.oneshot(call).await.map(|response| match response {
+                Response::Key(metadata) => Some(metadata.key_id),
+                _ => None,
+            });
+            let told = this.book.lock().end(&begun, &result, world.step());
+            world.note(match &result {
+                Ok(_) => 1,
+                Err(error) => code_number(error) << 8,
+            });
+            told
+        });
+        // Cut off: the process died.
+        told.await.unwrap_or(Told::Unknown)
+    }
+
+    /// A change, tried again on other nodes as a real caller would. True once it was acknowledged.
+    pub async fn change(self: &Arc<Self>, change: Change) -> bool {
+        let repeatable = matches!(change, Change::SetEnabled(..) | Change::Describe(..));
+        for _ in 0..TRIES_MAX {
+            let index = self.throw(|dice| dice.index(NODES));
+            let Some(running) = self.cluster.running(index) else {
+                crate::sleep(Duration::from_millis(20)).await;
+                continue;
+            };
+            let patience = Duration::from_millis(self.throw(|dice| dice.pick(&[1000, 2000, 5000])));
+            match self.try_change(running, &change, patience).await {
+                Told::Done => {
+                    self.probe(&change);
+                    return true;
+                }
+                Told::Refused => return false,
+                Told::Unknown if !repeatable || self.throw(|dice| dice.permille(300)) => {
+                    return false;
+                }
+                Told::Unknown | Told::TryAgain => crate::sleep(Duration::from_millis(30)).await,
+            }
+        }
+        false
+    }
+
+    /// The first calls after an acknowledgement, on every node.
+    fn probe(self: &Arc<Self>, change: &Change) {
+        let usage = match change {
+            Change::SetEnabled(key, _) | Change::Rotate(key) => Use::Encrypt(*key),
+            Change::Describe(key, _) => Use::Describe(*key),
+            Change::Create => Use::Encrypt(self.book.lock().keys.len() - 1),
+            Change::CreateAlias(alias, _)
+            | Change::UpdateAlias(alias, _)
+            | Change::DeleteAlias(alias) => Use::Alias(*alias),
+        };
+        for index in 0..NODES {
+            if let Some(running) = self.cluster.running(index) {
+                drop(self.spawn_use(index, running, usage));
+            }
+        }
+    }
+
+    // --- Uses.
+
+    /// One use of some key on node `index`, if it is up.
+    pub fn use_something(self: &Arc<Self>, index: usize) {
+        let Some(running) = self.cluster.running(index) else { return };
+        let (keys, aliases, samples) = {
+            let book = self.book.lock();
+            (book.keys.len(), book.aliases.len(), book.samples.len())
+        };
+        if keys == 0 {
+            return;
+        }
+        let usage = self.throw(|dice| {
+            // Young keys more often: they are the ones that change.
+            let young = keys.saturating_sub(6);
+            let key = if dice.permille(800) {
+                young + dice.index(keys - young)
+            } else {
+                dice.index(keys)
+            };
+            match dice.below(100) {
+                0..=34 => Use::Encrypt(key),
+                35..=49 => Use::DryRun(key),
+                50..=64 => Use::Describe(key),
+                65..=74 => Use::Alias(dice.index(aliases)),
+                _ if samples > 0 => Use::Decrypt(dice.index(samples)),
+                _ => Use::Encrypt(key),
+            }
+        });
+        drop(self.spawn_use(index, running, usage));
+    }
+
+    fn spawn_use(self: &Arc<Self>, index: usize, running: Running, usage: Use) -> JoinHandle<()> {
+        let this = Arc::clone(self);
+        self.cluster.world.spawn_in(running.group, async move {
+            let plaintext = this.throw(|dice| dice.word().to_le_bytes().to_vec());
+            let (request, key) = this.use_request(usage, &plaintext);
+            let patience = Duration::from_millis(this.throw(|dice| dice.pick(&[200, 1000, 4000])));
+            let world = &this.cluster.world;
+            let (began, began_at) = (world.step(), world.now());
+            let call = Call { caller: Arc::clone(&this.caller), request, patience };
+            let result = running.stack.oneshot(call).await;
+            let (ended, held) = (world.step(), world.now() > began_at + HELD);
+            world.note(match &result {
+                Ok(_) => 2,
+                Err(error) => code_number(error) << 8 | 1,
+            });
+            let who = format!("node {} ({usage:?})", id_of(index));
+            this.check_use(usage, key, &result, (began, ended), held, &who);
+            if let (Use::Encrypt(key), Ok(Response::Encrypted { ciphertext_blob, .. })) =
+                (usage, result)
+            {
+                this.keep(Sample { key, blob: ciphertext_blob, plaintext });
+            }
+        })
+    }
+
+    fn use_request(&self, usage: Use, plaintext: &[u8]) -> (Request, Option<usize>) {
+        let book = self.book.lock();
+        match usage {
+            Use::Encrypt(key) | Use::DryRun(key) => {
+                let request = Encrypt {
+                    key_id: book.keys[key].id.clone(),
+                    plaintext: Secret::new(plaintext.to_vec()),
+                    encryption_context: context(),
+                    encryption_algorithm: None,
+                    dry_run: matches!(usage, Use::DryRun(_)),
+                };
+                (request.into(), Some(key))
+            }
+            Use::Decrypt(sample) => {
+                let sample = &book.samples[sample];
+                (decrypt(sample).into(), Some(sample.key))
+            }
+            Use::Describe(key) => {
+                (DescribeKey { key_id: book.keys[key].id.clone() }.into(), Some(key))
+            }
+            Use::Alias(alias) => (DescribeKey { key_id: alias_name(alias) }.into(), None),
+        }
+    }
+
+    fn check_use(
+        &self,
+        usage: Use,
+        key: Option<usize>,
+        result: &Result<Response, KmsError>,
+        (began, ended): (u64, u64),
+        held: bool,
+        who: &str,
+    ) {
+        let mut book = self.book.lock();
+        match result {
+            Err(error) if error.code == ErrorCode::DependencyTimeoutException => {
+                book.counters.unserved += 1;
+                return;
+            }
+            _ => book.counters.calls += 1,
+        }
+        book.counters.held += u64::from(held);
+        let seen = match result {
+            Ok(Response::Key(metadata)) => {
+                if let Use::Alias(alias) = usage {
+                    return book.read_alias(alias, Some(&metadata.key_id), began, ended, who);
+                }
+                if let Some(key) = key {
+                    book.read_description(key, &metadata.description, began, ended, who);
+                }
+                match metadata.state {
+                    keyward_model::KeyState::Enabled => KeyView::Enabled,
+                    _ => KeyView::Disabled,
+                }
+            }
+            Ok(Response::Decrypted { plaintext, .. }) => {
+                if let Use::Decrypt(sample) = usage
+                    && book.samples[sample].plaintext != plaintext.bytes()
+                {
+                    book.violate(format!("WRONG PLAINTEXT of a ciphertext through {who}"));
+                }
+                KeyView::Enabled
+            }
+            Ok(_) => KeyView::Enabled,
+            Err(error) => match error.code {
+                ErrorCode::DryRunOperationException => KeyView::Enabled,
+                ErrorCode::DisabledException => KeyView::Disabled,
+                ErrorCode::NotFoundException => match usage {
+                    Use::Alias(alias) => return book.read_alias(alias, None, began, ended, who),
+                    _ => KeyView::Absent,
+                },
+                _ => return book.violate(format!("AN UNEXPECTED ERROR through {who}: {error:?}")),
+            },
+        };
+        if let Some(key) = key {
+            book.read_state(key, seen, began, ended, who);
+        }
+    }
+
+    fn keep(&self, sample: Sample) {
+        let wanted = self.throw(|dice| dice.below(SAMPLE_ONE_IN) == 0);
+        let mut book = self.book.lock();
+        if wanted && book.samples.len() < SAMPLES_MAX {
+            book.samples.push(sample);
+        }
+    }
+
+    /// A call whose answer the harness waits for. `None`: the node is down, or died.
+    pub async fn ask(&self, index: usize, request: Request) -> Option<Result<Response, KmsError>> {
+        let running = self.cluster.running(index)?;
+        let call =
+            Call { caller: Arc::clone(&self.caller), request, patience: Duration::from_secs(5) };
+        let stack = running.stack;
+        self.cluster.world.spawn_in(running.group, stack.oneshot(call)).await.ok()
+    }
+}
+
+/// The request that opens a sample.
+#[must_use]
+pub fn decrypt(sample: &Sample) -> Decrypt {
+    Decrypt {
+        ciphertext_blob: sample.blob.clone(),
+        encryption_context: context(),
+        key_id: None,
+        encryption_algorithm: None,
+        dry_run: false,
+    }
+}

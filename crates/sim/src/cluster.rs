@@ -1,0 +1,388 @@
+//! Three nodes of a Region, founded and joined as an operator does it, over stores that forget in a power
+//! cut what was not synced.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward_env::Env;
+use keyward_hsm::{ARENA_BYTES_MIN, ArenaConfig, Hsm, HsmConfig, MemoryRoot};
+use keyward_model::{KmsError, NodeId, Timestamp};
+use keyward_raft::{BoxFuture, Node, NodeConfig, StartError};
+use keyward_service::{Caller, FoundingRequest, Kms, Stack, stack};
+use keyward_state::{MemStore, Timers};
+use parking_lot::Mutex;
+
+use crate::dice::{Dice, Stream};
+use crate::env::{SimEntropy, SimEnv, WALL_START_MS};
+use crate::network::{Net, SimTransport};
+use crate::plan::Plan;
+use crate::runtime::{ClockId, Cut, Group, World};
+
+/// Nodes of the Region.
+pub const NODES: usize = 3;
+
+/// The authority's certificate and key. Fixed bytes: making them takes the operating system's randomness.
+const CA_CERTIFICATE: &[u8] = include_bytes!("../assets/authority.der");
+const CA_PRIVATE_KEY: &[u8] = include_bytes!("../assets/authority-key.der");
+
+const OPERATOR: &str = "arn:aws:iam::111122223333:user/operator";
+const CLIENT: &str = "arn:aws:iam::111122223333:user/client";
+/// How long an operator's call may take while the Region is set up.
+const SETUP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// The process is killed. What it wrote is in the page cache and survives.
+    Kill,
+    /// The machine loses power: what was not synced may be lost, and its clock begins anew.
+    PowerCut,
+}
+
+/// A process that serves.
+#[derive(Clone)]
+pub struct Running {
+    /// Its process.
+    pub group: Group,
+    /// Its service.
+    pub kms: Arc<Kms<SimEnv>>,
+    /// What a door would call.
+    pub stack: Stack<SimEnv>,
+}
+
+struct Slot {
+    clock: ClockId,
+    wall_offset_ms: i64,
+    boots: u32,
+    log: MemStore,
+    state: MemStore,
+    group: Option<Group>,
+    running: Option<Running>,
+    frozen: bool,
+}
+
+/// The Region's nodes.
+pub struct Cluster {
+    /// The world they live in.
+    pub world: Arc<World>,
+    /// The network between them.
+    pub net: Arc<Net>,
+    seed: u64,
+    timers: Timers,
+    slots: Mutex<Vec<Slot>>,
+    disks: Mutex<Dice>,
+    failures: Mutex<Vec<String>>,
+}
+
+fn caller(arn: &str, serial: u8) -> Arc<Caller> {
+    let principal = match arn.parse() {
+        Ok(principal) => principal,
+        Err(_) => unreachable!("the ARNs above are well formed"),
+    };
+    Arc::new(Caller {
+        principal,
+        serial: vec![serial],
+        not_after: Timestamp(WALL_START_MS).plus_days(30),
+        // A principal made without a certificate of the Region's own authority.
+        own_authority: serial == OPERATOR_SERIAL,
+    })
+}
+
+/// `Node::start`, boxed where the environment is still generic: with a concrete one, rustc (1.95) cannot
+/// see that the future may be sent (rust-lang/rust#100013).
+fn start_node<E: Env>(
+    config: NodeConfig,
+    env: E,
+    log: MemStore,
+    state: MemStore,
+    transport: Arc<SimTransport>,
+) -> BoxFuture<'static, Result<Arc<Node<E>>, StartError>> {
+    Box::pin(Node::start(config, env, Arc::new(log), Arc::new(state), transport))
+}
+
+const OPERATOR_SERIAL: u8 = 1;
+
+/// Who operates the Region.
+#[must_use]
+pub fn operator() -> Arc<Caller> {
+    caller(OPERATOR, OPERATOR_SERIAL)
+}
+
+/// Who uses and manages its keys.
+#[must_use]
+pub fn client() -> Arc<Caller> {
+    caller(CLIENT, 2)
+}
+
+/// A node's id, by its index.
+#[must_use]
+pub const fn id_of(index: usize) -> NodeId {
+    index as NodeId + 1
+}
+
+fn address_of(index: usize) -> String {
+    format!("node-{}:4410", id_of(index))
+}
+
+impl Cluster {
+    /// Three machines, switched off.
+    #[must_use]
+    pub fn new(seed: u64, plan: &Plan, world: &Arc<World>) -> Arc<Self> {
+        let slots = plan
+            .clocks
+            .iter()
+            .map(|(clock, wall_offset_ms)| Slot {
+                clock: world.add_clock(*clock),
+                wall_offset_ms: *wall_offset_ms,
+                boots: 0,
+                log: MemStore::default(),
+                state: MemStore::default(),
+                group: None,
+                running: None,
+                frozen: false,
+            })
+            .collect();
+        Arc::new(Self {
+            world: Arc::clone(world),
+            net: Net::new(Arc::clone(world), seed),
+            seed,
+            timers: plan.timers,
+            slots: Mutex::new(slots),
+            disks: Mutex::new(Dice::new(seed, Stream::Disks)),
+            failures: Mutex::default(),
+        })
+    }
+
+    // --- Processes.
+
+    /// Starts node `index` on what its disks hold.
+    pub fn boot(self: &Arc<Self>, index: usize) {
+        let mut slots = self.slots.lock();
+        let slot = &mut slots[index];
+        let group = self.world.start_process(slot.clock);
+        let node = u32::try_from(index).unwrap_or(u32::MAX);
+        let entropy = SimEntropy::new(self.seed, node, slot.boots);
+        let env = SimEnv::new(Arc::clone(&self.world), slot.clock, slot.wall_offset_ms, entropy);
+        let (log, state) = (slot.log.clone(), slot.state.clone());
+        slot.boots += 1;
+        slot.group = Some(group);
+        slot.frozen = false;
+        drop(slots);
+        let this = Arc::clone(self);
+        drop(self.world.spawn_in(group, async move {
+            match this.start(index, group, env, log, state).await {
+                Ok(running) => this.slots.lock()[index].running = Some(running),
+                Err(why) => {
+                    this.failures
+                        .lock()
+                        .push(format!("node {} did not start: {why}", id_of(index)));
+                }
+            }
+        }));
+    }
+
+    async fn start(
+        &self,
+        index: usize,
+        group: Group,
+        env: SimEnv,
+        log: MemStore,
+        state: MemStore,
+    ) -> Result<Running, String> {
+        let id = id_of(index);
+        let config = NodeConfig { node: id, address: address_of(index), timers: self.timers };
+        let transport = SimTransport::new(Arc::clone(&self.net), id, group);
+        let entropy = env.entropy();
+        let node =
+            start_node(config, env, log, state, transport).await.map_err(|e| e.to_string())?;
+        let seed = [self.seed.to_le_bytes(), id.to_le_bytes()].concat();
+        let root = MemoryRoot::new(&seed, Arc::clone(&entropy), true).map_err(|e| e.to_string())?;
+        let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+        // Few: open keys are evicted, and opened again from their tokens.
+        let config = HsmConfig { cache_max_entries: 64, arena };
+        let hsm = Hsm::new(Arc::new(root), entropy, &config).map_err(|e| e.to_string())?;
+        let kms = Kms::new(Arc::clone(&node), hsm);
+        kms.start();
+        self.net.listen(id, group, node);
+        Ok(Running { group, stack: stack(Arc::clone(&kms)), kms })
+    }
+
+    /// Ends node `index`, if it runs.
+    pub fn kill(&self, index: usize, death: Death) {
+        let mut slots = self.slots.lock();
+        let slot = &mut slots[index];
+        let Some(group) = slot.group.take() else { return };
+        let kept = |store: &MemStore| match death {
+            Death::Kill => usize::MAX,
+            Death::PowerCut => self.disks.lock().index(store.unsynced() + 1),
+        };
+        // First the stores and the network, then the tasks: their Drop code must not write.
+        slot.log = slot.log.crash(kept(&slot.log));
+        slot.state = slot.state.crash(kept(&slot.state));
+        let running = slot.running.take();
+        let clock = slot.clock;
+        drop(slots);
+        self.net.hang_up(id_of(index));
+        self.world.kill(group);
+        drop(running);
+        if death == Death::PowerCut {
+            let uptime = self.disks.lock().between_ms(20_000, 90_000);
+            self.world.reboot_clock(clock, uptime);
+        }
+    }
+
+    /// Freezes or thaws node `index`. `slept`: its machine was suspended for that long.
+    pub fn freeze(&self, index: usize, frozen: bool, slept: Duration) {
+        let mut slots = self.slots.lock();
+        let slot = &mut slots[index];
+        let Some(group) = slot.group else { return };
+        if slot.frozen == frozen {
+            return;
+        }
+        slot.frozen = frozen;
+        drop(slots);
+        if frozen {
+            self.world.freeze(group);
+        } else {
+            self.world.thaw(group, slept);
+        }
+    }
+
+    /// The process of node `index`, if it is up (starting, serving or frozen).
+    #[must_use]
+    pub fn group(&self, index: usize) -> Option<Group> {
+        self.slots.lock()[index].group
+    }
+
+    /// Whether node `index` is frozen.
+    #[must_use]
+    pub fn is_frozen(&self, index: usize) -> bool {
+        self.slots.lock()[index].frozen
+    }
+
+    /// Node `index`, once it has started.
+    #[must_use]
+    pub fn running(&self, index: usize) -> Option<Running> {
+        self.slots.lock()[index].running.clone()
+    }
+
+    /// What node `index` has on its state disk.
+    #[must_use]
+    pub fn state_store(&self, index: usize) -> MemStore {
+        self.slots.lock()[index].state.clone()
+    }
+
+    /// The node that leads, if one knows that it does.
+    #[must_use]
+    pub fn leader(&self) -> Option<usize> {
+        (0..NODES).find(|index| self.running(*index).is_some_and(|node| node.kms.node().leads()))
+    }
+
+    /// What went wrong below the calls: nodes that did not start, consensus that stopped for good.
+    #[must_use]
+    pub fn failures(&self) -> Vec<String> {
+        let mut failures = self.failures.lock().clone();
+        for index in 0..NODES {
+            if let Some(fatal) = self.running(index).and_then(|node| node.kms.node().fatal()) {
+                failures.push(format!("consensus stopped on node {}: {fatal}", id_of(index)));
+            }
+        }
+        failures
+    }
+
+    /// How every node is, in one line, for a failure's text.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let one = |index: usize| match self.running(index) {
+            None => format!("node {}: down", id_of(index)),
+            Some(running) => {
+                let s = running.kms.node().status();
+                format!(
+                    "node {}: term {} leader {:?} log {} committed {} applied {} lease {} {} ms fence {}",
+                    s.node,
+                    s.term,
+                    s.leader,
+                    s.last_log,
+                    s.committed,
+                    s.applied,
+                    s.lease,
+                    s.lease_ms,
+                    s.fence
+                )
+            }
+        };
+        let all: Vec<String> = (0..NODES).map(one).collect();
+        format!("at {} ms, {}", self.world.now().as_millis(), all.join("; "))
+    }
+
+    // --- Founding.
+
+    /// Runs an operator's call on node `index`.
+    pub async fn operate<T, F, Fut>(&self, index: usize, call: F) -> Result<T, String>
+    where
+        T: Send + 'static,
+        F: FnOnce(Arc<Kms<SimEnv>>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, KmsError>> + Send + 'static,
+    {
+        let running = self.running(index).ok_or("the node is down")?;
+        let kms = running.kms;
+        let done: Result<_, Cut> =
+            self.world.spawn_in(running.group, async move { call(kms).await }).await;
+        match done {
+            Ok(result) => result.map_err(|e| format!("{e:?}")),
+            Err(cut) => Err(cut.to_string()),
+        }
+    }
+
+    /// Switches all on, founds the Region on the first, adds the others and makes the client's principal.
+    pub async fn set_up(self: &Arc<Self>) -> Result<(), String> {
+        for index in 0..NODES {
+            self.boot(index);
+        }
+        self.all_running().await?;
+        let region = "eu-west-1".parse().map_err(|_| "a Region's name")?;
+        let request = FoundingRequest {
+            region,
+            timers: self.timers,
+            operator: operator().principal.clone(),
+            ca_certificate: CA_CERTIFICATE.to_vec(),
+            ca_private_key: CA_PRIVATE_KEY.to_vec().into(),
+        };
+        self.operate(0, |kms| async move { kms.found(&operator(), request, SETUP_PATIENCE).await })
+            .await?;
+        self.operate(0, |kms| async move {
+            let kinds = ["administrator".to_owned(), "user".to_owned()];
+            let who = operator();
+            kms.create_principal(&who, CLIENT, &kinds, None, None, SETUP_PATIENCE).await
+        })
+        .await?;
+        for index in 1..NODES {
+            self.operate(0, move |kms| async move {
+                let who = operator();
+                let address = address_of(index);
+                kms.add_node(&who, id_of(index), address, false, SETUP_PATIENCE).await
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn all_running(&self) -> Result<(), String> {
+        let patience = Duration::from_secs(5);
+        let end = self.world.now() + patience;
+        while (0..NODES).any(|index| self.running(index).is_none()) {
+            if self.world.now() > end {
+                return Err(format!("not every node has started: {:?}", self.failures()));
+            }
+            crate::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// Lets go of everything, so that nothing outlives the world.
+    pub fn shut_down(&self) {
+        for index in 0..NODES {
+            self.kill(index, Death::Kill);
+        }
+    }
+}

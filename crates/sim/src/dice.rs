@@ -1,0 +1,97 @@
+//! Randomness that a seed decides: ChaCha8, one stream for each purpose, so that a change in how one part
+//! draws leaves the others as they were.
+
+use std::time::Duration;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// What a stream of randomness is for.
+#[derive(Clone, Copy, Debug)]
+pub enum Stream {
+    /// Which ready task is polled next, and for how long a disk takes.
+    Schedule,
+    /// What openraft draws.
+    Runtime,
+    /// Delays and losses of messages.
+    Network,
+    /// When what breaks.
+    Faults,
+    /// The run's own settings: clocks, paces, chaos or calm.
+    Plan,
+    /// Restarts: what a power cut leaves.
+    Disks,
+    /// A node's entropy: its index and how many times it has booted.
+    Entropy(u32, u32),
+    /// A client.
+    Client(u32),
+}
+
+impl Stream {
+    const fn number(self) -> u64 {
+        match self {
+            Self::Schedule => 1,
+            Self::Runtime => 2,
+            Self::Network => 3,
+            Self::Faults => 4,
+            Self::Plan => 5,
+            Self::Disks => 6,
+            Self::Client(client) => (1 << 32) | client as u64,
+            Self::Entropy(node, boot) => (1 << 63) | ((node as u64) << 32) | boot as u64,
+        }
+    }
+}
+
+/// A stream of throws.
+#[derive(Debug)]
+pub struct Dice {
+    random: ChaCha8Rng,
+}
+
+impl Dice {
+    /// The stream of that seed and purpose.
+    #[must_use]
+    pub fn new(seed: u64, stream: Stream) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(stream.number());
+        Self { random }
+    }
+
+    /// Any number.
+    pub fn word(&mut self) -> u64 {
+        self.random.next_u64()
+    }
+
+    /// Random bytes.
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        self.random.fill_bytes(bytes);
+    }
+
+    /// A number below `end`, which must not be zero.
+    pub fn below(&mut self, end: u64) -> u64 {
+        // The bias of a 64-bit product over these small ranges is far below what any run could show.
+        let product = u128::from(self.word()) * u128::from(end);
+        u64::try_from(product >> 64).unwrap_or(0)
+    }
+
+    /// An index into something of length `len`, which must not be zero.
+    pub fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(len as u64)).unwrap_or(0)
+    }
+
+    /// True `times` in a thousand.
+    pub fn permille(&mut self, times: u64) -> bool {
+        times > 0 && self.below(1000) < times
+    }
+
+    /// One of these.
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.index(of.len())]
+    }
+
+    /// A duration between two, in milliseconds.
+    pub fn between_ms(&mut self, from_ms: u64, to_ms: u64) -> Duration {
+        let span_us = (to_ms - from_ms) * 1000;
+        Duration::from_micros(from_ms * 1000 + self.below(span_us.max(1)))
+    }
+}

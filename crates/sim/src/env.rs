@@ -1,0 +1,116 @@
+//! A simulated node's world: its own clock, disk latency and entropy.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward_env::{AsyncRuntime, Entropy, Env};
+use parking_lot::Mutex;
+
+use crate::dice::{Dice, Stream};
+use crate::runtime::{ClockId, SimRuntime, World};
+
+/// Entropy that the seed decides.
+pub struct SimEntropy(Mutex<Dice>);
+
+impl SimEntropy {
+    /// The entropy of one boot of a node.
+    #[must_use]
+    pub fn new(seed: u64, node: u32, boot: u32) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Dice::new(seed, Stream::Entropy(node, boot)))))
+    }
+}
+
+impl Entropy for SimEntropy {
+    fn fill(&self, bytes: &mut [u8]) {
+        self.0.lock().fill(bytes);
+    }
+}
+
+/// The seams of one boot of a node.
+#[derive(Clone)]
+pub struct SimEnv {
+    world: Arc<World>,
+    clock: ClockId,
+    wall_offset_ms: i64,
+    entropy: Arc<SimEntropy>,
+}
+
+impl fmt::Debug for SimEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SimEnv({:?})", self.clock)
+    }
+}
+
+/// The wall clock when a world begins: 2027-01-15.
+pub const WALL_START_MS: i64 = 1_800_000_000_000;
+
+impl SimEnv {
+    /// The seams of a boot on that clock, whose wall clock is off by `wall_offset_ms`.
+    #[must_use]
+    pub fn new(
+        world: Arc<World>,
+        clock: ClockId,
+        wall_offset_ms: i64,
+        entropy: Arc<SimEntropy>,
+    ) -> Self {
+        Self { world, clock, wall_offset_ms, entropy }
+    }
+
+    /// What a disk does with one piece of work: how long before it takes effect, how long after.
+    fn disk_latency(&self) -> (Duration, Duration) {
+        self.world.throw(|dice| {
+            let latency = match dice.below(100) {
+                0 => dice.between_ms(15, 25),
+                1..=9 => dice.between_ms(2, 3),
+                _ => Duration::from_micros(100 + dice.below(900)),
+            };
+            if dice.permille(500) { (latency, Duration::ZERO) } else { (Duration::ZERO, latency) }
+        })
+    }
+}
+
+impl Env for SimEnv {
+    type Runtime = SimRuntime;
+
+    fn boot_now(&self) -> Duration {
+        self.world.boot_now(self.clock)
+    }
+
+    fn wall_now_ms(&self) -> i64 {
+        let now_ms = i64::try_from(self.world.now().as_millis()).unwrap_or(i64::MAX / 2);
+        WALL_START_MS + self.wall_offset_ms + now_ms
+    }
+
+    fn entropy(&self) -> Arc<dyn Entropy> {
+        Arc::clone(&self.entropy) as Arc<dyn Entropy>
+    }
+
+    /// Runs the work inline, after or before the time that a disk takes. As with threads, work that was
+    /// handed over happens though nobody waits for it any more, unless the process dies first.
+    fn blocking<T, F>(&self, work: F) -> impl Future<Output = T> + Send
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let (before, after) = self.disk_latency();
+        let task = SimRuntime::spawn(async move {
+            if !before.is_zero() {
+                SimRuntime::sleep(before).await;
+            }
+            let value = work();
+            if !after.is_zero() {
+                SimRuntime::sleep(after).await;
+            }
+            value
+        });
+        async move {
+            match task.await {
+                Ok(value) => value,
+                // The process is being killed: nobody will poll this again.
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What goes wrong, and when: the fault mix of the lease model. Everything comes from the seed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::client::Callers;
+use crate::cluster::{Death, NODES, id_of, operator};
+use crate::dice::Dice;
+use crate::network::Weather;
+use crate::sleep;
+
+/// Breaks things for that long.
+pub async fn break_things(callers: Arc<Callers>, mut dice: Dice, duration: Duration) {
+    let world = Arc::clone(&callers.cluster.world);
+    let end = world.now() + duration;
+    loop {
+        sleep(dice.between_ms(300, 3000)).await;
+        if world.now() >= end {
+            return;
+        }
+        let leader = callers.cluster.leader();
+        let index = match leader {
+            Some(leader) if dice.permille(600) => leader,
+            _ => dice.index(NODES),
+        };
+        match dice.below(100) {
+            0..=9 => lose_one_and_blink(&callers, &mut dice, leader),
+            10..=29 => part(&callers, &mut dice, index),
+            30..=49 => pause(&callers, &mut dice, index),
+            50..=74 => kill(&callers, &mut dice, index),
+            75..=80 => transfer(&callers, &mut dice),
+            _ => callers.cluster.net.mend(),
+        }
+    }
+}
+
+/// Ends all faults: links are mended, the weather is fair, and every node is started and runs.
+pub fn heal(callers: &Callers) {
+    callers.healed.store(true, Ordering::Relaxed);
+    let cluster = &callers.cluster;
+    cluster.net.mend();
+    cluster.net.set_weather(Weather::FAIR);
+    cluster.world.calm_schedule();
+    for index in 0..NODES {
+        match cluster.group(index) {
+            Some(_) => cluster.freeze(index, false, Duration::ZERO),
+            None => cluster.boot(index),
+        }
+    }
+}
+
+fn some_node_is_down(callers: &Callers) -> bool {
+    (0..NODES).any(|index| callers.cluster.group(index).is_none())
+}
+
+/// One follower loses the leader, then another restarts again and again.
+fn lose_one_and_blink(callers: &Arc<Callers>, dice: &mut Dice, leader: Option<usize>) {
+    let Some(leader) = leader else { return };
+    let first = (leader + 1 + dice.index(NODES - 1)) % NODES;
+    let Some(second) = (0..NODES).find(|index| *index != leader && *index != first) else { return };
+    callers.book.lock().counters.partitions += 1;
+    let net = &callers.cluster.net;
+    net.mend();
+    net.cut(id_of(leader), id_of(first));
+    net.cut(id_of(first), id_of(leader));
+    for begins in (600..3000).step_by(400) {
+        let at = dice.between_ms(begins, begins + 400);
+        let (down, cut) = (dice.between_ms(5, 60), dice.permille(600));
+        let again = Arc::clone(callers);
+        callers.cluster.world.after(at, move || {
+            if again.healed.load(Ordering::Relaxed) || some_node_is_down(&again) {
+                return;
+            }
+            again.book.lock().counters.kills += 1;
+            again.cluster.kill(second, Death::Kill);
+            start_after(&again, second, down);
+            if cut && let Some(leader) = again.cluster.leader() {
+                again.cluster.net.cut(id_of(leader), id_of(second));
+                again.cluster.net.cut(id_of(second), id_of(leader));
+            }
+        });
+    }
+}
+
+/// The ways to and from one node, most of them.
+fn part(callers: &Callers, dice: &mut Dice, index: usize) {
+    callers.book.lock().counters.partitions += 1;
+    let alone = dice.permille(300);
+    for other in (0..NODES).filter(|other| *other != index) {
+        if alone || dice.permille(800) {
+            callers.cluster.net.cut(id_of(index), id_of(other));
+        }
+        if alone || dice.permille(800) {
+            callers.cluster.net.cut(id_of(other), id_of(index));
+        }
+    }
+}
+
+/// A process stands still for a while; or its whole machine does, and the monotonic clock with it.
+fn pause(callers: &Arc<Callers>, dice: &mut Dice, index: usize) {
+    let Some(group) = callers.cluster.group(index) else { return };
+    if callers.cluster.is_frozen(index) {
+        return;
+    }
+    let lasts = dice.between_ms(100, 6000);
+    let slept = if dice.permille(300) { lasts } else { Duration::ZERO };
+    callers.book.lock().counters.pauses += 1;
+    callers.cluster.freeze(index, true, Duration::ZERO);
+    let again = Arc::clone(callers);
+    callers.cluster.world.after(lasts, move || {
+        if again.cluster.group(index) == Some(group) {
+            again.cluster.freeze(index, false, slept);
+        }
+    });
+}
+
+fn kill(callers: &Arc<Callers>, dice: &mut Dice, index: usize) {
+    if some_node_is_down(callers) {
+        return;
+    }
+    let death = if dice.permille(500) { Death::Kill } else { Death::PowerCut };
+    let down =
+        if dice.permille(600) { dice.between_ms(5, 400) } else { dice.between_ms(400, 5000) };
+    {
+        let mut book = callers.book.lock();
+        match death {
+            Death::Kill => book.counters.kills += 1,
+            Death::PowerCut => book.counters.power_cuts += 1,
+        }
+    }
+    callers.cluster.kill(index, death);
+    start_after(callers, index, down);
+}
+
+fn start_after(callers: &Arc<Callers>, index: usize, down: Duration) {
+    let again = Arc::clone(callers);
+    callers.cluster.world.after(down, move || {
+        if again.cluster.group(index).is_none() {
+            again.cluster.boot(index);
+        }
+    });
+}
+
+/// An operator hands leadership over, through any node.
+fn transfer(callers: &Arc<Callers>, dice: &mut Dice) {
+    let index = dice.index(NODES);
+    let Some(running) = callers.cluster.running(index) else { return };
+    callers.book.lock().counters.hand_overs += 1;
+    let kms = running.kms;
+    drop(callers.cluster.world.spawn_in(running.group, async move {
+        // It may fail, like any operator's call in such times.
+        let _ = kms.transfer_leadership(&operator(), None, Duration::from_secs(3)).await;
+    }));
+}

@@ -1,0 +1,44 @@
+//! Deterministic simulation of a Region: the shipped service, leases, Raft and storage code of three
+//! nodes on one thread, in virtual time, with everything that can go wrong drawn from one seed.
+//!
+//! Simulated is everything from `service` down to the key-value store, over a message-level network. Doors,
+//! TLS and RocksDB are not; they are tested as processes. `docs/simulation.md` tells more.
+//!
+//! **Invariant:** the same seed gives the same run, step for step, in any process. Nothing here or below
+//! reads a real clock, draws from the operating system or iterates in a random order.
+
+pub mod book;
+pub mod check;
+pub mod client;
+pub mod cluster;
+pub mod dice;
+pub mod env;
+pub mod faults;
+pub mod network;
+pub mod plan;
+pub mod runtime;
+mod scenario;
+
+use std::future::Future;
+use std::time::Duration;
+
+use openraft_rt::AsyncRuntime;
+
+pub use book::Counters;
+pub use scenario::{Options, Outcome, run};
+
+use runtime::SimRuntime;
+
+/// Waits, on the clock of whoever asks.
+pub(crate) async fn sleep(duration: Duration) {
+    SimRuntime::sleep(duration).await;
+}
+
+/// Waits at most for `duration`.
+pub(crate) async fn timeout<F>(duration: Duration, future: F) -> Option<F::Output>
+where
+    F: Future + Send,
+    F::Output: Send,
+{
+    SimRuntime::timeout(duration, future).await.ok()
+}

@@ -1,0 +1,64 @@
+//! What a seed decides about a run before it begins: clocks, weather, paces.
+
+use std::time::Duration;
+
+use keyward_state::Timers;
+
+use crate::cluster::NODES;
+use crate::dice::{Dice, Stream};
+use crate::network::Weather;
+use crate::runtime::Clock;
+
+/// Delays of a calm network, in milliseconds.
+const CALM_MS: &[u64] = &[1, 1, 2, 5, 10];
+/// Delays of a network in chaos.
+const CHAOS_MS: &[u64] = &[1, 1, 2, 5, 20, 60, 300, 1500];
+
+/// A run's settings.
+#[derive(Debug)]
+pub struct Plan {
+    /// Each node's clock, and by how much its wall clock is off, in milliseconds.
+    pub clocks: Vec<(Clock, i64)>,
+    /// The network while faults go on.
+    pub weather: Weather,
+    /// How often a ready task is put off, in a thousand.
+    pub stall_permille: u64,
+    /// Between control commands of one client, in milliseconds.
+    pub pace_ms: (u64, u64),
+    /// How long faults go on.
+    pub faults: Duration,
+    /// The Region's timers.
+    pub timers: Timers,
+}
+
+impl Plan {
+    /// The plan of that seed.
+    #[must_use]
+    pub fn new(seed: u64, faults: Option<Duration>) -> Self {
+        let mut dice = Dice::new(seed, Stream::Plan);
+        let rate_max_ppm = dice.pick(&[100, 20_000, 50_000, 50_000]);
+        let clocks = (0..NODES)
+            .map(|_| {
+                let rate_ppm = dice.below(2 * rate_max_ppm + 1) as i64 - rate_max_ppm as i64;
+                let offset = dice.between_ms(60_000, 1_000_000_000);
+                let wall_offset_ms = dice.below(4000) as i64 - 2000;
+                (Clock::new(rate_ppm, offset), wall_offset_ms)
+            })
+            .collect();
+        let chaos = dice.permille(500);
+        let weather = Weather {
+            loss_permille: dice.pick(&[0, 0, 20, 100]),
+            twice_permille: dice.pick(&[0, 10]),
+            delays_ms: if chaos { CHAOS_MS } else { CALM_MS },
+        };
+        let seconds = 20 + dice.below(21);
+        Self {
+            clocks,
+            weather,
+            stall_permille: dice.pick(&[0, 0, 2, 10]),
+            pace_ms: dice.pick(&[(60, 600), (200, 1500)]),
+            faults: faults.unwrap_or(Duration::from_secs(seconds)),
+            timers: if dice.permille(250) { Timers::QUICK } else { Timers::DEFAULT },
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The seeded simulation: 200 seeds that must break no rule, and runs that must repeat step for step.
+
+#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use keyward_sim::{Counters, Options, Outcome, run};
+use parking_lot::Mutex;
+
+const SEEDS: u64 = 200;
+const THREADS: usize = 2;
+
+fn run_all() -> Vec<Outcome> {
+    let next = AtomicU64::new(0);
+    let outcomes = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= SEEDS {
+                        return;
+                    }
+                    let outcome = run(seed, Options::default());
+                    outcomes.lock().push(outcome);
+                }
+            });
+        }
+    });
+    outcomes.into_inner()
+}
+
+#[test]
+fn no_seed_breaks_a_rule() {
+    let outcomes = run_all();
+    let mut sum = Counters::default();
+    let mut broken = String::new();
+    for outcome in &outcomes {
+        sum.add(&outcome.counters);
+        if !outcome.violations.is_empty() {
+            let (seed, violations) = (outcome.seed, outcome.violations.join("\n  "));
+            broken +=
+                &format!("\nreplay: cargo run -p keyward-sim -- --seed {seed}\n  {violations}");
+        }
+    }
+    assert!(broken.is_empty(), "{broken}");
+    assert_eq!(outcomes.len() as u64, SEEDS);
+    // A run in which nothing happens would prove nothing.
+    assert!(sum.acknowledged > 20 * SEEDS, "{sum:?}");
+    assert!(sum.calls > 1000 * SEEDS, "{sum:?}");
+    assert!(sum.kills + sum.power_cuts > 5 * SEEDS, "{sum:?}");
+    assert!(sum.pauses > SEEDS && sum.partitions > SEEDS && sum.hand_overs > SEEDS / 2, "{sum:?}");
+}
+
+fn trace_of_another_process(seed: u64) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_keyward-sim"))
+        .args(["--seed", &seed.to_string()])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().next().unwrap().to_owned()
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in [1, 7, 1007] {
+        let first = run(seed, Options::default());
+        let second = run(seed, Options::default());
+        assert_eq!(first, second, "two runs of seed {seed} in one process");
+        let trace = format!("trace {:016x}", first.trace_hash);
+        assert_eq!(trace_of_another_process(seed), trace, "seed {seed} in another process");
+        assert_eq!(trace_of_another_process(seed), trace, "seed {seed} in a third process");
+    }
+    let (a, b) = (run(1, Options::default()), run(2, Options::default()));
+    assert_ne!(a.trace_hash, b.trace_hash, "seeds decide");
+}
