@@ -114,7 +114,9 @@ async fn changes_and_kills(kills: usize) {
         "control plane away, kill to first acknowledged change, {kills} kills: p50 {median} ms, worst \
          {worst} ms"
     );
-    println!("data-plane calls on survivors through the kills: {calls} answered, {failures} failed");
+    println!(
+        "data-plane calls on survivors through the kills: {calls} answered, {failures} failed"
+    );
 }
 
 async fn restart(keys: usize) {
@@ -141,10 +143,17 @@ async fn restart(keys: usize) {
     println!("{keys} keys created by {CREATORS} clients: {rate} a second");
     println!("memory with {keys} keys: {} MB", resident_mb(region.pid(1)));
     for how in ["kill -9", "SIGTERM"] {
-        if how == "SIGTERM" { region.stop(1) } else { region.kill(1) }
+        if how == "SIGTERM" {
+            region.stop(1)
+        } else {
+            region.kill(1)
+        }
         let began = RealEnv.boot_now();
         region.start_node(1);
         region.wait_serving(1).await;
-        println!("restart with {keys} keys after {how}: {} ms", (RealEnv.boot_now() - began).as_millis());
+        println!(
+            "restart with {keys} keys after {how}: {} ms",
+            (RealEnv.boot_now() - began).as_millis()
+        );
     }
 }

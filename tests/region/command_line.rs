@@ -206,7 +206,10 @@ async fn a_passphrase_root_opens_with_its_credential_only() {
     let good = fs::read_to_string(region.config(1)).expect("read");
     let text = good
         .replace("data = \"data\"", &format!("data = \"{}\"", folder.join("data").display()))
-        .replace(&region.port_base.saturating_add(1).to_string(), &(region.port_base + 5).to_string())
+        .replace(
+            &region.port_base.saturating_add(1).to_string(),
+            &(region.port_base + 5).to_string(),
+        )
         .replace(&(region.port_base + 101).to_string(), &(region.port_base + 105).to_string());
     let start = text.find("[root]").expect("a root");
     let end = text[start + 1..].find('[').map_or(text.len(), |at| start + 1 + at);

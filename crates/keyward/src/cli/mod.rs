@@ -21,7 +21,7 @@ use output::Format;
 #[command(
     name = "keyward",
     version,
-    about,
+    about = "Keyward: self-hosted, AWS-KMS-compatible key management",
     after_help = "Examples:
   keyward dev up --nodes 3          a Region on this machine, to try things on
   eval \"$(keyward dev env)\"         point the commands below at it
