@@ -23,7 +23,7 @@ const DOMAIN_KEY_LIFE_MS: i64 = Timestamp::DAY_MS;
 impl<E: Env> Kms<E> {
     /// Connects the service to its node and starts its housekeeping.
     pub fn start(self: &Arc<Self>) {
-        self.node.set_app(Arc::new(App(Arc::clone(self))));
+        self.node.set_app(Arc::new(App(Arc::downgrade(self))));
         let this = Arc::clone(self);
         self.node.env().spawn(async move { this.keep_house().await });
     }
@@ -92,16 +92,16 @@ impl<E: Env> Kms<E> {
                 return Ok(false);
             }
         };
-        for (resealed, bytes) in sealed.into_iter().filter(|(resealed, _)| *resealed == id) {
-            let copy = self
-                .hsm
-                .import_domain_key(resealed, &secret, &bytes)
-                .await
-                .map_err(|e| internal("a domain key could not be taken over", &e))?;
-            self.change(self.step_end(), Command::AddRootCopy { domain_key: id, copy }).await?;
-            return Ok(true);
-        }
-        Ok(false)
+        let Some((_, bytes)) = sealed.into_iter().find(|(resealed, _)| *resealed == id) else {
+            return Ok(false);
+        };
+        let copy = self
+            .hsm
+            .import_domain_key(id, &secret, &bytes)
+            .await
+            .map_err(|e| internal("a domain key could not be taken over", &e))?;
+        self.change(self.step_end(), Command::AddRootCopy { domain_key: id, copy }).await?;
+        Ok(true)
     }
 
     fn step_end(&self) -> Duration {

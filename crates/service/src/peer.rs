@@ -1,7 +1,7 @@
 //! What the service layers of two nodes say to each other: joining, handing domain keys from HSM to HSM,
 //! and operator commands that only a leader can carry out.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use keyward_env::Env;
@@ -116,14 +116,16 @@ impl<E: Env> Kms<E> {
     }
 }
 
-/// The service layer, as its node reaches it.
-pub(crate) struct App<E: Env>(pub(crate) Arc<Kms<E>>);
+/// The service layer, as its node reaches it. The service holds the node, so the node must not hold the
+/// service: neither would ever be dropped, and keys would stay in memory.
+pub(crate) struct App<E: Env>(pub(crate) Weak<Kms<E>>);
 
 impl<E: Env> PeerApp for App<E> {
     fn answer(&self, from: NodeId, body: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, String>> {
         Box::pin(async move {
             let request = codec::decode(&body).map_err(|e| e.to_string())?;
-            self.0.answer_peer(from, request).await.map(|answer| codec::encode(&answer))
+            let kms = self.0.upgrade().ok_or("the node has stopped")?;
+            kms.answer_peer(from, request).await.map(|answer| codec::encode(&answer))
         })
     }
 }

@@ -29,6 +29,14 @@ struct Arguments {
     first: bool,
 }
 
+/// Prints a line; a reader that has gone (`| head`) does not stop a sweep.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout().lock(), $($argument)*);
+    }};
+}
+
 fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
     let wrong = || format!("'{text}' is not a range of seeds: expected A..B");
     let (from, to) = text.split_once("..").ok_or_else(wrong)?;
@@ -77,7 +85,7 @@ fn main() -> ExitCode {
     let failed = outcomes.iter().filter(|outcome| !outcome.violations.is_empty()).count();
     let seconds = started.elapsed().as_secs_f64();
     let simulated = sum.simulated_ms as f64 / 1000.0;
-    println!(
+    say!(
         "{} seeds, {failed} broke a rule; {simulated:.0} simulated seconds in {seconds:.1} s: {:.0} a second\n{sum:?}",
         outcomes.len(),
         simulated / seconds
@@ -87,16 +95,17 @@ fn main() -> ExitCode {
 
 fn report(outcome: &Outcome, alone: bool) {
     if alone {
-        println!("trace {:016x}", outcome.trace_hash);
+        say!("trace {:016x}", outcome.trace_hash);
     }
     if outcome.violations.is_empty() {
         return;
     }
-    println!(
+    say!(
         "seed {} broke a rule. Replay: cargo run -p keyward-sim -- --seed {}",
-        outcome.seed, outcome.seed
+        outcome.seed,
+        outcome.seed
     );
     for violation in &outcome.violations {
-        println!("  {violation}");
+        say!("  {violation}");
     }
 }
