@@ -241,3 +241,91 @@ async fn nodes_are_removed_added_and_promoted_and_leadership_moves() {
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("NotFoundException"));
     assert!(found_in(region.folder.path(), b"plaintext").is_none());
 }
+
+/// A node that comes when the log no longer begins at the beginning gets a snapshot, and serves from it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_is_sent_a_snapshot_when_the_log_was_purged() {
+    /// Snapshots come every 10,000 entries, and 2,000 entries are kept behind one.
+    const KEYS: u64 = 12_500;
+    const CREATORS: usize = 64;
+    let mut region = Region::start(3);
+    region.wait_serving(3).await;
+    region.run_ok(&["cluster", "transfer", "--to", "1"]);
+    let left = Arc::new(AtomicU64::new(KEYS));
+    let creators: Vec<_> = (0..CREATORS)
+        .map(|_| {
+            let (client, left) = (region.client(&[1]), Arc::clone(&left));
+            <RealEnv as Env>::Runtime::spawn(async move {
+                let mut last = None;
+                let take = |n: u64| n.checked_sub(1);
+                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+                    last = Some(create_key(&client).await.expect("a key"));
+                }
+                last
+            })
+        })
+        .collect();
+    let mut keys = Vec::new();
+    for creator in creators {
+        keys.extend(creator.await.expect("it ends"));
+    }
+    region.run_ok(&["cluster", "remove", "3", "--timeout", "20"]);
+    region.stop(3);
+    std::fs::remove_dir_all(region.node_folder(3).join("data")).expect("removed");
+    region.start_node(3);
+    let address = region.endpoint(3);
+    region.run_ok(&["cluster", "add", "3", &address, "--timeout", "60"]);
+    region.wait_serving(3).await;
+    let client = region.client(&[3]);
+    for key in &keys {
+        assert_eq!(code(encrypt(&client, key).await), "ok", "key {key}");
+    }
+    let state = region.node_folder(3).join("data/state/CURRENT-DB");
+    let current = std::fs::read_to_string(state).expect("read");
+    assert_eq!(current.trim(), "db-2", "the state came as a snapshot");
+    // What was installed survives a restart, and goes on from there.
+    region.kill(3);
+    region.start_node(3);
+    region.wait_serving(3).await;
+    let late = create_key(&region.client(&[1])).await.expect("a key");
+    for key in keys.iter().take(5).chain([&late]) {
+        assert_eq!(code(encrypt(&client, key).await), "ok", "key {key}");
+    }
+}
+
+/// A node that was away while many changes were made is sent what it missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_for_many_changes_catches_up() {
+    /// More than a node keeps in memory.
+    const CHANGES: u64 = 22_000;
+    const CHANGERS: usize = 64;
+    let mut region = Region::start(3);
+    region.wait_serving(3).await;
+    region.run_ok(&["cluster", "transfer", "--to", "1"]);
+    let first = create_key(&region.client(&[1])).await.expect("a key");
+    region.kill(3);
+    let left = Arc::new(AtomicU64::new(CHANGES));
+    let changers: Vec<_> = (0..CHANGERS)
+        .map(|_| {
+            let (client, left) = (region.client(&[1]), Arc::clone(&left));
+            <RealEnv as Env>::Runtime::spawn(async move {
+                let key = create_key(&client).await.expect("a key");
+                let take = |n: u64| n.checked_sub(1);
+                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+                    set_enabled(&client, &key, true).await.expect("changed");
+                }
+                key
+            })
+        })
+        .collect();
+    let mut keys = vec![first];
+    for changer in changers {
+        keys.push(changer.await.expect("it ends"));
+    }
+    region.start_node(3);
+    region.wait_serving(3).await;
+    let client = region.client(&[3]);
+    for key in &keys {
+        assert_eq!(code(encrypt(&client, key).await), "ok", "key {key}");
+    }
+}

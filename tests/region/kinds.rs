@@ -193,3 +193,43 @@ async fn every_rpc_is_open_to_exactly_its_kinds() {
     ]);
     assert!(!mixed.status.success());
 }
+
+/// The door between nodes is closed to everybody else, operators included.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_principals_certificate_is_no_nodes_certificate() {
+    use keyward_proto::v1::peer_service_client::PeerServiceClient;
+    use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
+
+    let region = Region::start(1);
+    region.wait_serving(1).await;
+    let read = |path: std::path::PathBuf| fs::read(path).expect("a PEM file");
+    let node = region.node_folder(1);
+    let identities = [
+        ("dev", region.pki("dev.pem"), region.pki("dev.key")),
+        ("operator", region.pki("operator.pem"), region.pki("operator.key")),
+        ("node", node.join("node.pem"), node.join("node.key")),
+    ];
+    for (who, certificate, key) in identities {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(read(region.pki("ca.pem"))))
+            .identity(Identity::from_pem(read(certificate), read(key)));
+        let channel = Channel::from_shared(format!("https://{}", region.endpoint(1)))
+            .expect("an address")
+            .tls_config(tls)
+            .expect("TLS")
+            .connect()
+            .await
+            .expect("a connection");
+        for target in ["1", "2"] {
+            let mut request = tonic::Request::new(v1::PeerFrame { body: vec![1, 0] });
+            request.metadata_mut().insert("keyward-target", target.parse().expect("a header"));
+            let answer = PeerServiceClient::new(channel.clone()).call(request).await;
+            // A node is let in, and only to the node that it means.
+            let expected = who == "node" && target == "1";
+            assert_eq!(answer.is_ok(), expected, "{who} to node {target}");
+            if let Err(status) = answer {
+                assert_eq!(status.code(), tonic::Code::PermissionDenied);
+            }
+        }
+    }
+}

@@ -1,5 +1,5 @@
-//! The Raft log: entries in memory until they are purged, on disk through one writer that syncs in
-//! groups. An entry is acknowledged only after the sync that covers it.
+//! The Raft log: on disk through one writer that syncs in groups, the latest entries in memory as well. An
+//! entry is acknowledged only after the sync that covers it.
 //!
 //! This is also where leases learn first what happens: a won election shows as this node's own first
 //! entry, a lost one as a vote, a configuration as an entry.
@@ -9,6 +9,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use keyward_env::Env;
 use keyward_model::NodeId;
@@ -32,12 +33,32 @@ const WRITES_WAITING_MAX: usize = 1024;
 /// Appends that one sync covers at most.
 const GROUP_MAX: usize = 256;
 
+/// Entries kept in memory. openraft does not purge what a node that is away has still to be sent, so the log
+/// can grow for as long as one is down: on disk, not in memory.
+const ENTRIES_IN_MEMORY_MAX: usize = 20_000;
+
 struct Cache<E: Env> {
+    /// The latest entries, without a gap up to the last one.
     entries: BTreeMap<u64, LogEntry<E>>,
     vote: Option<Vote>,
     purged: Option<LogId>,
-    /// The configuration of the last snapshot or applied state: in force when the log names none.
+    /// The configuration in force when the entries in memory name none: of the last snapshot, of the applied
+    /// state, or of an entry that left memory.
     base: Membership,
+}
+
+impl<E: Env> Cache<E> {
+    /// Drops the oldest entries from memory. Only what is on disk, and applied: that is never truncated.
+    fn shrink(&mut self, written: u64, applied: u64) {
+        while self.entries.len() > ENTRIES_IN_MEMORY_MAX
+            && let Some(oldest) = self.entries.first_entry()
+            && *oldest.key() <= written.min(applied)
+        {
+            if let Some(membership) = oldest.remove().get_membership() {
+                self.base = membership;
+            }
+        }
+    }
 }
 
 enum Done<E: Env> {
@@ -47,6 +68,8 @@ enum Done<E: Env> {
 
 struct Write<E: Env> {
     batch: Batch,
+    /// Index of the last entry in it.
+    last: Option<u64>,
     done: Done<E>,
 }
 
@@ -56,6 +79,9 @@ pub struct LogStore<E: Env> {
     env: E,
     keeper: Arc<Keeper>,
     cache: Arc<Mutex<Cache<E>>>,
+    store: Arc<dyn Store>,
+    /// Index of the last entry that the writer has put on disk.
+    written: Arc<AtomicU64>,
     writer: mpsc::Sender<Write<E>>,
 }
 
@@ -66,6 +92,8 @@ impl<E: Env> Clone for LogStore<E> {
             env: self.env.clone(),
             keeper: Arc::clone(&self.keeper),
             cache: Arc::clone(&self.cache),
+            store: Arc::clone(&self.store),
+            written: Arc::clone(&self.written),
             writer: self.writer.clone(),
         }
     }
@@ -116,8 +144,10 @@ impl<E: Env> LogStore<E> {
         })?;
         let cache = Arc::new(Mutex::new(Cache { entries, vote, purged, base }));
         let (writer, writes) = mpsc::channel(WRITES_WAITING_MAX);
-        env.spawn(write_in_groups(env.clone(), store, writes));
-        let log = Self { me, env, keeper, cache, writer };
+        let written = Arc::new(AtomicU64::new(expected.map_or(0, |next| next.saturating_sub(1))));
+        let task = write_in_groups(env.clone(), Arc::clone(&store), writes, Arc::clone(&written));
+        env.spawn(task);
+        let log = Self { me, env, keeper, cache, store, written, writer };
         log.tell_configuration();
         Ok(log)
     }
@@ -137,7 +167,7 @@ impl<E: Env> LogStore<E> {
 
     async fn write_through(&self, batch: Batch) -> io::Result<()> {
         let (done, answer) = oneshot::channel();
-        let write = Write { batch, done: Done::Other(done) };
+        let write = Write { batch, last: None, done: Done::Other(done) };
         let gone = || io::Error::other("the log's writer has stopped");
         self.writer.send(write).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
@@ -149,18 +179,24 @@ async fn write_in_groups<E: Env>(
     env: E,
     store: Arc<dyn Store>,
     mut writes: mpsc::Receiver<Write<E>>,
+    written: Arc<AtomicU64>,
 ) {
     while let Some(first) = writes.recv().await {
         let mut batch = first.batch;
+        let mut last = first.last;
         let mut waiting = vec![first.done];
         while waiting.len() < GROUP_MAX
             && let Ok(next) = writes.try_recv()
         {
             batch.changes.extend(next.batch.changes);
+            last = next.last.or(last);
             waiting.push(next.done);
         }
         let target = Arc::clone(&store);
         let result = env.blocking(move || target.write(batch, true)).await;
+        if let (Ok(()), Some(last)) = (&result, last) {
+            written.store(last, Ordering::SeqCst);
+        }
         for done in waiting {
             let result = match &result {
                 Ok(()) => Ok(()),
@@ -179,9 +215,46 @@ impl<E: Env> RaftLogReader<TypeConfig<E>> for LogStore<E> {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        let bound = |b: Bound<&u64>| b.cloned();
-        let range = (bound(range.start_bound()), bound(range.end_bound()));
-        Ok(self.cache.lock().entries.range(range).map(|(_, entry)| entry.clone()).collect())
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end.saturating_add(1),
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let (in_memory, first, purged): (Vec<_>, u64, Option<u64>) = {
+            let cache = self.cache.lock();
+            let latest = cache.entries.range(start..end).map(|(_, entry)| entry.clone()).collect();
+            let first = cache.entries.keys().next().copied().unwrap_or(0);
+            (latest, first, cache.purged.map(|id| id.index))
+        };
+        let from = start.max(purged.map_or(0, |index| index + 1));
+        if from >= first.min(end) {
+            return Ok(in_memory);
+        }
+        // A node that was away for long is sent what left memory.
+        let store = Arc::clone(&self.store);
+        let mut entries = self
+            .env
+            .blocking(move || {
+                let mut entries = Vec::new();
+                for index in from..first.min(end) {
+                    let Some(bytes) = store.get(Table::Log, &log_key(index))? else {
+                        return Err(damaged("entries", format!("index {index} is missing")));
+                    };
+                    entries.push(codec::decode(&bytes).map_err(|e| damaged("an entry", e))?);
+                }
+                Ok(entries)
+            })
+            .await?;
+        entries.extend(in_memory);
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -219,7 +292,7 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
     {
         let mut batch = Batch::default();
         let mut configured = false;
-        {
+        let last = {
             let mut cache = self.cache.lock();
             for entry in entries {
                 self.notice_victory(&cache, &entry);
@@ -227,17 +300,21 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
                 batch.put(Table::Log, log_key(entry.log_id.index), codec::encode(&entry));
                 cache.entries.insert(entry.log_id.index, entry);
             }
-        }
+            let written = self.written.load(Ordering::SeqCst);
+            cache.shrink(written, self.keeper.cell().applied());
+            cache.entries.keys().next_back().copied()
+        };
         if configured {
             self.tell_configuration();
         }
-        let write = Write { batch, done: Done::Append(callback) };
+        let write = Write { batch, last, done: Done::Append(callback) };
         self.writer.send(write).await.map_err(|_| io::Error::other("the log's writer has stopped"))
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
         let from = last_log_id.map_or(0, |id| id.index + 1);
         drop(self.cache.lock().entries.split_off(&from));
+        self.written.fetch_min(from.saturating_sub(1), Ordering::SeqCst);
         self.tell_configuration();
         let mut batch = Batch::default();
         batch.changes.push(keyward_state::Change::DeleteRange(
