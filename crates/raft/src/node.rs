@@ -93,7 +93,7 @@ pub enum NotServing {
 
 /// The layer above, as peers reach it.
 pub trait PeerApp: Send + Sync + 'static {
-    /// Answers a peer's [`PeerRequest::App`].
+    /// Answers a message that a peer's layer above sent (`Node::ask_app`).
     fn answer(&self, from: NodeId, body: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, String>>;
 }
 

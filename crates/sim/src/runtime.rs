@@ -3,7 +3,7 @@
 //! * The next task is drawn by the seed from those that are ready. Time jumps when none is.
 //! * A task belongs to a [`Group`]: a process, which is one boot of a node, or the harness. What a task
 //!   spawns belongs to its group.
-//! * A process lives on a [`Clock`](clock::Clock) of its own rate and offset. `Instant::now`, sleeps and
+//! * A process lives on a `Clock` of its own rate and offset. `Instant::now`, sleeps and
 //!   timeouts in its tasks are on that clock.
 //! * A process can be frozen (none of its tasks is polled; its clock goes on) and killed (its tasks are
 //!   dropped; from then on it spawns nothing).
