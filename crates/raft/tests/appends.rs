@@ -1,0 +1,107 @@
+//! Between nodes one append with entries is in flight at a time. Leases (and openraft's own `ReadIndex`) rest on
+//! it: with several in flight an acknowledgement would be credited to the last one sent.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use keyward_env::{AsyncRuntime, Env, RealEnv};
+use keyward_model::{KeyId, Timestamp};
+use keyward_raft::{BasicNode, BoxFuture, Node, NodeConfig, Transport, TransportError};
+use keyward_state::{Command, Envelope, MemStore, Timers};
+use parking_lot::Mutex;
+
+/// Heartbeats are shorter than this, appends with a command longer.
+const HEARTBEAT_BYTES_MAX: usize = 60;
+
+#[derive(Default)]
+struct Network {
+    nodes: Mutex<BTreeMap<u64, Arc<Node<RealEnv>>>>,
+    in_flight: Mutex<BTreeMap<u64, u64>>,
+    most: AtomicU64,
+    appends: AtomicU64,
+}
+
+struct Link(Arc<Network>, u64);
+
+impl Transport for Link {
+    fn call(
+        &self,
+        target: u64,
+        _: &BasicNode,
+        body: Vec<u8>,
+        _: Duration,
+    ) -> BoxFuture<'_, Result<Vec<u8>, TransportError>> {
+        let (network, from) = (Arc::clone(&self.0), self.1);
+        Box::pin(async move {
+            // After the schema version comes the kind of message; appends are the first kind.
+            let counted = body[1] == 0 && body.len() > HEARTBEAT_BYTES_MAX;
+            if counted {
+                network.appends.fetch_add(1, Ordering::SeqCst);
+                let mut in_flight = network.in_flight.lock();
+                let now = in_flight.entry(target).or_default();
+                *now += 1;
+                network.most.fetch_max(*now, Ordering::SeqCst);
+            }
+            RealEnv.sleep(Duration::from_millis(2)).await;
+            let node = network.nodes.lock().get(&target).cloned();
+            let answer = match node {
+                Some(node) => Ok(node.answer(from, body).await),
+                None => {
+                    let reason = "not there yet".to_owned();
+                    Err(TransportError::Unreachable { node: target, reason })
+                }
+            };
+            if counted {
+                *network.in_flight.lock().entry(target).or_default() -= 1;
+            }
+            answer
+        })
+    }
+}
+
+fn envelope(id: u64) -> Envelope {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&id.to_be_bytes());
+    let key = KeyId::from_random([1; 16]);
+    let command = Command::SetDescription { key, description: "d".repeat(40) };
+    Envelope { id: bytes, time: Timestamp(0), command }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_append_with_entries_is_in_flight_at_a_time() {
+    let network = Arc::new(Network::default());
+    for id in 1..=2 {
+        let config =
+            NodeConfig { node: id, address: format!("127.0.0.1:{id}"), timers: Timers::DEFAULT };
+        let (log, state) = (Arc::new(MemStore::default()), Arc::new(MemStore::default()));
+        let link = Arc::new(Link(Arc::clone(&network), id));
+        let node = Node::start(config, RealEnv, log, state, link).await.expect("a node");
+        network.nodes.lock().insert(id, node);
+    }
+    let leader = network.nodes.lock()[&1].clone();
+    leader.found().await.expect("founded");
+    drop(leader.propose(envelope(0), Duration::from_secs(10)).await.expect("acknowledged"));
+    leader.add_learner(2, "127.0.0.1:2").await.expect("added");
+    leader.promote(2).await.expect("promoted");
+    let proposers: Vec<_> = (0..30)
+        .map(|proposer| {
+            let leader = Arc::clone(&leader);
+            <RealEnv as Env>::Runtime::spawn(async move {
+                // Each at a pace of its own, so that an append is under way whenever the next is due.
+                for round in 1..=20 {
+                    RealEnv.sleep(Duration::from_micros(300 * proposer)).await;
+                    let envelope = envelope(proposer * 100 + round);
+                    let outcome = leader.propose(envelope, Duration::from_secs(20)).await;
+                    drop(outcome.expect("acknowledged"));
+                }
+            })
+        })
+        .collect();
+    for proposer in proposers {
+        proposer.await.expect("it ends");
+    }
+    assert!(network.appends.load(Ordering::SeqCst) > 20, "appends were not seen");
+    assert_eq!(network.most.load(Ordering::SeqCst), 1);
+}
