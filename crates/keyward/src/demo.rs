@@ -63,6 +63,7 @@ pub async fn run(
         port_base,
         ready: false,
     };
+    plan.check_ports()?;
     let (mut home, authority) = Home::create(&folder, plan)?;
     let mut fleet = Fleet::new(&home)?;
     fleet.start_all().await?;

@@ -112,6 +112,22 @@ pub struct Plan {
     pub ready: bool,
 }
 
+impl Plan {
+    /// Refuses before anything is made when a port is taken: by another Region, most likely.
+    pub fn check_ports(&self) -> Result<(), Failure> {
+        for node in 1..=self.nodes {
+            let port = self.port_base + node;
+            for port in [port, port + OBSERVE_OFFSET] {
+                if let Err(error) = std::net::TcpListener::bind(("127.0.0.1", port)) {
+                    return Err(Failure::new(format!("port {port} cannot be used: {error}"))
+                        .next("stop what uses it, or choose others with --port-base"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Identifiers as their texts: the file is read by people.
 mod as_text {
     use std::fmt::Display;
@@ -506,6 +522,7 @@ async fn up(plan: Plan, folder: &Path) -> Result<(), Failure> {
     let began = RealEnv.boot_now();
     let (mut home, authority) = if folder.join("dev.json").exists() {
         let home = Home::open(folder)?;
+        home.plan.check_ports()?;
         if home.plan.nodes != plan.nodes || home.plan.port_base != plan.port_base {
             tell(&format!(
                 "{} holds a Region of {} node(s) on ports from {}: that is what comes up",
@@ -516,6 +533,7 @@ async fn up(plan: Plan, folder: &Path) -> Result<(), Failure> {
         }
         (home, None)
     } else {
+        plan.check_ports()?;
         let (home, authority) = Home::create(folder, plan)?;
         (home, Some(authority))
     };
