@@ -39,8 +39,8 @@ $(VENV)/ready: tests/esdk/requirements.txt
 	touch $@
 
 test-clients: setup $(VENV)/ready
-	$(CARGO) build --locked -p keyward
-	$(CARGO) build --locked -p keyward-client --example esdk_local
+	@# The same build as test-rust: other features would compile much of it again.
+	$(CARGO) test --locked --workspace --no-run --quiet
 	PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python tests/esdk/local.py --rust target/debug/examples/esdk_local
 	PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python tests/clients/run.py --keyward target/debug/keyward
 
