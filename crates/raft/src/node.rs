@@ -124,6 +124,8 @@ pub struct Node<E: Env> {
     fencing: Mutex<BTreeSet<NodeId>>,
     app: OnceCell<Arc<dyn PeerApp>>,
     stopped: AtomicBool,
+    /// The second at which a slow round trip was last logged.
+    slow_said: AtomicU64,
 }
 
 /// A value of an openraft enum that its crate does not export, by its name.
@@ -214,6 +216,7 @@ impl<E: Env> Node<E> {
             fencing: Mutex::default(),
             app: OnceCell::new(),
             stopped: AtomicBool::new(false),
+            slow_said: AtomicU64::new(0),
         });
         node.spawn(Self::stand_when_allowed);
         node.spawn(Self::renew_leases);
@@ -660,10 +663,31 @@ impl<E: Env> Node<E> {
         else {
             return;
         };
+        self.note_round_trip(leader, asked);
         while !self.keeper.take(&grant, asked, self.env.boot_now()) {
             self.env.sleep(LOOK_AGAIN / 5).await;
         }
         self.visible.stepped.notify_waiters();
+    }
+
+    /// Rule 7: a Region is a place whose round trips stay under half a heartbeat; a wider one needs longer
+    /// timers. Said at most once a minute.
+    fn note_round_trip(&self, leader: NodeId, asked: Duration) {
+        let now = self.env.boot_now();
+        let took = now.saturating_sub(asked);
+        let limit = Duration::from_millis(self.config.timers.heartbeat_ms / 2);
+        let second = now.as_secs();
+        let said = self.slow_said.load(Ordering::Relaxed);
+        if took > limit && (said == 0 || second >= said + 60) {
+            self.slow_said.store(second, Ordering::Relaxed);
+            tracing::warn!(
+                leader,
+                took_ms = took.as_millis() as u64,
+                limit_ms = limit.as_millis() as u64,
+                "a round trip to the leader took longer than half a heartbeat: if that is usual here, the \
+                 Region needs longer timers"
+            );
+        }
     }
 
     /// Tells every node that owes an answer; one message under way to each, always the newest index.
