@@ -1,0 +1,110 @@
+//! Members: adding, promoting, removing, and handing leadership over.
+
+use super::*;
+
+impl<E: Env> Node<E> {
+    /// The members, by the last configuration in the log.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        use openraft::async_runtime::WatchReceiver;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        membership
+            .nodes()
+            .map(|(id, node)| Member {
+                node: *id,
+                address: node.addr.clone(),
+                voter: voters.contains(id),
+            })
+            .collect()
+    }
+
+    /// Makes this node the only voter of a new Region. Refused by a node that has a log.
+    pub async fn found(&self) -> Result<(), String> {
+        let members = BTreeMap::from([(self.id(), BasicNode::new(self.config.address.clone()))]);
+        self.raft.initialize(members).await.map_err(|e| e.to_string())
+    }
+
+    /// Adds a node that follows and does not vote. Leader only.
+    pub async fn add_learner(&self, node: NodeId, address: &str) -> Result<(), String> {
+        let added = self.raft.add_learner(node, BasicNode::new(address), false).await;
+        added.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Makes followers that have caught up vote. Leader only.
+    pub async fn promote(&self, node: NodeId) -> Result<(), String> {
+        let change = openraft::ChangeMembers::AddVoterIds(BTreeSet::from([node]));
+        self.raft.change_membership(change, true).await.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Removes a node: first nothing more is granted to it and its leases run out, then the membership
+    /// changes (rule 5). Leader only.
+    pub async fn remove(&self, node: NodeId, patience: Duration) -> Result<(), String> {
+        if node == self.id() {
+            return Err("the leader cannot remove itself: transfer leadership first".to_owned());
+        }
+        let end = self.env.boot_now() + patience;
+        self.keeper.stop_granting(node);
+        while !self.keeper.lease_is_over(node, self.env.boot_now()) {
+            if self.env.boot_now() >= end || self.keeper.leading().is_none() {
+                self.keeper.grant_again(node);
+                return Err(format!("node {node}'s lease did not run out in time; try again"));
+            }
+            self.env.sleep(LOOK_AGAIN).await;
+        }
+        let votes = self.members().iter().any(|member| member.node == node && member.voter);
+        let removed = BTreeSet::from([node]);
+        let result = if votes {
+            let change = openraft::ChangeMembers::RemoveVoters(removed);
+            self.raft.change_membership(change, false).await
+        } else {
+            let change = openraft::ChangeMembers::RemoveNodes(removed);
+            self.raft.change_membership(change, false).await
+        };
+        if result.is_err() {
+            self.keeper.grant_again(node);
+        }
+        result.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Hands leadership to `to`, or to whichever voter takes it. Returns the new leader.
+    pub async fn transfer(&self, to: Option<NodeId>, patience: Duration) -> Result<NodeId, String> {
+        let end = self.env.boot_now() + patience;
+        let candidates: Vec<NodeId> = match to {
+            Some(node) => vec![node],
+            None => self
+                .members()
+                .into_iter()
+                .filter(|member| member.voter && member.node != self.id())
+                .map(|member| member.node)
+                .collect(),
+        };
+        if candidates.is_empty() {
+            return Err("no other voter to hand leadership to".to_owned());
+        }
+        let step = Duration::from_millis(self.config.timers.election_ms_max);
+        let mut turn = candidates.iter().cycle();
+        while self.keeper.leading().is_some() {
+            let Some(target) = turn.next() else { break };
+            if self.env.boot_now() >= end {
+                return Err("no voter took leadership over in time".to_owned());
+            }
+            // Rule 6: the self-lease is given up before any message leaves.
+            self.keeper.hand_over(self.env.boot_now());
+            self.raft.trigger().transfer_leader(*target).await.map_err(|e| e.to_string())?;
+            let wait_until = self.env.boot_now() + step;
+            while self.keeper.leading().is_some() && self.env.boot_now() < wait_until {
+                self.env.sleep(LOOK_AGAIN).await;
+            }
+        }
+        while self.env.boot_now() < end {
+            match self.leader_id() {
+                Some(leader) if leader != self.id() => return Ok(leader),
+                _ => self.env.sleep(LOOK_AGAIN).await,
+            }
+        }
+        Err("leadership was given up, and no new leader is known yet".to_owned())
+    }
+}

@@ -1,0 +1,180 @@
+//! What a node says to its peers, and what it answers them.
+
+use super::*;
+
+impl<E: Env> Node<E> {
+    pub(super) async fn ask(
+        &self,
+        target: NodeId,
+        node: &BasicNode,
+        request: &PeerRequest<E>,
+        patience: Duration,
+    ) -> Option<PeerResponse<E>> {
+        let body = codec::encode(request);
+        let answer = self.transport.call(target, node, body, patience).await.ok()?;
+        codec::decode(&answer).ok()
+    }
+
+    /// Asks the layer above of another node.
+    pub async fn ask_app(
+        &self,
+        target: NodeId,
+        address: &str,
+        body: Vec<u8>,
+        patience: Duration,
+    ) -> Result<Vec<u8>, String> {
+        let node = BasicNode::new(address);
+        match self.ask(target, &node, &PeerRequest::App(body), patience).await {
+            Some(PeerResponse::App(answer)) => Ok(answer),
+            Some(PeerResponse::Failed(reason)) => Err(reason),
+            Some(_) => Err("an answer of another kind".to_owned()),
+            None => Err(format!("node {target} at {address} did not answer")),
+        }
+    }
+
+    /// Asks the layer above of the leader.
+    pub async fn ask_leader_app(
+        &self,
+        body: Vec<u8>,
+        patience: Duration,
+    ) -> Result<Vec<u8>, String> {
+        let (leader, node) = self.leader().ok_or("no leader is known")?;
+        if leader == self.id() {
+            let app = self.app.get().ok_or("the node is starting")?;
+            return app.answer(leader, body).await;
+        }
+        self.ask_app(leader, &node.addr, body, patience).await
+    }
+
+    /// Answers a message of `from`, whom the transport vouches for.
+    pub fn answer(self: &Arc<Self>, from: NodeId, body: Vec<u8>) -> BoxFuture<'static, Vec<u8>> {
+        let this = Arc::clone(self);
+        Box::pin(async move {
+            let response = match codec::decode(&body) {
+                Ok(request) => this.answer_request(from, request).await,
+                Err(error) => PeerResponse::Failed(error.to_string()),
+            };
+            codec::encode(&response)
+        })
+    }
+
+    pub(super) async fn answer_request(
+        &self,
+        from: NodeId,
+        request: PeerRequest<E>,
+    ) -> PeerResponse<E> {
+        fn or_failed<E: Env, T, Err: std::fmt::Display>(
+            result: Result<T, Err>,
+            wrap: impl FnOnce(T) -> PeerResponse<E>,
+        ) -> PeerResponse<E> {
+            match result {
+                Ok(value) => wrap(value),
+                Err(error) => PeerResponse::Failed(error.to_string()),
+            }
+        }
+        match request {
+            PeerRequest::Append(rpc) => {
+                or_failed(self.raft.append_entries(rpc).await, PeerResponse::Append)
+            }
+            // Rule 6: openraft forgets in a restart what it heard, so this node neither votes nor
+            // stands for one leader lease.
+            PeerRequest::Vote(_) | PeerRequest::PreVote(_) | PeerRequest::TransferLeader(_)
+                if self.is_mute() =>
+            {
+                PeerResponse::Failed("this node has just started and does not vote yet".to_owned())
+            }
+            PeerRequest::Vote(rpc) => or_failed(self.raft.vote(rpc).await, PeerResponse::Vote),
+            PeerRequest::PreVote(rpc) => {
+                or_failed(self.raft.pre_vote(rpc).await, PeerResponse::Vote)
+            }
+            PeerRequest::TransferLeader(rpc) => {
+                self.keeper.asked_to_stand();
+                or_failed(self.raft.handle_transfer_leader(rpc).await, |_| PeerResponse::Ok)
+            }
+            PeerRequest::SnapshotPiece { transfer, file, offset, bytes } => {
+                let written = self.receive_piece(from, transfer, file, offset, bytes).await;
+                or_failed(written, |()| PeerResponse::Ok)
+            }
+            PeerRequest::SnapshotDone { transfer, vote, last_log_id, membership } => {
+                let Some(install) = self.take_incoming(from, transfer) else {
+                    return PeerResponse::Failed("no such snapshot transfer".to_owned());
+                };
+                let snapshot = openraft::Snapshot {
+                    meta: openraft::type_config::alias::SnapshotMetaOf::<TypeConfig<E>> {
+                        last_log_id,
+                        last_membership: membership,
+                    },
+                    snapshot: SnapshotData::Received(Arc::new(Mutex::new(Some(install)))),
+                };
+                let installed = self.raft.install_full_snapshot(vote, snapshot).await;
+                or_failed(installed, PeerResponse::Snapshot)
+            }
+            PeerRequest::Lease(request) => {
+                PeerResponse::Lease(self.keeper.grant(from, &request, self.env.boot_now()))
+            }
+            PeerRequest::Fence { index, .. } => {
+                self.wait_applied(index, FENCE_PATIENCE).await;
+                self.keeper.fence_here(index);
+                PeerResponse::Ok
+            }
+            PeerRequest::Propose { envelope, patience_ms } => {
+                let patience = Duration::from_millis(patience_ms);
+                PeerResponse::Proposed(self.propose_here(*envelope, patience).await)
+            }
+            PeerRequest::Status => PeerResponse::Status(Box::new(self.status())),
+            PeerRequest::App(body) => match self.app.get() {
+                Some(app) => or_failed(app.answer(from, body).await, PeerResponse::App),
+                None => PeerResponse::Failed("the node is starting".to_owned()),
+            },
+        }
+    }
+
+    pub(super) fn is_mute(&self) -> bool {
+        !cfg!(feature = "sabotage-vote-after-restart") && self.env.boot_now() < self.mute_until
+    }
+
+    pub(super) async fn wait_applied(&self, index: u64, patience: Duration) {
+        let end = self.env.boot_now() + patience;
+        while self.keeper.cell().applied() < index {
+            let left = end.saturating_sub(self.env.boot_now());
+            if left.is_zero() {
+                return;
+            }
+            self.env.timeout(left.min(LOOK_AGAIN / 5), self.visible.stepped.notified()).await;
+        }
+    }
+
+    pub(super) async fn receive_piece(
+        &self,
+        from: NodeId,
+        transfer: u64,
+        file: String,
+        offset: u64,
+        bytes: Vec<u8>,
+    ) -> io::Result<()> {
+        let mut incoming = match self.take_incoming(from, transfer) {
+            Some(install) => install,
+            None => self.state_store.begin_install()?,
+        };
+        let (incoming, written) = self
+            .env
+            .blocking(move || {
+                let written = incoming.write(&file, offset, &bytes);
+                (incoming, written)
+            })
+            .await;
+        *self.incoming.lock() = Some(Incoming { from, transfer, install: incoming });
+        written
+    }
+
+    pub(super) fn take_incoming(&self, from: NodeId, transfer: u64) -> Option<Box<dyn Install>> {
+        let mut slot = self.incoming.lock();
+        match slot.take() {
+            Some(incoming) if incoming.from == from && incoming.transfer == transfer => {
+                Some(incoming.install)
+            }
+            // Another transfer: what was received of the old one is dropped.
+            _ => None,
+        }
+    }
+}

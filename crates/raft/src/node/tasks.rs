@@ -1,0 +1,120 @@
+//! What a node does all the time: stands when it may, renews leases, sends fences.
+
+use super::*;
+
+impl<E: Env> Node<E> {
+    pub(super) async fn stand_when_allowed(self: Arc<Self>) {
+        while self.is_mute() {
+            self.env.sleep(LOOK_AGAIN).await;
+        }
+        self.raft.runtime_config().elect(true);
+        let alone = {
+            use openraft::async_runtime::WatchReceiver;
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().voter_ids().eq([self.id()])
+        };
+        if alone {
+            // The only voter need not wait for an election timeout.
+            let _ = self.raft.trigger().elect(false).await;
+        }
+    }
+
+    /// Asks the leader for a lease at every interval; keeps an only voter's own lease fresh.
+    pub(super) async fn renew_leases(self: Arc<Self>) {
+        let renewal = Duration::from_millis(self.config.timers.renewal_ms);
+        let mut follows = None;
+        while !self.stopped.load(Ordering::SeqCst) {
+            let now = self.env.boot_now();
+            self.keeper.tick(now);
+            let leader = self.leader();
+            let known = leader.as_ref().map(|(id, _)| *id);
+            match leader {
+                Some((leader, node)) if leader != self.id() => {
+                    let this = Arc::clone(&self);
+                    self.env.spawn(async move { this.renew_lease(leader, node, now).await });
+                }
+                _ => {}
+            }
+            // A leader that has just appeared is asked at once, not an interval later.
+            let pause = if known.is_none() || known != follows { renewal / 8 } else { renewal };
+            follows = known;
+            self.env.sleep(pause).await;
+        }
+    }
+
+    pub(super) async fn renew_lease(
+        self: Arc<Self>,
+        leader: NodeId,
+        node: BasicNode,
+        asked: Duration,
+    ) {
+        let request = PeerRequest::<E>::Lease(self.keeper.request(asked));
+        let ttl = Duration::from_millis(self.config.timers.lease_ttl_ms);
+        let Some(PeerResponse::Lease(Ok(grant))) = self.ask(leader, &node, &request, ttl).await
+        else {
+            return;
+        };
+        self.note_round_trip(leader, asked);
+        while !self.keeper.take(&grant, asked, self.env.boot_now()) {
+            self.env.sleep(LOOK_AGAIN / 5).await;
+        }
+        self.visible.stepped.notify_waiters();
+    }
+
+    /// Rule 7: a Region is a place whose round trips stay under half a heartbeat; a wider one needs longer
+    /// timers. Said at most once a minute.
+    pub(super) fn note_round_trip(&self, leader: NodeId, asked: Duration) {
+        let now = self.env.boot_now();
+        let took = now.saturating_sub(asked);
+        let limit = Duration::from_millis(self.config.timers.heartbeat_ms / 2);
+        let second = now.as_secs();
+        let said = self.slow_said.load(Ordering::Relaxed);
+        if took > limit && (said == 0 || second >= said + 60) {
+            self.slow_said.store(second, Ordering::Relaxed);
+            tracing::warn!(
+                leader,
+                took_ms = took.as_millis() as u64,
+                limit_ms = limit.as_millis() as u64,
+                "a round trip to the leader took longer than half a heartbeat: if that is usual here, the \
+                 Region needs longer timers"
+            );
+        }
+    }
+
+    /// Tells every node that owes an answer; one message under way to each, always the newest index.
+    pub(super) async fn send_fences(self: Arc<Self>) {
+        while !self.stopped.load(Ordering::SeqCst) {
+            let nodes = self.addresses();
+            for owed in self.keeper.owed() {
+                let Some(node) = nodes.get(&owed.node) else { continue };
+                if self.fencing.lock().insert(owed.node) {
+                    let (this, node) = (Arc::clone(&self), node.clone());
+                    self.env.spawn(async move { this.send_fence(owed, node).await });
+                }
+            }
+            let wanted = self.fence_wanted.notified();
+            self.env.timeout(Duration::from_millis(self.config.timers.heartbeat_ms), wanted).await;
+        }
+    }
+
+    pub(super) async fn send_fence(self: Arc<Self>, owed: Owed, node: BasicNode) {
+        let request = PeerRequest::Fence { leader: owed.leader, index: owed.index };
+        let answer = self.ask(owed.node, &node, &request, FENCE_CALL).await;
+        self.fencing.lock().remove(&owed.node);
+        if matches!(answer, Some(PeerResponse::Ok)) {
+            self.keeper.fence_answered(&owed);
+            self.fence_answered.notify_waiters();
+            // Changes that came meanwhile are owed now.
+            self.fence_wanted.notify_one();
+        }
+    }
+
+    pub(super) fn addresses(&self) -> BTreeMap<NodeId, BasicNode> {
+        use openraft::async_runtime::WatchReceiver;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        membership.nodes().map(|(id, node)| (*id, node.clone())).collect()
+    }
+}
