@@ -176,13 +176,18 @@ impl Region {
 
     /// Waits until `count` nodes hold a lease and have applied the same.
     pub async fn wait_serving(&self, count: usize) {
-        wait_until("nodes serve", Duration::from_secs(20), async || {
-            let Some(status) = self.status().await else { return false };
+        let end = RealEnv.boot_now() + Duration::from_secs(20);
+        loop {
+            let status = self.status().await;
+            let nodes = status.as_ref().map_or(&[][..], |status| &status.nodes);
             let serving: Vec<_> =
-                status.nodes.iter().filter(|n| n.reachable && n.lease != "none").collect();
-            serving.len() >= count && serving.iter().all(|n| n.applied == serving[0].applied)
-        })
-        .await;
+                nodes.iter().filter(|n| n.reachable && n.lease != "none").collect();
+            if serving.len() >= count && serving.iter().all(|n| n.applied == serving[0].applied) {
+                return;
+            }
+            assert!(RealEnv.boot_now() < end, "{count} nodes do not serve: {status:#?}");
+            RealEnv.sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub async fn leader(&self) -> u16 {

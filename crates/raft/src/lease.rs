@@ -213,8 +213,9 @@ impl Keeper {
         let by_hand_over = std::mem::take(&mut inner.asked_to_stand);
         inner.held = None;
         inner.floor = inner.floor.max(Some(id));
-        self.cell.set_until(Duration::ZERO);
+        // Patience first: a call must not see the one without the other.
         self.be_patient(now);
+        self.cell.set_until(Duration::ZERO);
         inner.leading = Some(Leading {
             id,
             elected: now,
@@ -236,8 +237,8 @@ impl Keeper {
         let mut inner = self.inner.lock();
         if inner.leading.as_ref().is_some_and(|leading| leading.id != vote) {
             inner.leading = None;
-            self.cell.set_until(Duration::ZERO);
             self.be_patient(now);
+            self.cell.set_until(Duration::ZERO);
         }
     }
 
@@ -293,8 +294,8 @@ impl Keeper {
         let mut inner = self.inner.lock();
         if let Some(leading) = &mut inner.leading {
             leading.handing_over = true;
-            self.cell.set_until(Duration::ZERO);
             self.be_patient(now);
+            self.cell.set_until(Duration::ZERO);
         }
     }
 

@@ -350,9 +350,12 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
 impl<E: Env> LogStore<E> {
     /// This node's first entry of a term means that it has won. The author of the entry before it is
     /// the last leader (rule 6).
+    ///
+    /// An entry that this node wrote in an earlier life and lost (an unsynced write, a wiped disk) may
+    /// come back from a later leader: then the vote is that leader's, and nothing was won.
     fn notice_victory(&self, cache: &Cache<E>, entry: &LogEntry<E>) {
         let leader = entry.log_id.leader_id;
-        if leader.node_id != self.me {
+        if leader.node_id != self.me || cache.vote.is_none_or(|vote| *vote.leader_id() != leader) {
             return;
         }
         let before = cache.entries.values().next_back().map(|last| last.log_id).or(cache.purged);

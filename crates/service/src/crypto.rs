@@ -14,17 +14,35 @@ use crate::api::{
 use crate::kms::{Kms, Permitted, Serving, internal};
 use crate::resolve::{self, Forms};
 
-impl From<GenerateDataKeyWithoutPlaintext> for GenerateDataKey {
-    fn from(request: GenerateDataKeyWithoutPlaintext) -> Self {
-        Self {
-            key_id: request.key_id,
-            encryption_context: request.encryption_context,
-            key_spec: request.key_spec,
-            number_of_bytes: request.number_of_bytes,
-            dry_run: request.dry_run,
-        }
-    }
+/// What both operations that make a data key ask for.
+pub(crate) struct DataKey<'a> {
+    key_id: &'a str,
+    encryption_context: &'a std::collections::BTreeMap<String, String>,
+    key_spec: Option<&'a str>,
+    number_of_bytes: Option<i32>,
+    dry_run: bool,
+    show: bool,
 }
+
+macro_rules! data_key {
+    ($request:ty, $show:literal) => {
+        impl<'a> From<&'a $request> for DataKey<'a> {
+            fn from(request: &'a $request) -> Self {
+                Self {
+                    key_id: &request.key_id,
+                    encryption_context: &request.encryption_context,
+                    key_spec: request.key_spec.as_deref(),
+                    number_of_bytes: request.number_of_bytes,
+                    dry_run: request.dry_run,
+                    show: $show,
+                }
+            }
+        }
+    };
+}
+
+data_key!(GenerateDataKey, true);
+data_key!(GenerateDataKeyWithoutPlaintext, false);
 
 fn dry_run(dry_run: bool) -> Result<(), KmsError> {
     if !dry_run {
@@ -62,7 +80,7 @@ impl<E: Env> Kms<E> {
     pub(crate) async fn encrypt(
         &self,
         s: &Serving<'_>,
-        request: Encrypt,
+        request: &Encrypt,
     ) -> Result<Response, KmsError> {
         plaintext(request.plaintext.bytes())?;
         resolve::algorithm(request.encryption_algorithm.as_deref(), "encryptionAlgorithm")?;
@@ -77,7 +95,7 @@ impl<E: Env> Kms<E> {
     pub(crate) async fn decrypt(
         &self,
         s: &Serving<'_>,
-        request: Decrypt,
+        request: &Decrypt,
     ) -> Result<Response, KmsError> {
         resolve::algorithm(request.encryption_algorithm.as_deref(), "encryptionAlgorithm")?;
         let context = resolve::context(&request.encryption_context)?;
@@ -97,7 +115,7 @@ impl<E: Env> Kms<E> {
     pub(crate) async fn re_encrypt(
         &self,
         s: &Serving<'_>,
-        request: ReEncrypt,
+        request: &ReEncrypt,
     ) -> Result<Response, KmsError> {
         let (from, to) = ("sourceEncryptionAlgorithm", "destinationEncryptionAlgorithm");
         resolve::algorithm(request.source_encryption_algorithm.as_deref(), from)?;
@@ -127,20 +145,19 @@ impl<E: Env> Kms<E> {
     pub(crate) async fn generate_data_key(
         &self,
         s: &Serving<'_>,
-        request: GenerateDataKey,
-        show: bool,
+        request: DataKey<'_>,
     ) -> Result<Response, KmsError> {
         let length =
-            resolve::data_key_length(request.key_spec.as_deref(), request.number_of_bytes)?;
-        let context = resolve::context(&request.encryption_context)?;
-        let permitted = self.usable_key(s, &request.key_id, "keyId", Forms::KeyOrAlias)?;
+            resolve::data_key_length(request.key_spec, request.number_of_bytes)?;
+        let context = resolve::context(request.encryption_context)?;
+        let permitted = self.usable_key(s, request.key_id, "keyId", Forms::KeyOrAlias)?;
         dry_run(request.dry_run)?;
         let open = self.current_key(s, &permitted).await?;
         let data_key = self.random(length);
         let ciphertext_blob = self.seal(&open, data_key.bytes(), &context)?;
         Ok(Response::DataKey {
             ciphertext_blob,
-            plaintext: show.then_some(data_key),
+            plaintext: request.show.then_some(data_key),
             key_material_id: permitted.key.current_material().id.to_string(),
             key_arn: permitted.arn,
         })

@@ -61,11 +61,11 @@ impl<E: Env> Kms<E> {
     pub(crate) async fn create_key(
         &self,
         s: &Serving<'_>,
-        request: CreateKey,
+        request: &CreateKey,
     ) -> Result<Response, KmsError> {
-        let description = request.description.unwrap_or_default();
+        let description = request.description.clone().unwrap_or_default();
         resolve::description(&description)?;
-        let tags = resolve::tags(request.tags)?;
+        let tags = resolve::tags(&request.tags)?;
         only("SYMMETRIC_DEFAULT", &SPECS, "keySpec", request.key_spec.as_deref())?;
         only("ENCRYPT_DECRYPT", &USAGES, "keyUsage", request.key_usage.as_deref())?;
         only("AWS_KMS", &ORIGINS, "origin", request.origin.as_deref())?;
@@ -151,11 +151,11 @@ impl<E: Env> Kms<E> {
     pub(crate) async fn update_key_description(
         &self,
         s: &Serving<'_>,
-        request: UpdateKeyDescription,
+        request: &UpdateKeyDescription,
     ) -> Result<Response, KmsError> {
         resolve::description(&request.description)?;
         let key = self.usable_key(s, &request.key_id, "keyId", Forms::Key)?.key.id;
-        let command = Command::SetDescription { key, description: request.description };
+        let command = Command::SetDescription { key, description: request.description.clone() };
         self.change(s.deadline, command).await?;
         Ok(Response::Done)
     }
@@ -283,9 +283,9 @@ impl<E: Env> Kms<E> {
     pub(crate) async fn tag_resource(
         &self,
         s: &Serving<'_>,
-        request: TagResource,
+        request: &TagResource,
     ) -> Result<Response, KmsError> {
-        let tags = resolve::tags(request.tags)?;
+        let tags = resolve::tags(&request.tags)?;
         let key = self.usable_key(s, &request.key_id, "keyId", Forms::Key)?.key.id;
         self.change(s.deadline, Command::Tag { key, tags }).await?;
         Ok(Response::Done)
@@ -294,13 +294,13 @@ impl<E: Env> Kms<E> {
     pub(crate) async fn untag_resource(
         &self,
         s: &Serving<'_>,
-        request: UntagResource,
+        request: &UntagResource,
     ) -> Result<Response, KmsError> {
         for (position, tag) in request.tag_keys.iter().enumerate() {
             resolve::tag_key(tag, &format!("tagKeys.{}.member", position + 1))?;
         }
         let key = self.usable_key(s, &request.key_id, "keyId", Forms::Key)?.key.id;
-        self.change(s.deadline, Command::Untag { key, tag_keys: request.tag_keys }).await?;
+        self.change(s.deadline, Command::Untag { key, tag_keys: request.tag_keys.clone() }).await?;
         Ok(Response::Done)
     }
 

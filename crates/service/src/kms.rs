@@ -70,62 +70,73 @@ impl<E: Env> Kms<E> {
     }
 
     /// Serves one call. The deadline is held by the layer above (`stack.rs`).
+    ///
+    /// A call that was held up must not answer on a lease that is over, with a result or a refusal: it is
+    /// decided anew, on what the node knows once it serves again. (A change was fenced: it needs no lease.)
     pub async fn serve(&self, call: Call) -> Result<Response, KmsError> {
-        let env = self.node.env();
-        let deadline = env.boot_now() + call.patience;
-        let state = self.admit(call.patience).await?;
-        let now = Timestamp(env.wall_now_ms());
-        let principal = authenticate(&state, &call.caller, now).inspect_err(note_refusal)?;
+        let deadline = self.node.env().boot_now() + call.patience;
+        loop {
+            let state = self.admit(deadline).await?;
+            let answer = self.decide(&call, &state, deadline).await;
+            if call.request.operation().plane() == Plane::Manage || self.node.still_serving() {
+                return answer;
+            }
+        }
+    }
+
+    async fn decide(
+        &self,
+        call: &Call,
+        state: &State,
+        deadline: Duration,
+    ) -> Result<Response, KmsError> {
+        let now = Timestamp(self.node.env().wall_now_ms());
+        let principal = authenticate(state, &call.caller, now).inspect_err(note_refusal)?;
         let serving = Serving {
             region: &state.region.as_ref().ok_or_else(not_founded)?.region,
-            state: &state,
+            state,
             principal,
             operation: call.request.operation(),
             deadline,
         };
-        let response = self.execute(&serving, call.request).await?;
-        // A call that was held up must not answer on a lease that is over. (A change was fenced: it
-        // needs no lease.)
-        if serving.operation.plane() != Plane::Manage && !self.node.still_serving() {
-            return Err(no_lease(NotServing::NoLease));
-        }
-        Ok(response)
+        self.execute(&serving, &call.request).await
     }
 
-    async fn admit(&self, patience: Duration) -> Result<Arc<State>, KmsError> {
-        self.node.admit(patience.min(ADMIT_PATIENCE)).await.map_err(no_lease)
+    async fn admit(&self, deadline: Duration) -> Result<Arc<State>, KmsError> {
+        let left = deadline.saturating_sub(self.node.env().boot_now());
+        self.node.admit(left.min(ADMIT_PATIENCE)).await.map_err(no_lease)
     }
 
-    async fn execute(&self, s: &Serving<'_>, request: Request) -> Result<Response, KmsError> {
+    async fn execute(&self, s: &Serving<'_>, request: &Request) -> Result<Response, KmsError> {
         match request {
             Request::CreateKey(r) => self.create_key(s, r).await,
-            Request::DescribeKey(r) => self.describe_key(s, &r),
-            Request::ListKeys(r) => self.list_keys(s, &r),
+            Request::DescribeKey(r) => self.describe_key(s, r),
+            Request::ListKeys(r) => self.list_keys(s, r),
             Request::UpdateKeyDescription(r) => self.update_key_description(s, r).await,
             Request::EnableKey(r) => self.set_enabled(s, &r.key_id, true).await,
             Request::DisableKey(r) => self.set_enabled(s, &r.key_id, false).await,
-            Request::ScheduleKeyDeletion(r) => self.schedule_key_deletion(s, &r).await,
-            Request::CancelKeyDeletion(r) => self.cancel_key_deletion(s, &r).await,
-            Request::CreateAlias(r) => self.create_alias(s, &r).await,
-            Request::UpdateAlias(r) => self.update_alias(s, &r).await,
-            Request::DeleteAlias(r) => self.delete_alias(s, &r).await,
-            Request::ListAliases(r) => self.list_aliases(s, &r),
+            Request::ScheduleKeyDeletion(r) => self.schedule_key_deletion(s, r).await,
+            Request::CancelKeyDeletion(r) => self.cancel_key_deletion(s, r).await,
+            Request::CreateAlias(r) => self.create_alias(s, r).await,
+            Request::UpdateAlias(r) => self.update_alias(s, r).await,
+            Request::DeleteAlias(r) => self.delete_alias(s, r).await,
+            Request::ListAliases(r) => self.list_aliases(s, r),
             Request::TagResource(r) => self.tag_resource(s, r).await,
             Request::UntagResource(r) => self.untag_resource(s, r).await,
-            Request::ListResourceTags(r) => self.list_resource_tags(s, &r),
-            Request::EnableKeyRotation(r) => self.enable_key_rotation(s, &r).await,
-            Request::DisableKeyRotation(r) => self.disable_key_rotation(s, &r).await,
-            Request::GetKeyRotationStatus(r) => self.get_key_rotation_status(s, &r),
-            Request::RotateKeyOnDemand(r) => self.rotate_key_on_demand(s, &r).await,
-            Request::ListKeyRotations(r) => self.list_key_rotations(s, &r),
+            Request::ListResourceTags(r) => self.list_resource_tags(s, r),
+            Request::EnableKeyRotation(r) => self.enable_key_rotation(s, r).await,
+            Request::DisableKeyRotation(r) => self.disable_key_rotation(s, r).await,
+            Request::GetKeyRotationStatus(r) => self.get_key_rotation_status(s, r),
+            Request::RotateKeyOnDemand(r) => self.rotate_key_on_demand(s, r).await,
+            Request::ListKeyRotations(r) => self.list_key_rotations(s, r),
             Request::Encrypt(r) => self.encrypt(s, r).await,
             Request::Decrypt(r) => self.decrypt(s, r).await,
             Request::ReEncrypt(r) => self.re_encrypt(s, r).await,
-            Request::GenerateDataKey(r) => self.generate_data_key(s, r, true).await,
+            Request::GenerateDataKey(r) => self.generate_data_key(s, r.into()).await,
             Request::GenerateDataKeyWithoutPlaintext(r) => {
-                self.generate_data_key(s, r.into(), false).await
+                self.generate_data_key(s, r.into()).await
             }
-            Request::GenerateRandom(r) => self.generate_random(s, &r),
+            Request::GenerateRandom(r) => self.generate_random(s, r),
         }
     }
 

@@ -175,19 +175,19 @@ pub(crate) fn description(text: &str) -> Result<(), KmsError> {
 }
 
 /// Tags of CreateKey and TagResource.
-pub(crate) fn tags(tags: Vec<Tag>) -> Result<BTreeMap<String, String>, KmsError> {
+pub(crate) fn tags(tags: &[Tag]) -> Result<BTreeMap<String, String>, KmsError> {
     let refuse = |message: &'static str| KmsError::new(ErrorCode::TagException, message);
     let mut map = BTreeMap::new();
     let count = tags.len();
-    for (position, Tag { key, value }) in tags.into_iter().enumerate() {
-        tag_key(&key, &format!("tags.{}.member.tagKey", position + 1))?;
+    for (position, Tag { key, value }) in tags.iter().enumerate() {
+        tag_key(key, &format!("tags.{}.member.tagKey", position + 1))?;
         if value.chars().count() > TAG_VALUE_CHARS_MAX {
             return Err(KmsError::constraint(
                 &format!("tags.{}.member.tagValue", position + 1),
                 &format!("Member must have length less than or equal to {TAG_VALUE_CHARS_MAX}"),
             ));
         }
-        map.insert(key, value);
+        map.insert(key.clone(), value.clone());
     }
     if map.len() < count {
         return Err(refuse("Duplicate tag keys"));
@@ -351,8 +351,8 @@ mod tests {
     #[test]
     fn tags_are_checked() {
         let tag = |k: &str, v: &str| Tag { key: k.into(), value: v.into() };
-        assert!(tags(vec![tag("a", "1"), tag("b", "")]).is_ok());
-        let code = |list| tags(list).unwrap_err().code;
+        assert!(tags(&[tag("a", "1"), tag("b", "")]).is_ok());
+        let code = |list: Vec<Tag>| tags(&list).unwrap_err().code;
         assert_eq!(code(vec![tag("a", "1"), tag("a", "2")]), ErrorCode::TagException);
         assert_eq!(code(vec![tag("AWS:x", "")]), ErrorCode::TagException);
         assert_eq!(code(vec![tag("", "")]), ErrorCode::ValidationException);
