@@ -119,6 +119,8 @@ async fn every_rpc(client: &Client, key: &str, blob: &[u8]) -> Vec<(&'static str
             v1::ScheduleKeyDeletionRequest { key_id: key_id(), ..Default::default() }),
         rpc!(key Administrators, cancel_key_deletion,
             v1::CancelKeyDeletionRequest { key_id: key_id() }),
+        rpc!(key Administrators, get_key_deletion_status,
+            v1::GetKeyDeletionStatusRequest { key_id: key_id() }),
         rpc!(key Administrators, enable_key, v1::EnableKeyRequest { key_id: key_id() }),
         rpc!(key Administrators, delete_alias, v1::DeleteAliasRequest { alias_name: alias_name() }),
         rpc!(operator Operators, cluster_status, v1::ClusterStatusRequest {}),
@@ -128,6 +130,7 @@ async fn every_rpc(client: &Client, key: &str, blob: &[u8]) -> Vec<(&'static str
         rpc!(operator Operators, transfer_leadership,
             v1::TransferLeadershipRequest { to: Some(77) }),
         rpc!(operator Operators, rotate_domain_key, v1::RotateDomainKeyRequest {}),
+        rpc!(operator Operators, advance_clock, v1::AdvanceClockRequest { milliseconds: 0 }),
         rpc!(operator Operators, create_principal, v1::CreatePrincipalRequest {
             arn: arn(), kinds: vec!["user".into()], ..Default::default()
         }),

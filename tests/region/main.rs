@@ -4,6 +4,7 @@
 mod support;
 
 mod command_line;
+mod deletion;
 mod faults;
 mod kinds;
 mod refusals;

@@ -210,6 +210,33 @@ impl KeyService for KeyDoor {
         .await
     }
 
+    async fn get_key_deletion_status(
+        &self,
+        request: Request<v1::GetKeyDeletionStatusRequest>,
+    ) -> Result<Response<v1::GetKeyDeletionStatusResponse>, Status> {
+        self.run(
+            request,
+            |r| api::GetKeyDeletionStatus { key_id: r.key_id }.into(),
+            when!(Reply::DeletionStatus(status) => v1::GetKeyDeletionStatusResponse {
+                key_id: status.key_arn,
+                key_state: status.state.map_or("Deleted", KeyState::name).to_owned(),
+                deletion_date: status.deletion_date.map(date),
+                deleted_date: status.deleted.map(date),
+                nodes: status
+                    .nodes
+                    .into_iter()
+                    .map(|node| v1::KeyDeletionNode {
+                        node_id: node.node,
+                        address: node.address,
+                        reachable: node.reachable,
+                        gone: node.gone,
+                    })
+                    .collect(),
+            }),
+        )
+        .await
+    }
+
     async fn create_alias(
         &self,
         request: Request<v1::CreateAliasRequest>,

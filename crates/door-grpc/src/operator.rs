@@ -7,7 +7,7 @@ use keyward_model::Region;
 use keyward_proto::v1;
 use keyward_proto::v1::operator_service_server::OperatorService;
 use keyward_service::{FoundingRequest, Kms};
-use keyward_state::{Principal, Timers};
+use keyward_state::{Principal, Purpose, Timers};
 use tonic::{Request, Response, Status};
 
 use crate::common::{caller, date, patience};
@@ -63,7 +63,19 @@ impl OperatorService for OperatorDoor {
         let operator = request.operator_arn.parse().map_err(|e| {
             status(&keyward_model::KmsError::validation(format!("OperatorArn is {e}")))
         })?;
+        let purpose = match request.purpose.as_deref() {
+            None | Some("production") => Purpose::Production,
+            Some("dev") => Purpose::Dev,
+            Some(other) => {
+                return Err(status(&keyward_model::KmsError::constraint_on(
+                    "purpose",
+                    other,
+                    "Member must satisfy enum value set: [production, dev]",
+                )));
+            }
+        };
         let founding = FoundingRequest {
+            purpose,
             region: self.region.clone(),
             timers: self.timers,
             operator,
@@ -105,12 +117,16 @@ impl OperatorService for OperatorDoor {
                             fence: status.fence,
                             root_id: member.root.unwrap_or_default(),
                             version: status.version,
+                            clock_off_ms: member.clock_off_ms,
                         }
                     })
                     .collect(),
                 keys: cluster.keys as u64,
                 active_domain_key_id: cluster.active_domain_key,
                 domain_keys: u32::try_from(cluster.domain_keys).unwrap_or(u32::MAX),
+                purpose: cluster.purpose.name().to_owned(),
+                time: Some(date(cluster.time)),
+                clock_offset_ms: cluster.clock_offset_ms,
             }
         }))
     }
@@ -148,6 +164,16 @@ impl OperatorService for OperatorDoor {
         let (caller, patience) = (caller(&request)?, patience(&request));
         let rotated = self.kms.rotate_domain_key(&caller, patience).await;
         answer(rotated.map(|domain_key_id| v1::RotateDomainKeyResponse { domain_key_id }))
+    }
+
+    async fn advance_clock(
+        &self,
+        request: Request<v1::AdvanceClockRequest>,
+    ) -> Answer<v1::AdvanceClockResponse> {
+        let (caller, patience) = (caller(&request)?, patience(&request));
+        let milliseconds = request.into_inner().milliseconds;
+        let moved = self.kms.advance_clock(&caller, milliseconds, patience).await;
+        answer(moved.map(|offset| v1::AdvanceClockResponse { offset_milliseconds: offset }))
     }
 
     async fn create_principal(

@@ -16,6 +16,8 @@ use keyward_service::{Authority, signing_request};
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 
+use crate::cli::connect::ConnectArgs;
+use crate::cli::output::done;
 use crate::config::{
     Config, HsmSection, NodeSection, ObserveSection, Overrides, RootSection, TimerProfile,
     TlsSection,
@@ -64,6 +66,9 @@ pub enum DevCommand {
         #[arg(long, default_value = "keyward-dev", value_name = "DIR")]
         data: PathBuf,
     },
+    /// Move the Region's clock ahead, so that waiting periods and rotations can be rehearsed
+    #[command(subcommand)]
+    Clock(ClockCommand),
     /// Show the main job: a three-node Region, a real file, a killed leader, a disabled key, a restart
     Demo {
         /// Where to work; a fresh temporary folder when absent
@@ -78,6 +83,31 @@ pub enum DevCommand {
     },
 }
 
+#[derive(Subcommand)]
+pub enum ClockCommand {
+    /// Move it ahead. It never goes back, and it is on record
+    #[command(after_help = "Example:\n  keyward dev clock advance 8d")]
+    Advance {
+        /// For example 90s, 30m, 12h, 8d
+        #[arg(value_parser = period)]
+        by: i64,
+    },
+}
+
+/// A period in milliseconds.
+fn period(text: &str) -> Result<i64, String> {
+    let wrong = || format!("'{text}' is no period: expected for example 90s, 30m, 12h or 8d");
+    let unit = match text.chars().last() {
+        Some('s') => 1_000,
+        Some('m') => 60_000,
+        Some('h') => 3_600_000,
+        Some('d') => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    let number: i64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    number.checked_mul(unit).filter(|ms| *ms >= 0).ok_or_else(wrong)
+}
+
 /// Tells the person at the terminal, if there still is one: a supervisor whose output nobody reads goes on.
 fn tell(line: &str) {
     use std::io::Write;
@@ -85,8 +115,21 @@ fn tell(line: &str) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-pub async fn run(command: DevCommand) -> Result<(), Failure> {
+pub async fn run(command: DevCommand, connect: &ConnectArgs) -> Result<(), Failure> {
     match command {
+        DevCommand::Clock(ClockCommand::Advance { by }) => {
+            let request = v1::AdvanceClockRequest { milliseconds: by };
+            let moved =
+                connect
+                    .operator()?
+                    .operator(Repeat::IfUnsent, request, |mut c, r| async move {
+                        c.advance_clock(r).await
+                    })
+                    .await?;
+            let hours = moved.offset_milliseconds / 3_600_000;
+            done(connect.output, &format!("the Region's clock is {hours} h ahead of the real one"));
+            Ok(())
+        }
         DevCommand::Up { nodes, data, port_base, region, account } => {
             let plan = Plan { region, account, nodes, port_base, ready: false };
             up(plan, &data).await
@@ -319,6 +362,7 @@ impl Home {
             operator_arn: self.operator_arn(),
             ca_certificate: authority.certificate().to_vec(),
             ca_private_key: authority.private_key().to_vec(),
+            purpose: Some("dev".to_owned()),
         };
         operator
             .operator(Repeat::IfUnsent, request, |mut c, r| async move { c.found_region(r).await })

@@ -45,6 +45,15 @@ pub fn start_metrics() -> Option<PrometheusHandle> {
         "keyward_connections_refused_total",
         "Connections refused, by reason"
     );
+    metrics::describe_counter!(
+        "keyward_pending_deletion_uses_total",
+        "Uses, all refused, of keys that wait for their deletion"
+    );
+    metrics::describe_gauge!("keyward_keys_pending_deletion", "Keys that wait for their deletion");
+    metrics::describe_gauge!(
+        "keyward_deletions_unpurged",
+        "Deletions whose key may still be in a file of this node"
+    );
     metrics::describe_gauge!("keyward_raft_term", "Raft term");
     metrics::describe_gauge!("keyward_raft_is_leader", "1 on the leader");
     metrics::describe_gauge!("keyward_raft_leader_id", "Node id of the leader, 0 when unknown");
@@ -67,6 +76,10 @@ pub async fn read_gauges(kms: Arc<Kms<RealEnv>>) {
         let status = kms.node().status();
         let cache = kms.hsm().cache_stats();
         let serves = kms.node().admit_now().is_ok();
+        let state = kms.node().state();
+        metrics::gauge!("keyward_keys_pending_deletion").set(state.deletions_waiting() as f64);
+        let unpurged = state.deletions().saturating_sub(status.purged);
+        metrics::gauge!("keyward_deletions_unpurged").set(unpurged as f64);
         metrics::gauge!("keyward_raft_term").set(status.term as f64);
         metrics::gauge!("keyward_raft_is_leader").set(f64::from(u8::from(kms.node().leads())));
         metrics::gauge!("keyward_raft_leader_id").set(status.leader.unwrap_or(0) as f64);

@@ -86,6 +86,8 @@ operations! {
     ScheduleKeyDeletion: Manage,
     /// Ends the waiting period; the key is then disabled.
     CancelKeyDeletion: Manage,
+    /// Tells how far a key's deletion has come, node by node. Keyward's own: AWS has no such call.
+    GetKeyDeletionStatus: Read,
     /// Makes an alias.
     CreateAlias: Manage,
     /// Points an alias at another key.
@@ -149,6 +151,7 @@ pub fn check_state(operation: Operation, state: KeyState, key_arn: &str) -> Resu
             | Op::DeleteAlias
             | Op::GetKeyRotationStatus
             | Op::ListKeyRotations
+            | Op::GetKeyDeletionStatus
             | Op::GenerateRandom,
             _,
         ) => Ok(()),
@@ -206,6 +209,7 @@ mod tests {
             ("ListKeyRotations", [None, None, None]),
             ("ScheduleKeyDeletion", [None, None, Some(S)]),
             ("CancelKeyDeletion", [Some(S), Some(S), None]),
+            ("GetKeyDeletionStatus", [None, None, None]),
             ("CreateKey", [None, None, None]),
             ("ListKeys", [None, None, None]),
             ("GenerateRandom", [None, None, None]),

@@ -242,6 +242,12 @@ impl Keeper {
         }
     }
 
+    /// Who votes, by the last configuration in the log; two sets while it changes.
+    #[must_use]
+    pub fn voters(&self) -> Vec<BTreeSet<NodeId>> {
+        self.inner.lock().effective.get_joint_config().clone()
+    }
+
     /// The last configuration in the log changed.
     pub fn configured(&self, effective: Membership) {
         self.inner.lock().effective = effective;
@@ -344,6 +350,7 @@ impl Keeper {
         &self,
         peer: NodeId,
         request: &LeaseRequest,
+        region_ms: Option<i64>,
         now: Duration,
     ) -> Result<Grant, String> {
         let mut inner = self.inner.lock();
@@ -385,6 +392,7 @@ impl Keeper {
             boot: request.boot,
             fence: self.cell.applied(),
             duration_ns: nanos(duration),
+            region_ms,
         })
     }
 
@@ -392,8 +400,8 @@ impl Keeper {
 
     /// What to ask with.
     #[must_use]
-    pub fn request(&self, now: Duration) -> LeaseRequest {
-        LeaseRequest { boot: self.boot, clock_ns: nanos(now) }
+    pub fn request(&self, wall_ms: i64, now: Duration) -> LeaseRequest {
+        LeaseRequest { boot: self.boot, clock_ns: nanos(now), wall_ms }
     }
 
     /// Takes up a grant that was asked for at `asked`. False: its fence is not applied here yet and the

@@ -15,6 +15,7 @@ mod machine;
 mod messages;
 mod network;
 mod node;
+mod region_time;
 mod rocks;
 mod types;
 
@@ -23,4 +24,5 @@ pub use machine::Visible;
 pub use messages::{BoxFuture, Member, NodeStatus, ProposeError, Transport, TransportError};
 pub use node::{Node, NodeConfig, NotServing, PeerApp, StartError};
 pub use openraft::impls::BasicNode;
+pub use region_time::CLOCK_OFF_MAX_MS;
 pub use rocks::RocksStore;

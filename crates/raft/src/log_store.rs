@@ -4,7 +4,7 @@
 //! This is also where leases learn first what happens: a won election shows as this node's own first
 //! entry, a lost one as a vote, a configuration as an entry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use keyward_env::Env;
-use keyward_model::NodeId;
+use keyward_model::{KeyId, NodeId};
 use keyward_state::{Batch, Store, Table, codec};
 use openraft::entry::RaftEntry;
+use openraft::impls::EntryPayload;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
@@ -25,6 +26,8 @@ use crate::types::{LogEntry, LogId, Membership, TypeConfig, Vote};
 
 const VOTE: &[u8] = b"vote";
 const PURGED: &[u8] = b"purged";
+/// Up to which deletion this node's disks hold nothing of deleted keys.
+const PURGED_OF_KEYS: &[u8] = b"purged_of_keys";
 /// Whose log this is.
 pub(crate) const IDENTITY: &[u8] = b"identity";
 
@@ -82,6 +85,7 @@ pub struct LogStore<E: Env> {
     store: Arc<dyn Store>,
     /// Index of the last entry that the writer has put on disk.
     written: Arc<AtomicU64>,
+    purged_of_keys: Arc<AtomicU64>,
     writer: mpsc::Sender<Write<E>>,
 }
 
@@ -94,6 +98,7 @@ impl<E: Env> Clone for LogStore<E> {
             cache: Arc::clone(&self.cache),
             store: Arc::clone(&self.store),
             written: Arc::clone(&self.written),
+            purged_of_keys: Arc::clone(&self.purged_of_keys),
             writer: self.writer.clone(),
         }
     }
@@ -126,6 +131,10 @@ impl<E: Env> LogStore<E> {
             Some(bytes) => Some(codec::decode(&bytes).map_err(|e| damaged("purged", e))?),
             None => None,
         };
+        let purged_of_keys = match read(PURGED_OF_KEYS)? {
+            Some(bytes) => codec::decode(&bytes).map_err(|e| damaged("purged of keys", e))?,
+            None => 0,
+        };
         let mut entries = BTreeMap::new();
         let mut expected: Option<u64> = purged.as_ref().map(|id: &LogId| id.index + 1);
         store.scan(Table::Log, &mut |_, bytes| {
@@ -147,7 +156,8 @@ impl<E: Env> LogStore<E> {
         let written = Arc::new(AtomicU64::new(expected.map_or(0, |next| next.saturating_sub(1))));
         let task = write_in_groups(env.clone(), Arc::clone(&store), writes, Arc::clone(&written));
         env.spawn(task);
-        let log = Self { me, env, keeper, cache, store, written, writer };
+        let purged_of_keys = Arc::new(AtomicU64::new(purged_of_keys));
+        let log = Self { me, env, keeper, cache, store, written, purged_of_keys, writer };
         log.tell_configuration();
         Ok(log)
     }
@@ -163,6 +173,59 @@ impl<E: Env> LogStore<E> {
         let last = cache.entries.values().rev().find_map(LogEntry::<E>::get_membership);
         let effective = last.unwrap_or_else(|| cache.base.clone());
         self.keeper.configured(effective);
+    }
+
+    /// Up to which deletion this node's disks hold nothing of deleted keys.
+    pub(crate) fn purged_of_keys(&self) -> u64 {
+        self.purged_of_keys.load(Ordering::SeqCst)
+    }
+
+    /// Puts on record up to which deletion the disks were purged.
+    pub(crate) async fn note_purged(&self, number: u64) -> io::Result<()> {
+        let mut batch = Batch::default();
+        batch.put(Table::LogMeta, PURGED_OF_KEYS, codec::encode(&number));
+        self.write_through(batch).await?;
+        self.purged_of_keys.store(number, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Takes the sealed material of keys that are gone out of the entries up to `applied`, and has the old
+    /// bytes leave the disk. Entries keep their ids and their effect, so that a node which is still to be
+    /// sent them comes to the same state.
+    pub(crate) async fn scrub(&self, gone: &Arc<BTreeSet<KeyId>>, applied: u64) -> io::Result<()> {
+        let store = Arc::clone(&self.store);
+        let doomed = Arc::clone(gone);
+        let scrubbed: Vec<LogEntry<E>> = self
+            .env
+            .blocking(move || {
+                let mut scrubbed = Vec::new();
+                store.scan(Table::Log, &mut |_, bytes| {
+                    let mut entry: LogEntry<E> =
+                        codec::decode(bytes).map_err(|e| damaged("an entry", e))?;
+                    if entry.log_id.index <= applied
+                        && let EntryPayload::Normal(proposal) = &mut entry.payload
+                        && proposal.0.command.scrub(&|key| doomed.contains(key))
+                    {
+                        scrubbed.push(entry);
+                    }
+                    Ok(())
+                })?;
+                io::Result::Ok(scrubbed)
+            })
+            .await?;
+        let mut batch = Batch::default();
+        {
+            let mut cache = self.cache.lock();
+            for entry in scrubbed {
+                batch.put(Table::Log, log_key(entry.log_id.index), codec::encode(&entry));
+                if let Some(kept) = cache.entries.get_mut(&entry.log_id.index) {
+                    *kept = entry;
+                }
+            }
+        }
+        self.write_through(batch).await?;
+        let store = Arc::clone(&self.store);
+        self.env.blocking(move || store.purge(&[Table::Log])).await
     }
 
     async fn write_through(&self, batch: Batch) -> io::Result<()> {

@@ -13,6 +13,7 @@ use openraft::entry::RaftEntry;
 use openraft::impls::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::lease::Keeper;
@@ -42,6 +43,49 @@ impl Visible {
 type Position = (Option<LogId>, StoredMembership);
 type Frozen = (Arc<dyn Checkpoint>, Position);
 
+/// Where the state machine stands, and its latest checkpoint. Shared with the task that purges disks.
+#[derive(Default)]
+pub(crate) struct Stand {
+    /// Held while a group of entries is applied, a checkpoint made or a snapshot taken over: nothing moves
+    /// meanwhile.
+    gate: tokio::sync::Mutex<()>,
+    position: Mutex<Position>,
+    /// None after a start: openraft asks for a new one when it needs it.
+    frozen: Mutex<Option<Frozen>>,
+}
+
+impl Stand {
+    fn position(&self) -> Position {
+        self.position.lock().clone()
+    }
+
+    /// Makes a checkpoint. The gate must be held.
+    async fn freeze<E: Env>(&self, env: &E, store: &Arc<dyn Store>) -> io::Result<Frozen> {
+        let store = Arc::clone(store);
+        let checkpoint = env.blocking(move || store.checkpoint()).await?;
+        let frozen = (checkpoint, self.position());
+        *self.frozen.lock() = Some(frozen.clone());
+        Ok(frozen)
+    }
+
+    /// Purges the tables' files of what was deleted, and puts a new checkpoint in the place of the old one,
+    /// which holds the old files.
+    pub(crate) async fn purge<E: Env>(
+        &self,
+        env: &E,
+        store: &Arc<dyn Store>,
+        tables: &'static [Table],
+    ) -> io::Result<()> {
+        let purged = Arc::clone(store);
+        env.blocking(move || purged.purge(tables)).await?;
+        let _standing_still = self.gate.lock().await;
+        if self.frozen.lock().is_some() {
+            self.freeze(env, store).await?;
+        }
+        Ok(())
+    }
+}
+
 /// Reads the state and its position in the log from a store.
 pub(crate) fn load(store: &dyn Store) -> io::Result<(State, Position)> {
     let mut state = State::load(store)?;
@@ -60,9 +104,7 @@ pub(crate) struct Machine<E: Env> {
     keeper: Arc<Keeper>,
     log: LogStore<E>,
     visible: Arc<Visible>,
-    position: Position,
-    /// The latest checkpoint. None after a start: openraft asks for a new one when it needs it.
-    frozen: Option<Frozen>,
+    stand: Arc<Stand>,
 }
 
 impl<E: Env> Machine<E> {
@@ -73,14 +115,20 @@ impl<E: Env> Machine<E> {
         log: LogStore<E>,
         state: State,
         position: Position,
-    ) -> (Self, Arc<Visible>) {
+    ) -> (Self, Arc<Visible>, Arc<Stand>) {
         let visible =
             Arc::new(Visible { state: ArcSwap::from_pointee(state), stepped: Notify::new() });
-        let visible_here = Arc::clone(&visible);
-        let machine =
-            Self { env, store, keeper, log, visible: visible_here, position, frozen: None };
+        let stand = Arc::new(Stand { position: Mutex::new(position), ..Stand::default() });
+        let machine = Self {
+            env,
+            store,
+            keeper,
+            log,
+            visible: Arc::clone(&visible),
+            stand: Arc::clone(&stand),
+        };
         machine.tell();
-        (machine, visible)
+        (machine, visible, stand)
     }
 
     /// Shows the state to calls, then tells the leases.
@@ -91,20 +139,15 @@ impl<E: Env> Machine<E> {
     }
 
     fn tell(&self) {
-        let index = self.position.0.map_or(0, |id| id.index);
-        self.keeper.applied(index, self.position.1.membership(), self.env.boot_now());
-    }
-
-    async fn freeze(&mut self) -> io::Result<Frozen> {
-        let store = Arc::clone(&self.store);
-        let checkpoint = self.env.blocking(move || store.checkpoint()).await?;
-        let frozen = (checkpoint, self.position.clone());
-        self.frozen = Some(frozen.clone());
-        Ok(frozen)
+        let (last, membership) = self.stand.position();
+        let index = last.map_or(0, |id| id.index);
+        self.keeper.applied(index, membership.membership(), self.env.boot_now());
     }
 
     async fn step(&mut self, group: &mut Vec<EntryResponder<TypeConfig<E>>>) -> io::Result<()> {
+        let _moving = self.stand.gate.lock().await;
         let mut state = State::clone(&self.visible.load());
+        let mut position = self.stand.position();
         let mut batch = Batch::default();
         let mut answers = Vec::with_capacity(group.len());
         for (entry, responder) in group.drain(..) {
@@ -114,16 +157,17 @@ impl<E: Env> Machine<E> {
                 EntryPayload::Membership(_) => None,
             };
             if let Some(membership) = entry.get_membership() {
-                self.position.1 = StoredMembership::new(Some(entry.log_id), membership);
+                position.1 = StoredMembership::new(Some(entry.log_id), membership);
             }
-            self.position.0 = Some(entry.log_id);
+            position.0 = Some(entry.log_id);
             state.applied = entry.log_id.index;
             answers.push((responder, outcome));
         }
-        batch.put(Table::Meta, APPLIED, codec::encode(&self.position));
+        batch.put(Table::Meta, APPLIED, codec::encode(&position));
         let store = Arc::clone(&self.store);
         // Not synced: the log is, and a state that lost its tail in a power cut is caught up from it.
         self.env.blocking(move || store.write(batch, false)).await?;
+        *self.stand.position.lock() = position;
         self.show(state);
         for (responder, outcome) in answers {
             if let Some(responder) = responder {
@@ -139,7 +183,7 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for Machine<E> {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<Position> {
-        Ok(self.position.clone())
+        Ok(self.stand.position())
     }
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
@@ -159,7 +203,8 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for Machine<E> {
     async fn get_snapshot_builder(&mut self) -> Builder {
         // Here and not in the builder: nothing is applied meanwhile, so the checkpoint stands exactly at
         // our position. It costs one flush.
-        Builder { snapshot: Some(self.freeze().await) }
+        let _standing_still = self.stand.gate.lock().await;
+        Builder { snapshot: Some(self.stand.freeze(&self.env, &self.store).await) }
     }
 
     async fn install_snapshot(
@@ -174,6 +219,9 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for Machine<E> {
             .lock()
             .take()
             .ok_or_else(|| io::Error::other("this snapshot was installed already"))?;
+        let _moving = self.stand.gate.lock().await;
+        // The sender's files may still hold keys that were deleted: they are purged here, too.
+        self.log.note_purged(0).await?;
         let store = Arc::clone(&self.store);
         let (state, position) = self
             .env
@@ -185,17 +233,17 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for Machine<E> {
         if position.0 != meta.last_log_id {
             return Err(io::Error::other("the received snapshot is not at the index it names"));
         }
-        self.position = position;
-        self.log.rebase(self.position.1.membership().clone());
+        self.log.rebase(position.1.membership().clone());
+        *self.stand.position.lock() = position;
         self.show(state);
-        self.freeze().await?;
+        self.stand.freeze(&self.env, &self.store).await?;
         Ok(())
     }
 
     async fn get_current_snapshot(
         &mut self,
     ) -> io::Result<Option<SnapshotOf<TypeConfig<E>, SnapshotData>>> {
-        Ok(self.frozen.clone().map(snapshot::<E>))
+        Ok(self.stand.frozen.lock().clone().map(snapshot::<E>))
     }
 }
 

@@ -79,6 +79,8 @@ pub struct LeaseRequest {
     pub boot: u64,
     /// The asking node's clock when it asked, to notice clocks that run wrong.
     pub clock_ns: u64,
+    /// The asking node's wall clock, in milliseconds since the Unix epoch.
+    pub wall_ms: i64,
 }
 
 /// The leader's permission to serve for a while.
@@ -92,6 +94,8 @@ pub struct Grant {
     pub fence: u64,
     /// How long, in nanoseconds, from before the request was sent.
     pub duration_ns: u64,
+    /// Region time at the leader, in milliseconds since the Unix epoch; none before it is anchored.
+    pub region_ms: Option<i64>,
 }
 
 /// A peer's answer.
@@ -150,6 +154,11 @@ pub struct NodeStatus {
     pub lease_ms: u64,
     /// The fence: it serves nothing older.
     pub fence: u64,
+    /// How far its wall clock is off the median, in milliseconds, as the leader sees it. Only a leader
+    /// knows it, of everybody.
+    pub clocks_off_ms: Vec<(NodeId, i64)>,
+    /// Up to which deletion its disks hold nothing of deleted keys any more.
+    pub purged: u64,
     /// The build's version.
     pub version: String,
 }

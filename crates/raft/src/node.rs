@@ -2,6 +2,7 @@
 
 mod membership;
 mod peers;
+mod purge;
 mod tasks;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,11 +22,12 @@ use tokio::sync::{Notify, OnceCell};
 
 use crate::lease::{Fenced, Keeper, Owed};
 use crate::log_store::{IDENTITY, LogStore};
-use crate::machine::{self, Machine, Visible};
+use crate::machine::{self, Machine, Stand, Visible};
 use crate::messages::{
     BoxFuture, Member, NodeStatus, PeerRequest, PeerResponse, ProposeError, Transport,
 };
 use crate::network::Network;
+use crate::region_time::{Look, RegionTime};
 use crate::types::{LeaderId, Proposal, SnapshotData, TypeConfig};
 
 /// Entries between snapshots: a log of this length is replayed in well under a second.
@@ -116,7 +118,10 @@ pub struct Node<E: Env> {
     keeper: Arc<Keeper>,
     visible: Arc<Visible>,
     transport: Arc<dyn Transport>,
+    log: LogStore<E>,
     state_store: Arc<dyn Store>,
+    stand: Arc<Stand>,
+    time: RegionTime,
     incoming: Mutex<Option<Incoming>>,
     /// Rule 6: neither votes nor stands before this point.
     mute_until: Duration,
@@ -187,7 +192,7 @@ impl<E: Env> Node<E> {
         let base = position.1.membership().clone();
         let store = Arc::clone(&log_store);
         let log = LogStore::open(node, env.clone(), store, Arc::clone(&keeper), base)?;
-        let (machine, visible) = Machine::new(
+        let (machine, visible, stand) = Machine::new(
             env.clone(),
             Arc::clone(&state_store),
             Arc::clone(&keeper),
@@ -201,7 +206,7 @@ impl<E: Env> Node<E> {
             transport: Arc::clone(&transport),
             transfers: Arc::new(AtomicU64::new(random_u64(&env))),
         };
-        let raft = Raft::new(node, raft_config(config.timers)?, network, log, machine)
+        let raft = Raft::new(node, raft_config(config.timers)?, network, log.clone(), machine)
             .await
             .map_err(|e| StartError::Raft(e.to_string()))?;
         let mute_until = now + Duration::from_millis(config.timers.election_ms_max);
@@ -212,7 +217,10 @@ impl<E: Env> Node<E> {
             keeper,
             visible,
             transport,
+            log,
             state_store,
+            stand,
+            time: RegionTime::default(),
             incoming: Mutex::new(None),
             mute_until,
             fence_wanted: Notify::new(),
@@ -225,6 +233,7 @@ impl<E: Env> Node<E> {
         node.spawn(Self::stand_when_allowed);
         node.spawn(Self::renew_leases);
         node.spawn(Self::send_fences);
+        node.spawn(Self::purge_what_is_gone);
         Ok(node)
     }
 
@@ -377,7 +386,7 @@ impl<E: Env> Node<E> {
     ) -> Result<Outcome, ProposeError> {
         let end = self.env.boot_now() + patience;
         let Some(leader) = self.keeper.leading() else { return Err(ProposeError::NotLeader) };
-        envelope.time = Timestamp(self.env.wall_now_ms());
+        envelope.time = self.stamp();
         let write = self.raft.client_write(Proposal(Box::new(envelope)));
         let written = match self.env.timeout(patience, write).await {
             None => return Err(ProposeError::Unknown),
@@ -393,6 +402,60 @@ impl<E: Env> Node<E> {
         }
         self.fence(leader, written.log_id.index, end).await?;
         written.data.0.ok_or(ProposeError::Unknown)
+    }
+
+    /// The time that a command of this leader carries: Region time; before that is anchored in this term,
+    /// the latest one in the log.
+    fn stamp(&self) -> Timestamp {
+        let state = self.visible.load();
+        match self.look_at_clocks() {
+            Some(time) => Timestamp(time.saturating_add(state.clock_offset_ms)),
+            None => state.time,
+        }
+    }
+
+    /// What a look at all clocks takes, if this node leads.
+    fn clock_look(&self) -> Option<Look> {
+        Some(Look {
+            leader: self.keeper.leading()?,
+            me: self.id(),
+            voters: self.keeper.voters(),
+            wall_ms: self.env.wall_now_ms(),
+            now: self.env.boot_now(),
+        })
+    }
+
+    /// The leader's look at all clocks: Region time without the offset, once it is anchored.
+    fn look_at_clocks(&self) -> Option<i64> {
+        let look = self.clock_look()?;
+        let state = self.visible.load();
+        self.time.look(&look, state.time.0.saturating_sub(state.clock_offset_ms))
+    }
+
+    /// Region time: what the Region takes the time to be, moved ahead where that was asked for. Periods
+    /// of keys are counted on it.
+    #[must_use]
+    pub fn region_now(&self) -> Timestamp {
+        Timestamp(self.wall_now().0.saturating_add(self.visible.load().clock_offset_ms))
+    }
+
+    /// The wall clock, put right by the Region's majority. Certificates are judged by it. A node that has
+    /// not heard from a leader since its start has its own only.
+    #[must_use]
+    pub fn wall_now(&self) -> Timestamp {
+        Timestamp(self.time.now(self.env.boot_now()).unwrap_or_else(|| self.env.wall_now_ms()))
+    }
+
+    /// True if this node leads, Region time has come to `date`, and a majority of the voters has shown on
+    /// its own clocks that it has: what cannot be undone asks this.
+    #[must_use]
+    pub fn majority_past(&self, date: Timestamp) -> bool {
+        let offset = self.visible.load().clock_offset_ms;
+        let date = date.0.saturating_sub(offset);
+        self.clock_look().is_some_and(|look| {
+            self.look_at_clocks().is_some_and(|time| time >= date)
+                && self.time.majority_past(&look, date)
+        })
     }
 
     /// Rule 5: returns once no node can serve anything older than `index`.
@@ -465,6 +528,11 @@ impl<E: Env> Node<E> {
             lease: self.keeper.describe(now).to_owned(),
             lease_ms: u64::try_from(cell.left(now).as_millis()).unwrap_or(u64::MAX),
             fence: cell.fence(),
+            clocks_off_ms: self
+                .clock_look()
+                .map(|look| self.time.offsets(&look).into_iter().collect())
+                .unwrap_or_default(),
+            purged: self.log.purged_of_keys(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

@@ -12,8 +12,8 @@ use arc_swap::ArcSwap;
 use keyward_state::{Batch, Change, Checkpoint, Install, Store, Table, Visit};
 use parking_lot::Mutex;
 use rocksdb::{
-    ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, IteratorMode, Options, WriteBatch,
-    WriteOptions,
+    BottommostLevelCompaction, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
+    DBRecoveryMode, FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions,
 };
 
 const CURRENT: &str = "CURRENT-DB";
@@ -176,6 +176,36 @@ impl Store for RocksStore {
         fs::rename(&draft, &place)?;
         sync_folder(folder)?;
         Ok(Arc::new(RocksCheckpoint::open(&place)?))
+    }
+
+    fn purge(&self, tables: &[Table]) -> io::Result<()> {
+        let _one_at_a_time = self.shared.maintenance.lock();
+        let db = self.shared.db.load_full();
+        // All tables are flushed: a write-ahead file goes once nothing in it is still in memory only.
+        let families = self
+            .shared
+            .tables
+            .iter()
+            .map(|table| family(&db, *table))
+            .collect::<io::Result<Vec<_>>>()?;
+        db.flush_cfs_opt(&families, &FlushOptions::default()).map_err(other)?;
+        let mut options = CompactOptions::default();
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        options.set_exclusive_manual_compaction(true);
+        let failures = || db.property_int_value("rocksdb.background-errors").map_err(other);
+        let before = failures()?;
+        for table in tables {
+            let none: Option<&[u8]> = None;
+            db.compact_range_cf_opt(family(&db, *table)?, none, none, &options);
+        }
+        // A compaction does not say how it went.
+        if failures()? > before {
+            return Err(io::Error::other(format!(
+                "the database in {} could not be compacted: is the disk full?",
+                self.shared.folder.display()
+            )));
+        }
+        Ok(())
     }
 
     fn begin_install(&self) -> io::Result<Box<dyn Install>> {

@@ -49,6 +49,10 @@ impl Store for Gated {
         self.inner.checkpoint()
     }
 
+    fn purge(&self, tables: &[Table]) -> io::Result<()> {
+        self.inner.purge(tables)
+    }
+
     fn begin_install(&self) -> io::Result<Box<dyn Install>> {
         self.inner.begin_install()
     }

@@ -92,6 +92,8 @@ requests! {
     ScheduleKeyDeletion { key_id: String, pending_window_in_days: Option<i32>, }
     /// Ends the waiting period.
     CancelKeyDeletion { key_id: String, }
+    /// Tells how far a key's deletion has come.
+    GetKeyDeletionStatus { key_id: String, }
     /// Makes an alias.
     CreateAlias { alias_name: String, target_key_id: String, }
     /// Points an alias at another key.
@@ -234,6 +236,30 @@ pub struct RotationEntry {
     pub rotation_type: Option<&'static str>,
 }
 
+/// How far a key's deletion has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct DeletionStatus {
+    pub key_arn: String,
+    /// The key's state; none once it is gone.
+    pub state: Option<KeyState>,
+    pub deletion_date: Option<Timestamp>,
+    /// When it was deleted, if it was.
+    pub deleted: Option<Timestamp>,
+    pub nodes: Vec<NodeDeletion>,
+}
+
+/// How far one node has come with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct NodeDeletion {
+    pub node: u64,
+    pub address: String,
+    pub reachable: bool,
+    /// No file of that node holds the key's material any more.
+    pub gone: bool,
+}
+
 /// One page of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing<T> {
@@ -257,6 +283,7 @@ pub enum Response {
         deletion_date: Timestamp,
         window_days: i32,
     },
+    DeletionStatus(Box<DeletionStatus>),
     /// CancelKeyDeletion, RotateKeyOnDemand.
     KeyArn(String),
     Aliases(Listing<AliasEntry>),

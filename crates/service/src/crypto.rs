@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keyward_env::Env;
 use keyward_hsm::{BackingKey, CanonicalContext, HsmError, ParsedCiphertext};
 use keyward_model::limits::{CIPHERTEXT_BYTES_MAX, PLAINTEXT_BYTES_MAX};
-use keyward_model::{ErrorCode, KmsError, check_state};
+use keyward_model::{ErrorCode, KmsError};
 
 use crate::api::{
     Decrypt, Encrypt, GenerateDataKey, GenerateDataKeyWithoutPlaintext, GenerateRandom, ReEncrypt,
@@ -147,8 +147,7 @@ impl<E: Env> Kms<E> {
         s: &Serving<'_>,
         request: DataKey<'_>,
     ) -> Result<Response, KmsError> {
-        let length =
-            resolve::data_key_length(request.key_spec, request.number_of_bytes)?;
+        let length = resolve::data_key_length(request.key_spec, request.number_of_bytes)?;
         let context = resolve::context(request.encryption_context)?;
         let permitted = self.usable_key(s, request.key_id, "keyId", Forms::KeyOrAlias)?;
         dry_run(request.dry_run)?;
@@ -223,7 +222,7 @@ impl<E: Env> Kms<E> {
                     .map_err(|refusal| if s.principal.kinds.user { hidden() } else { refusal })?
             }
         };
-        check_state(s.operation, permitted.key.state, &permitted.arn)?;
+        self.check_state(s, &permitted)?;
         Ok(permitted)
     }
 

@@ -43,7 +43,9 @@ impl<E: Env> Kms<E> {
             self.fetch_domain_keys(&state).await,
             self.open_domain_key(&state, facts.active_domain_key).await,
         ];
+        self.evict_deleted(&state);
         if self.node.leads() {
+            self.execute_deletions(&state).await;
             results.push(self.complete_rotations(&state).await);
             self.begin_rotations(&state).await;
             results.push(self.rotate_old_domain_key(&state).await);
@@ -104,7 +106,7 @@ impl<E: Env> Kms<E> {
         Ok(true)
     }
 
-    fn step_end(&self) -> Duration {
+    pub(crate) fn step_end(&self) -> Duration {
         self.node.env().boot_now() + STEP_PATIENCE
     }
 
@@ -128,7 +130,7 @@ impl<E: Env> Kms<E> {
     }
 
     async fn begin_rotations(&self, state: &State) {
-        let now = Timestamp(self.node.env().wall_now_ms());
+        let now = self.node.region_now();
         for key in state.rotations_due(now, ROTATIONS_A_ROUND) {
             let introduced =
                 self.introduce(state, self.step_end(), key, RotationKind::Automatic).await;
@@ -142,7 +144,7 @@ impl<E: Env> Kms<E> {
         let Some(facts) = &state.region else { return Ok(()) };
         let newest = state.domain_keys.values().max_by_key(|key| (key.created, key.sealed.id));
         let Some(newest) = newest else { return Ok(()) };
-        let now = Timestamp(self.node.env().wall_now_ms());
+        let now = self.node.region_now();
         let old = now.0 - newest.created.0 >= DOMAIN_KEY_LIFE_MS;
         // One that has waited for a whole life waits for a node that does not come: another is made.
         if newest.sealed.id != facts.active_domain_key && !old {

@@ -3,18 +3,20 @@
 //! Raft command) > look at the lease again.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use keyward_env::{Entropy, Env};
 use keyward_hsm::{BackingKey, Hsm};
 use keyward_model::{
-    DomainKeyId, ErrorCode, KmsError, Operation, Plane, Region, Timestamp, check_state,
+    DomainKeyId, ErrorCode, KeyState, KmsError, Operation, Plane, Region, Timestamp, check_state,
 };
 use keyward_raft::{Node, NotServing, ProposeError};
 use keyward_state::{Command, Envelope, Key, Material, Principal, Reply, State};
 
 use crate::api::{Call, Request, Response};
 use crate::authorize::{Authorize, ByKind, Question, authenticate, note_refusal};
+use crate::deletion::Alarm;
 use crate::resolve::{Forms, View};
 
 /// How long a data-plane call waits at most for a lease or a fence where waiting helps.
@@ -26,6 +28,10 @@ pub struct Kms<E: Env> {
     pub(crate) hsm: Arc<Hsm>,
     pub(crate) entropy: Arc<dyn Entropy>,
     authorizer: Arc<dyn Authorize>,
+    /// Speaks up when keys that wait for their deletion are used.
+    pub(crate) alarm: Alarm,
+    /// Up to which deletion open material has left memory.
+    pub(crate) evicted: AtomicU64,
 }
 
 /// What a call is served with: one immutable snapshot, and who asks.
@@ -54,7 +60,14 @@ impl<E: Env> Kms<E> {
     #[must_use]
     pub fn new(node: Arc<Node<E>>, hsm: Arc<Hsm>) -> Arc<Self> {
         let entropy = node.env().entropy();
-        Arc::new(Self { node, hsm, entropy, authorizer: Arc::new(ByKind) })
+        Arc::new(Self {
+            node,
+            hsm,
+            entropy,
+            authorizer: Arc::new(ByKind),
+            alarm: Alarm::default(),
+            evicted: AtomicU64::new(0),
+        })
     }
 
     /// The node below.
@@ -90,7 +103,7 @@ impl<E: Env> Kms<E> {
         state: &State,
         deadline: Duration,
     ) -> Result<Response, KmsError> {
-        let now = Timestamp(self.node.env().wall_now_ms());
+        let now = self.node.wall_now();
         let principal = authenticate(state, &call.caller, now).inspect_err(note_refusal)?;
         let serving = Serving {
             region: &state.region.as_ref().ok_or_else(not_founded)?.region,
@@ -117,6 +130,7 @@ impl<E: Env> Kms<E> {
             Request::DisableKey(r) => self.set_enabled(s, &r.key_id, false).await,
             Request::ScheduleKeyDeletion(r) => self.schedule_key_deletion(s, r).await,
             Request::CancelKeyDeletion(r) => self.cancel_key_deletion(s, r).await,
+            Request::GetKeyDeletionStatus(r) => self.get_key_deletion_status(s, r).await,
             Request::CreateAlias(r) => self.create_alias(s, r).await,
             Request::UpdateAlias(r) => self.update_alias(s, r).await,
             Request::DeleteAlias(r) => self.delete_alias(s, r).await,
@@ -177,8 +191,22 @@ impl<E: Env> Kms<E> {
         forms: Forms,
     ) -> Result<Permitted, KmsError> {
         let permitted = self.permitted_key(s, text, member, forms)?;
-        check_state(s.operation, permitted.key.state, &permitted.arn)?;
+        self.check_state(s, &permitted)?;
         Ok(permitted)
+    }
+
+    /// The key's state allows the operation. A use of a key that waits for its deletion is what its owner
+    /// must hear of while it can still be cancelled: it is counted and logged. (AWS's recipe raises an alarm on
+    /// the audit record of the same refusal.)
+    pub(crate) fn check_state(&self, s: &Serving<'_>, on: &Permitted) -> Result<(), KmsError> {
+        let allowed = check_state(s.operation, on.key.state, &on.arn);
+        if allowed.is_err()
+            && s.operation.plane() == Plane::Use
+            && on.key.state == KeyState::PendingDeletion
+        {
+            self.alarm.used(&on.arn, s.principal.arn.as_str(), self.node.env().boot_now());
+        }
+        allowed
     }
 
     /// One change: one Raft command, acknowledged once every node has it.

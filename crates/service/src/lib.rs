@@ -8,6 +8,7 @@ pub mod api;
 mod authority;
 mod authorize;
 mod crypto;
+mod deletion;
 mod housekeeping;
 mod keys;
 mod kms;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use keyward_env::Env;
 use keyward_model::limits::PAGE_PRINCIPALS;
 use keyward_model::{ErrorCode, KmsError, NodeId, PrincipalArn, Region, Timestamp};
-use keyward_raft::NodeStatus;
-use keyward_state::{Command, Founding, Kinds, Principal, State, Timers, codec};
+use keyward_raft::{CLOCK_OFF_MAX_MS, NodeStatus};
+use keyward_state::{Command, Founding, Kinds, Principal, Purpose, Reply, State, Timers, codec};
 
 use crate::api::{Caller, Listing};
 use crate::authority::{self, Authority, Issued};
@@ -32,6 +32,10 @@ pub struct ClusterStatus {
     pub keys: usize,
     pub active_domain_key: String,
     pub domain_keys: usize,
+    pub purpose: Purpose,
+    /// Region time.
+    pub time: Timestamp,
+    pub clock_offset_ms: i64,
 }
 
 /// One node of it; no status when it does not answer.
@@ -42,6 +46,8 @@ pub struct MemberStatus {
     pub address: String,
     pub voter: bool,
     pub root: Option<String>,
+    /// How far its wall clock is off the median, as the leader sees it.
+    pub clock_off_ms: Option<i64>,
     pub status: Option<NodeStatus>,
 }
 
@@ -51,6 +57,8 @@ pub struct FoundingRequest {
     pub region: Region,
     /// Its timers.
     pub timers: Timers,
+    /// What it is for.
+    pub purpose: Purpose,
     /// The first operator; must be the caller.
     pub operator: PrincipalArn,
     /// The authority's certificate, DER.
@@ -69,7 +77,7 @@ impl<E: Env> Kms<E> {
     }
 
     fn now(&self) -> Timestamp {
-        Timestamp(self.node.env().wall_now_ms())
+        self.node.wall_now()
     }
 
     /// Lets operators through and nobody else.
@@ -143,6 +151,7 @@ impl<E: Env> Kms<E> {
             region: request.region,
             region_id,
             timers: request.timers,
+            purpose: request.purpose,
             ca_certificate: request.ca_certificate,
             ca_private_key,
             domain_key,
@@ -164,6 +173,11 @@ impl<E: Env> Kms<E> {
         let members = self.node.members();
         let asked = members.iter().map(|member| self.node.status_of(member, STATUS_PATIENCE));
         let answers = futures_util::future::join_all(asked).await;
+        let clocks: Vec<(NodeId, i64)> = answers
+            .iter()
+            .flatten()
+            .flat_map(|status| status.clocks_off_ms.iter().copied())
+            .collect();
         let nodes = members
             .iter()
             .zip(answers)
@@ -172,6 +186,10 @@ impl<E: Env> Kms<E> {
                 address: member.address.clone(),
                 voter: member.voter,
                 root: state.root_of(member.node).map(|root| root.id.to_string()),
+                clock_off_ms: clocks
+                    .iter()
+                    .find(|(node, _)| *node == member.node)
+                    .map(|(_, off)| *off),
                 status,
             })
             .collect();
@@ -183,6 +201,9 @@ impl<E: Env> Kms<E> {
             keys: state.key_count(),
             active_domain_key: facts.active_domain_key.to_string(),
             domain_keys: state.domain_keys.len(),
+            purpose: facts.purpose,
+            time: self.node.region_now(),
+            clock_offset_ms: state.clock_offset_ms,
         })
     }
 
@@ -239,6 +260,24 @@ impl<E: Env> Kms<E> {
         self.operator(caller, patience).await?;
         match self.have_led(LeaderCommand::RotateDomainKey, patience).await? {
             LeaderReply::DomainKey(id) => Ok(id.to_string()),
+            other => Err(internal("an unexpected reply", &format!("{other:?}"))),
+        }
+    }
+
+    /// Moves the Region's clock ahead by so many milliseconds, for rehearsals. Returns the whole offset.
+    pub async fn advance_clock(
+        &self,
+        caller: &Caller,
+        milliseconds: i64,
+        patience: Duration,
+    ) -> Result<i64, KmsError> {
+        let deadline = self.node.env().boot_now() + patience;
+        self.operator(caller, patience).await?;
+        match self.change(deadline, Command::AdvanceClock { milliseconds }).await? {
+            Reply::ClockOffset(offset) => {
+                tracing::warn!(by = %caller.principal, milliseconds, offset, "the Region's clock was moved ahead");
+                Ok(offset)
+            }
             other => Err(internal("an unexpected reply", &format!("{other:?}"))),
         }
     }
@@ -329,8 +368,10 @@ impl<E: Env> Kms<E> {
             ));
         }
         let hello = self.ask_peer(node, address, &AppRequest::Hello, STATUS_PATIENCE * 4).await;
-        let (root, region_id, timers) = match hello {
-            Ok(AppResponse::Hello { root, region_id, timers }) => (root, region_id, timers),
+        let (root, region_id, timers, wall_ms) = match hello {
+            Ok(AppResponse::Hello { root, region_id, timers, wall_ms }) => {
+                (root, region_id, timers, wall_ms)
+            }
             Ok(other) => return Err(internal("an unexpected answer", &format!("{other:?}"))),
             Err(why) => {
                 return Err(refused(format!(
@@ -339,6 +380,15 @@ impl<E: Env> Kms<E> {
                 )));
             }
         };
+        let off_ms = wall_ms - self.now().0;
+        if off_ms.abs() > CLOCK_OFF_MAX_MS {
+            return Err(refused(format!(
+                "node {node}'s clock is {} s off the Region's, and {} s are allowed: set it (chrony or ntpd \
+                 keeps it right), then add the node again",
+                off_ms / 1000,
+                CLOCK_OFF_MAX_MS / 1000
+            )));
+        }
         let own = self.node.state().region.as_ref().map(|facts| facts.region_id);
         if region_id.is_some() && region_id != own {
             return Err(refused(format!(

@@ -44,7 +44,7 @@ pub(crate) enum LeaderReply {
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum AppResponse {
-    Hello { root: RootId, region_id: Option<[u8; 16]>, timers: Timers },
+    Hello { root: RootId, region_id: Option<[u8; 16]>, timers: Timers, wall_ms: i64 },
     Resealed(Vec<(DomainKeyId, Vec<u8>)>),
     Operated(Result<LeaderReply, KmsError>),
 }
@@ -71,6 +71,7 @@ impl<E: Env> Kms<E> {
                 root: self.hsm.root_id().clone(),
                 region_id: self.node.state().region.as_ref().map(|facts| facts.region_id),
                 timers: self.node.timers(),
+                wall_ms: self.node.env().wall_now_ms(),
             }),
             AppRequest::Reseal { request, domain_keys } => {
                 self.reseal(from, &request, &domain_keys).await.map(AppResponse::Resealed)

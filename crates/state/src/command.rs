@@ -10,7 +10,7 @@ use keyward_model::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::rows::{Kinds, RotationKind, Timers};
+use crate::rows::{Kinds, Purpose, RotationKind, Timers};
 
 /// Names one attempt of a caller to change something. A retry carries the same id and gets the first
 /// outcome.
@@ -72,6 +72,19 @@ pub enum Command {
     CancelDeletion {
         /// The key.
         key: KeyId,
+    },
+    /// The waiting period is over: the key goes, and leaves a tombstone. Refused before its date.
+    DeleteKey {
+        /// The key.
+        key: KeyId,
+        /// Its deletion date, as the proposer saw it: a period that was cancelled and begun anew is
+        /// another one.
+        date: Timestamp,
+    },
+    /// Moves Region time ahead, for rehearsals. Only Regions that are not for production accept it.
+    AdvanceClock {
+        /// By how much, in milliseconds.
+        milliseconds: i64,
     },
     /// Makes an alias.
     CreateAlias {
@@ -206,6 +219,24 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Takes the sealed material of keys that are gone out of a command, as it stands in a log. What the
+    /// command does stays the same, but for that material: the key's deletion follows in the same log.
+    ///
+    /// True if there was something to take out.
+    pub fn scrub(&mut self, gone: &dyn Fn(&KeyId) -> bool) -> bool {
+        match self {
+            Self::CreateKey { key, token, .. } | Self::IntroduceMaterial { key, token, .. }
+                if !token.as_bytes().is_empty() && gone(key) =>
+            {
+                *token = SealedToken::from_bytes(Vec::new());
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
 /// What founding a Region fixes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Founding {
@@ -215,6 +246,8 @@ pub struct Founding {
     pub region_id: [u8; 16],
     /// Timers for every node.
     pub timers: Timers,
+    /// What it is for.
+    pub purpose: Purpose,
     /// The certificate authority's certificate, DER.
     pub ca_certificate: Vec<u8>,
     /// Its key, sealed.
@@ -239,6 +272,8 @@ pub type Outcome = Result<Reply, KmsError>;
 pub enum Reply {
     /// Done.
     Done,
+    /// AdvanceClock: the whole offset from now on, in milliseconds.
+    ClockOffset(i64),
     /// ScheduleDeletion: the date.
     DeletionDate(Timestamp),
     /// IntroduceMaterial: the material that is now waiting to be used. Another one than the command's

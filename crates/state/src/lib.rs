@@ -17,8 +17,8 @@ pub use apply::apply;
 pub use command::{Command, CommandId, Envelope, Founding, Outcome, Reply};
 pub use mem::MemStore;
 pub use rows::{
-    Alias, CertificateRecord, DomainKey, Key, Kinds, Material, Principal, RegionFacts, Root,
-    Rotation, RotationKind, Timers,
+    Alias, CertificateRecord, DomainKey, Key, Kinds, Material, Principal, Purpose, RegionFacts,
+    Root, Rotation, RotationKind, Timers, Tombstone,
 };
 pub use state::{Page, State};
 pub use store::{Batch, Change, Checkpoint, Install, Store, Table, Visit};

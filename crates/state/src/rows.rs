@@ -20,12 +20,35 @@ pub struct RegionFacts {
     pub founded: Timestamp,
     /// Timers that every node must run with (DESIGN section 5, rule 7).
     pub timers: Timers,
+    /// What it is for.
+    pub purpose: Purpose,
     /// The certificate authority's certificate, DER.
     pub ca_certificate: Vec<u8>,
     /// Its private key, sealed under a domain key.
     pub ca_private_key: SealedToken,
     /// The domain key that new tokens are sealed under.
     pub active_domain_key: DomainKeyId,
+}
+
+/// What a Region is for. Fixed by its founding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    /// Keys that matter: its clock cannot be moved.
+    #[default]
+    Production,
+    /// Development: its clock can be moved ahead.
+    Dev,
+}
+
+impl Purpose {
+    /// The name, as it is given and shown.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Production => "production",
+            Self::Dev => "dev",
+        }
+    }
 }
 
 /// Raft and lease timers, in milliseconds. Region state: nodes with mixed values could serve stale
@@ -109,6 +132,24 @@ impl Key {
     pub fn introduced(&self) -> Option<&Material> {
         self.materials.get(self.current as usize + 1)
     }
+}
+
+/// What stays of a key that is gone, for ever: nothing may bring it back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// Its id.
+    pub key: KeyId,
+    /// The account that owned it.
+    pub account: AccountId,
+    /// The date that was set for it.
+    pub due: Timestamp,
+    /// When it was deleted.
+    pub deleted: Timestamp,
+    /// Its number among the Region's deletions, from 1 on: nodes report up to which one they have purged
+    /// their disks.
+    pub number: u64,
+    /// Its materials.
+    pub materials: Vec<KeyMaterialId>,
 }
 
 /// One backing key of a KMS key. Its sealed token is in a table of its own.

@@ -11,13 +11,15 @@ use rpds::RedBlackTreeMapSync;
 
 use crate::codec;
 use crate::command::{CommandId, Outcome};
-use crate::rows::{Alias, DomainKey, Key, Principal, RegionFacts, Root};
+use crate::rows::{Alias, DomainKey, Key, Principal, RegionFacts, Root, Tombstone};
 use crate::store::{Store, Table};
 
 /// Key of the row that holds the facts of the Region, in [`Table::Meta`].
 pub(crate) const META_REGION: &[u8] = b"region";
 /// Key of the row that holds Region time.
 pub(crate) const META_TIME: &[u8] = b"time";
+/// Key of the row that holds how far the clock was moved ahead.
+pub(crate) const META_OFFSET: &[u8] = b"clock_offset";
 
 /// The whole state of a Region except for sealed tokens, as of one point in the log. Cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +28,8 @@ pub struct State {
     pub applied: u64,
     /// Region time: the largest stamp applied.
     pub time: Timestamp,
+    /// How far the Region's clock was moved ahead for rehearsals, in milliseconds.
+    pub clock_offset_ms: i64,
     /// The facts; none before the founding.
     pub region: Option<Arc<RegionFacts>>,
     pub(crate) keys: RedBlackTreeMapSync<KeyId, Arc<Key>>,
@@ -44,6 +48,11 @@ pub struct State {
     pub(crate) rotations_due: RedBlackTreeMapSync<(Timestamp, KeyId), ()>,
     /// Keys with a material introduced and not yet used.
     pub(crate) rotations_open: RedBlackTreeMapSync<KeyId, ()>,
+    /// Keys that wait for their deletion, by date.
+    pub(crate) deletions_due: RedBlackTreeMapSync<(Timestamp, KeyId), ()>,
+    pub(crate) tombstones: RedBlackTreeMapSync<KeyId, Arc<Tombstone>>,
+    /// Keys that are gone, by the number of their deletion.
+    pub(crate) deletions: RedBlackTreeMapSync<u64, KeyId>,
 }
 
 impl Default for State {
@@ -51,6 +60,7 @@ impl Default for State {
         Self {
             applied: 0,
             time: Timestamp::default(),
+            clock_offset_ms: 0,
             region: None,
             keys: RedBlackTreeMapSync::new_sync(),
             account_keys: RedBlackTreeMapSync::new_sync(),
@@ -64,6 +74,9 @@ impl Default for State {
             outcome_ages: RedBlackTreeMapSync::new_sync(),
             rotations_due: RedBlackTreeMapSync::new_sync(),
             rotations_open: RedBlackTreeMapSync::new_sync(),
+            deletions_due: RedBlackTreeMapSync::new_sync(),
+            tombstones: RedBlackTreeMapSync::new_sync(),
+            deletions: RedBlackTreeMapSync::new_sync(),
         }
     }
 }
@@ -99,6 +112,13 @@ impl State {
         if let Some(bytes) = store.get(Table::Meta, META_TIME)? {
             state.time = row(Table::Meta, &bytes)?;
         }
+        if let Some(bytes) = store.get(Table::Meta, META_OFFSET)? {
+            state.clock_offset_ms = row(Table::Meta, &bytes)?;
+        }
+        store.scan(Table::Tombstones, &mut |_, bytes| {
+            state.index_tombstone(Arc::new(row(Table::Tombstones, bytes)?));
+            Ok(())
+        })?;
         store.scan(Table::Keys, &mut |_, bytes| {
             state.index_key(Arc::new(row(Table::Keys, bytes)?));
             Ok(())
@@ -143,6 +163,9 @@ impl State {
             Some(old) => {
                 self.rotations_due.remove_mut(&(old.rotation.next, old.id));
                 self.rotations_open.remove_mut(&old.id);
+                if let Some(date) = old.deletion_date {
+                    self.deletions_due.remove_mut(&(date, old.id));
+                }
             }
             None => {
                 self.account_keys.insert_mut((key.account, key.id), ());
@@ -156,7 +179,30 @@ impl State {
         if key.introduced().is_some() {
             self.rotations_open.insert_mut(key.id, ());
         }
+        if let Some(date) = key.deletion_date {
+            self.deletions_due.insert_mut((date, key.id), ());
+        }
         self.keys.insert_mut(key.id, key);
+    }
+
+    /// Takes a key and everything derived from it out of place.
+    pub(crate) fn forget_key(&mut self, key: &Key) {
+        self.rotations_due.remove_mut(&(key.rotation.next, key.id));
+        self.rotations_open.remove_mut(&key.id);
+        if let Some(date) = key.deletion_date {
+            self.deletions_due.remove_mut(&(date, key.id));
+        }
+        self.account_keys.remove_mut(&(key.account, key.id));
+        match self.account_key_count(key.account) {
+            0 | 1 => drop(self.key_counts.remove_mut(&key.account)),
+            count => self.key_counts.insert_mut(key.account, count - 1),
+        }
+        self.keys.remove_mut(&key.id);
+    }
+
+    pub(crate) fn index_tombstone(&mut self, tombstone: Arc<Tombstone>) {
+        self.deletions.insert_mut(tombstone.number, tombstone.key);
+        self.tombstones.insert_mut(tombstone.key, tombstone);
     }
 
     pub(crate) fn index_alias(&mut self, alias: Arc<Alias>) {
@@ -248,6 +294,11 @@ impl State {
         }
     }
 
+    /// Every alias that points at the key.
+    pub(crate) fn aliases_of(&self, key: &Key) -> Vec<Arc<Alias>> {
+        self.list_aliases(key.account, Some(key.id), None, usize::MAX).items
+    }
+
     /// Principals after `after`, by ARN.
     #[must_use]
     pub fn list_principals(
@@ -279,6 +330,42 @@ impl State {
     #[must_use]
     pub fn rotations_open(&self, limit: usize) -> Vec<KeyId> {
         self.rotations_open.iter().map(|(key, ())| *key).take(limit).collect()
+    }
+
+    /// Keys whose waiting period is over at `now`, with their dates, at most `limit`.
+    #[must_use]
+    pub fn deletions_due(&self, now: Timestamp, limit: usize) -> Vec<(KeyId, Timestamp)> {
+        self.deletions_due
+            .iter()
+            .take_while(|((date, _), ())| *date <= now)
+            .map(|((date, key), ())| (*key, *date))
+            .take(limit)
+            .collect()
+    }
+
+    /// How many keys wait for their deletion.
+    #[must_use]
+    pub fn deletions_waiting(&self) -> usize {
+        self.deletions_due.size()
+    }
+
+    /// How many keys were deleted for good.
+    #[must_use]
+    pub fn deletions(&self) -> u64 {
+        self.deletions.last().map_or(0, |(number, _)| *number)
+    }
+
+    /// Keys deleted after the first `number` deletions.
+    pub fn deleted_after(&self, number: u64) -> impl Iterator<Item = &Arc<Tombstone>> {
+        self.deletions
+            .range((std::ops::Bound::Excluded(number), std::ops::Bound::Unbounded))
+            .filter_map(|(_, key)| self.tombstones.get(key))
+    }
+
+    /// What stayed of a key that is gone.
+    #[must_use]
+    pub fn tombstone(&self, key: &KeyId) -> Option<&Arc<Tombstone>> {
+        self.tombstones.get(key)
     }
 
     /// The node's own root, as registered.

@@ -24,6 +24,8 @@ pub enum Table {
     Roots,
     /// State: outcomes of recent commands.
     Outcomes,
+    /// State: what stays of keys that are gone.
+    Tombstones,
     /// Log: entries by index.
     Log,
     /// Log: vote, committed, purged.
@@ -32,7 +34,7 @@ pub enum Table {
 
 impl Table {
     /// The tables of a state store.
-    pub const STATE: [Self; 8] = [
+    pub const STATE: [Self; 9] = [
         Self::Meta,
         Self::Keys,
         Self::Tokens,
@@ -41,6 +43,7 @@ impl Table {
         Self::DomainKeys,
         Self::Roots,
         Self::Outcomes,
+        Self::Tombstones,
     ];
     /// The tables of a log store.
     pub const LOG: [Self; 2] = [Self::Log, Self::LogMeta];
@@ -57,6 +60,7 @@ impl Table {
             Self::DomainKeys => "domain_keys",
             Self::Roots => "roots",
             Self::Outcomes => "outcomes",
+            Self::Tombstones => "tombstones",
             Self::Log => "log",
             Self::LogMeta => "log_meta",
         }
@@ -128,6 +132,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Freezes the present content durably; the checkpoint before it is dropped.
     fn checkpoint(&self) -> io::Result<Arc<dyn Checkpoint>>;
+
+    /// Has what was deleted or overwritten in these tables leave the disk: when this returns, no file of the
+    /// store holds it (checkpoints made before are the caller's to replace).
+    fn purge(&self, tables: &[Table]) -> io::Result<()>;
 
     /// Begins to receive a checkpoint.
     fn begin_install(&self) -> io::Result<Box<dyn Install>>;

@@ -7,8 +7,8 @@ use keyward_model::{
     AccountId, AliasName, DomainKeyId, ErrorCode, KeyId, KeyMaterialId, KeyState, Timestamp,
 };
 use keyward_state::{
-    Batch, Command, Envelope, Founding, MemStore, Outcome, Reply, RotationKind, State, Store,
-    Table, Timers, apply,
+    Batch, Command, Envelope, Founding, MemStore, Outcome, Purpose, Reply, RotationKind, State,
+    Store, Table, Timers, apply,
 };
 use proptest::prelude::*;
 
@@ -46,6 +46,7 @@ fn founding() -> Command {
     let root: keyward_hsm::RootId =
         "memory:00112233445566778899aabbccddeeff".parse().expect("a root id");
     Command::Found(Box::new(Founding {
+        purpose: Purpose::Dev,
         region: "eu-west-1".parse().expect("a Region"),
         region_id: [1; 16],
         timers: Timers::DEFAULT,
@@ -67,24 +68,39 @@ struct Machine {
     state: State,
     store: MemStore,
     commands: u64,
+    /// Periods that were waited for, in milliseconds.
+    waited: i64,
+    log: Vec<Envelope>,
 }
 
 impl Machine {
     fn new() -> Self {
-        let mut machine = Self { state: State::default(), store: MemStore::default(), commands: 0 };
+        let mut machine = Self::empty();
         machine.run(founding()).expect("founded");
         machine
+    }
+
+    fn empty() -> Self {
+        Self {
+            state: State::default(),
+            store: MemStore::default(),
+            commands: 0,
+            waited: 0,
+            log: Vec::new(),
+        }
     }
 
     fn run(&mut self, command: Command) -> Outcome {
         self.commands += 1;
         let mut id = [0; 16];
         id[..8].copy_from_slice(&self.commands.to_be_bytes());
-        let time = Timestamp(1_000_000 * i64::try_from(self.commands).expect("few"));
+        let time = 1_000_000 * i64::try_from(self.commands).expect("few") + self.waited;
+        let time = Timestamp(time);
         self.run_as(Envelope { id, time, command })
     }
 
     fn run_as(&mut self, envelope: Envelope) -> Outcome {
+        self.log.push(envelope.clone());
         let mut batch = Batch::default();
         let outcome = apply(&mut self.state, &mut batch, &envelope);
         self.store.write(batch, true).expect("written");
@@ -110,6 +126,8 @@ enum Step {
     Enable(u8, bool),
     Schedule(u8),
     Cancel(u8),
+    /// The period passes, and the leader has the key deleted.
+    Delete(u8),
     Alias(u8, u8),
     Repoint(u8, u8),
     Unalias(u8),
@@ -126,6 +144,7 @@ fn step() -> impl Strategy<Value = Step> {
         (k.clone(), any::<bool>()).prop_map(|(k, on)| Step::Enable(k, on)),
         k.clone().prop_map(Step::Schedule),
         k.clone().prop_map(Step::Cancel),
+        k.clone().prop_map(Step::Delete),
         (0u8..5, k.clone()).prop_map(|(a, k)| Step::Alias(a, k)),
         (0u8..5, k.clone()).prop_map(|(a, k)| Step::Repoint(a, k)),
         (0u8..5).prop_map(Step::Unalias),
@@ -141,6 +160,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model {
     keys: BTreeMap<u8, (KeyState, BTreeSet<u8>, u32)>,
     aliases: BTreeMap<u8, u8>,
+    gone: BTreeSet<u8>,
 }
 
 impl Model {
@@ -160,6 +180,9 @@ impl Model {
         };
         match step {
             Step::Create(k) => {
+                if self.gone.contains(k) {
+                    return Err(ErrorCode::NotFoundException);
+                }
                 if self.keys.contains_key(k) {
                     return Err(ErrorCode::AlreadyExistsException);
                 }
@@ -178,6 +201,17 @@ impl Model {
                     return Err(ErrorCode::KMSInvalidStateException);
                 }
                 self.keys.get_mut(k).expect("there").0 = Disabled;
+            }
+            Step::Delete(k) => {
+                if self.gone.contains(k) {
+                    return Ok(());
+                }
+                if state(self, k)? != PendingDeletion {
+                    return Err(ErrorCode::KMSInvalidStateException);
+                }
+                self.keys.remove(k);
+                self.aliases.retain(|_, target| target != k);
+                self.gone.insert(*k);
             }
             Step::Alias(a, k) => {
                 not_pending(state(self, k)?)?;
@@ -228,6 +262,17 @@ fn perform(machine: &mut Machine, step: &Step, number: u16) -> Result<(), ErrorC
             machine.run(Command::ScheduleDeletion { key: key(*k), window_days: 7 })
         }
         Step::Cancel(k) => machine.run(Command::CancelDeletion { key: key(*k) }),
+        Step::Delete(k) => {
+            let date = machine.state.key(&key(*k)).and_then(|key| key.deletion_date);
+            if let Some(date) = date.filter(|date| date.0 > machine.state.time.0 + 10_000_000) {
+                // Not a moment before its date.
+                let early = machine.run(Command::DeleteKey { key: key(*k), date });
+                let code = early.expect_err("too early").code;
+                assert_eq!(code, ErrorCode::KMSInvalidStateException);
+                machine.waited += 7 * Timestamp::DAY_MS;
+            }
+            machine.run(Command::DeleteKey { key: key(*k), date: date.unwrap_or_default() })
+        }
         Step::Alias(a, k) => machine.run(Command::CreateAlias {
             account: account(),
             name: alias(*a),
@@ -285,6 +330,10 @@ fn check(state: &State, model: &Model) {
         let listed = state.list_aliases(account(), Some(key(*k)), None, 100).items;
         assert_eq!(listed.len(), pointing);
     }
+    assert_eq!(state.deletions(), model.gone.len() as u64);
+    for k in &model.gone {
+        assert!(state.key(&key(*k)).is_none() && state.tombstone(&key(*k)).is_some());
+    }
     let listed = state.list_keys(account(), None, 100).items;
     assert_eq!(listed.len(), model.keys.len());
     for (a, target) in &model.aliases {
@@ -317,6 +366,47 @@ proptest! {
         let reloaded = State::load(&machine.store).expect("it loads");
         check(&reloaded, &model);
         prop_assert!(reloaded == machine.state, "the store and memory differ");
+    }
+
+    /// A log that sealed material of deleted keys was taken out of leads to the same state and the same
+    /// rows, and holds none of it.
+    #[test]
+    fn a_scrubbed_log_leads_to_the_same_state(steps in prop::collection::vec(step(), 1..120)) {
+        let mut machine = Machine::new();
+        for (number, step) in steps.iter().enumerate() {
+            let _ = perform(&mut machine, step, u16::try_from(number).expect("few"));
+        }
+        let gone: BTreeSet<KeyId> = machine.state.deleted_after(0).map(|tomb| tomb.key).collect();
+        let mut replayed = Machine::empty();
+        for envelope in &machine.log {
+            let mut envelope = envelope.clone();
+            let before = envelope.clone();
+            let scrubbed = envelope.command.scrub(&|key| gone.contains(key));
+            prop_assert_eq!(scrubbed, envelope != before);
+            let holds = match &envelope.command {
+                Command::CreateKey { key, token, .. }
+                | Command::IntroduceMaterial { key, token, .. } => {
+                    gone.contains(key) && !token.as_bytes().is_empty()
+                }
+                _ => false,
+            };
+            prop_assert!(!holds, "the log still holds material of a deleted key");
+            let _ = replayed.run_as(envelope);
+        }
+        prop_assert!(replayed.state == machine.state, "a scrubbed log leads elsewhere");
+        for table in Table::STATE {
+            let rows = |store: &MemStore| {
+                let mut rows = Vec::new();
+                store
+                    .scan(table, &mut |key, value| {
+                        rows.push((key.to_vec(), value.to_vec()));
+                        Ok(())
+                    })
+                    .expect("scanned");
+                rows
+            };
+            prop_assert!(rows(&replayed.store) == rows(&machine.store), "table {}", table.name());
+        }
     }
 
     /// A snapshot carried in pieces of any size into another store gives the same state.

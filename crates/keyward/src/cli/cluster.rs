@@ -5,7 +5,7 @@ use keyward_client::{Client, Repeat};
 use keyward_proto::v1;
 use serde_json::{Value, json};
 
-use super::output::{Format, done, list, one, sayln};
+use super::output::{Format, date, done, list, one, sayln};
 use crate::error::Failure;
 
 #[derive(Subcommand)]
@@ -93,8 +93,19 @@ pub async fn cluster(
 }
 
 fn show(format: Format, status: v1::ClusterStatusResponse) {
-    let columns =
-        ["Node", "Address", "Role", "Leader", "Up", "Term", "Applied", "Lease", "LeaseMs", "Root"];
+    let columns = [
+        "Node",
+        "Address",
+        "Role",
+        "Leader",
+        "Up",
+        "Term",
+        "Applied",
+        "Lease",
+        "LeaseMs",
+        "ClockOffMs",
+        "Root",
+    ];
     let rows: Vec<Vec<Value>> = status
         .nodes
         .into_iter()
@@ -109,16 +120,23 @@ fn show(format: Format, status: v1::ClusterStatusResponse) {
                 json!(node.applied),
                 json!(node.lease),
                 json!(node.lease_ms),
+                json!(node.clock_off_ms),
                 json!(node.root_id),
             ]
         })
         .collect();
     if format == Format::Table {
+        let moved = match status.clock_offset_ms {
+            0 => String::new(),
+            ms => format!(" (moved ahead by {} h)", ms / 3_600_000),
+        };
         let leader = status.leader_id.map_or("none".to_owned(), |id| format!("node {id}"));
         sayln!(
-            "Region {} ({})  leader: {leader}  keys: {}  domain keys: {} (active {})\n",
+            "Region {} ({}, {})  time: {}{moved}  leader: {leader}  keys: {}  domain keys: {} (active {})\n",
             status.region,
             status.region_id,
+            status.purpose,
+            date(status.time.as_ref()),
             status.keys,
             status.domain_keys,
             status.active_domain_key_id

@@ -59,6 +59,9 @@ pub enum KeyCommand {
     },
     /// End the waiting period; the key is then disabled
     CancelDeletion { key_id: String },
+    /// How far a deletion has come
+    #[command(subcommand)]
+    Deletion(DeletionCommand),
     /// Rotate now
     Rotate { key_id: String },
     /// Show rotation setting and materials
@@ -140,6 +143,15 @@ pub enum KeyCommand {
 }
 
 #[derive(Subcommand)]
+pub enum DeletionCommand {
+    /// Show, node by node, whether any file still holds the key
+    #[command(
+        after_help = "Example:\n  keyward key deletion status 1234abcd-12ab-34cd-56ef-1234567890ab"
+    )]
+    Status { key_id: String },
+}
+
+#[derive(Subcommand)]
 pub enum AliasCommand {
     /// Make an alias
     #[command(
@@ -209,6 +221,54 @@ fn show_key(format: Format, key: Option<v1::KeyMetadata>) {
         fields.push(("DeletionDate", json!(date(key.deletion_date.as_ref()))));
     }
     one(format, &fields);
+}
+
+fn show_deletion(format: Format, status: v1::GetKeyDeletionStatusResponse) {
+    let deleted = status.deleted_date.is_some();
+    if format == Format::Json {
+        let nodes: Vec<Value> = status
+            .nodes
+            .iter()
+            .map(|n| json!({"Node": n.node_id, "Address": n.address, "Reachable": n.reachable, "Gone": n.gone}))
+            .collect();
+        one(
+            format,
+            &[
+                ("KeyId", json!(status.key_id)),
+                ("KeyState", json!(status.key_state)),
+                ("DeletionDate", json!(date(status.deletion_date.as_ref()))),
+                ("DeletedDate", json!(date(status.deleted_date.as_ref()))),
+                ("Nodes", json!(nodes)),
+            ],
+        );
+        return;
+    }
+    let mut fields = vec![("KeyId", json!(status.key_id)), ("KeyState", json!(status.key_state))];
+    if status.deletion_date.is_some() {
+        fields.push(("DeletionDate", json!(date(status.deletion_date.as_ref()))));
+    }
+    if deleted {
+        fields.push(("DeletedDate", json!(date(status.deleted_date.as_ref()))));
+    }
+    one(format, &fields);
+    if !deleted {
+        return;
+    }
+    sayln!("");
+    let rows: Vec<Vec<Value>> = status
+        .nodes
+        .into_iter()
+        .map(|node| {
+            let state = match (node.gone, node.reachable) {
+                (true, _) => "gone from every file",
+                (false, true) => "still being purged",
+                (false, false) => "not reachable: not known",
+            };
+            vec![json!(node.node_id), json!(node.address), json!(state)]
+        })
+        .collect();
+    list(format, "Nodes", &["Node", "Address", "Material"], &rows);
+    sayln!("\nBackups taken before the deletion still hold the key.");
 }
 
 /// Calls with a change, which is sent again only when it is certain that it was not sent.
@@ -300,6 +360,10 @@ pub async fn key(client: &Client, format: Format, command: KeyCommand) -> Result
         KeyCommand::CancelDeletion { key_id } => {
             change!(client, cancel_key_deletion, v1::CancelKeyDeletionRequest { key_id });
             done(format, "cancelled: the key is disabled; `keyward key enable` switches it on");
+        }
+        KeyCommand::Deletion(DeletionCommand::Status { key_id }) => {
+            let request = v1::GetKeyDeletionStatusRequest { key_id };
+            show_deletion(format, ask!(client, get_key_deletion_status, request));
         }
         KeyCommand::Rotate { key_id } => {
             change!(client, rotate_key_on_demand, v1::RotateKeyOnDemandRequest { key_id });

@@ -110,7 +110,12 @@ impl<E: Env> Node<E> {
                 or_failed(installed, PeerResponse::Snapshot)
             }
             PeerRequest::Lease(request) => {
-                PeerResponse::Lease(self.keeper.grant(from, &request, self.env.boot_now()))
+                let now = self.env.boot_now();
+                if let Some(leader) = self.keeper.leading() {
+                    self.time.note(leader, from, request.wall_ms, now);
+                }
+                let region_ms = self.look_at_clocks();
+                PeerResponse::Lease(self.keeper.grant(from, &request, region_ms, now))
             }
             PeerRequest::Fence { index, .. } => {
                 self.wait_applied(index, FENCE_PATIENCE).await;

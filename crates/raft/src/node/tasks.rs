@@ -27,6 +27,8 @@ impl<E: Env> Node<E> {
         while !self.stopped.load(Ordering::SeqCst) {
             let now = self.env.boot_now();
             self.keeper.tick(now);
+            self.look_at_clocks();
+            self.step_aside_with_a_wrong_clock();
             let leader = self.leader();
             let known = leader.as_ref().map(|(id, _)| *id);
             match leader {
@@ -49,17 +51,43 @@ impl<E: Env> Node<E> {
         node: BasicNode,
         asked: Duration,
     ) {
-        let request = PeerRequest::<E>::Lease(self.keeper.request(asked));
+        let request = PeerRequest::<E>::Lease(self.keeper.request(self.env.wall_now_ms(), asked));
         let ttl = Duration::from_millis(self.config.timers.lease_ttl_ms);
         let Some(PeerResponse::Lease(Ok(grant))) = self.ask(leader, &node, &request, ttl).await
         else {
             return;
         };
         self.note_round_trip(leader, asked);
+        if let Some(region_ms) = grant.region_ms {
+            self.time.learn(region_ms, asked);
+        }
         while !self.keeper.take(&grant, asked, self.env.boot_now()) {
             self.env.sleep(LOOK_AGAIN / 5).await;
         }
         self.visible.stepped.notify_waiters();
+    }
+
+    /// A leader whose clock is off from a majority's hands over to a voter whose clock is right.
+    fn step_aside_with_a_wrong_clock(self: &Arc<Self>) {
+        let Some(look) = self.clock_look() else { return };
+        let Some(better) = self.time.better_clock(&look) else { return };
+        if self.keeper.leading_ready().is_none() {
+            return;
+        }
+        let off_ms = self.time.offsets(&look).get(&self.id()).copied().unwrap_or(0);
+        tracing::error!(
+            off_ms,
+            to = better,
+            "this node's wall clock is wrong: it hands leadership over; set the clock (chrony or ntpd keeps \
+             it right)"
+        );
+        let this = Arc::clone(self);
+        self.env.spawn(async move {
+            let patience = Duration::from_millis(this.config.timers.election_ms_max);
+            if let Err(why) = this.transfer(Some(better), patience).await {
+                tracing::warn!(%why, "leadership was not handed over");
+            }
+        });
     }
 
     /// Rule 7: a Region is a place whose round trips stay under half a heartbeat; a wider one needs longer

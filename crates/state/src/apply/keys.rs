@@ -10,12 +10,12 @@ use keyward_model::limits::{
 };
 use keyward_model::{
     AccountId, AliasName, ErrorCode, KeyId, KeyMaterialId, KeyState, KmsError, Operation,
-    alias_arn, check_state, key_arn,
+    Timestamp, alias_arn, check_state, key_arn,
 };
 
 use super::{DONE, Tx};
 use crate::command::{Outcome, Reply};
-use crate::rows::{Alias, Key, Material, Rotation, RotationKind};
+use crate::rows::{Alias, Key, Material, Rotation, RotationKind, Tombstone};
 
 impl Tx<'_> {
     fn key_arn(&self, key: &Key) -> String {
@@ -64,14 +64,19 @@ impl Tx<'_> {
                 format!("Key '{id}' exists already"),
             ));
         }
+        if self.state.tombstone(&id).is_some() {
+            return Err(KmsError::new(
+                ErrorCode::NotFoundException,
+                format!("Key '{id}' was deleted: a key that is gone never comes back"),
+            ));
+        }
         if self.state.account_key_count(account) >= KEYS_PER_ACCOUNT_MAX {
             return Err(KmsError::new(
                 ErrorCode::LimitExceededException,
                 format!("account {account} has {KEYS_PER_ACCOUNT_MAX} keys, the most allowed"),
             ));
         }
-        self.check_domain_key(token)?;
-        self.put_token(&material, token.as_bytes());
+        self.take_token(&material, token)?;
         self.put_key(Key {
             id,
             account,
@@ -93,11 +98,20 @@ impl Tx<'_> {
         DONE
     }
 
-    /// Material must be sealed under a domain key that the Region knows, or nobody could open it.
-    fn check_domain_key(&self, token: &SealedToken) -> Result<(), KmsError> {
+    /// Material must be sealed under a domain key that the Region knows, or nobody could open it. An empty
+    /// token was scrubbed from the log: its key's deletion follows in the same log.
+    fn take_token(
+        &mut self,
+        material: &KeyMaterialId,
+        token: &SealedToken,
+    ) -> Result<(), KmsError> {
+        if token.as_bytes().is_empty() {
+            return Ok(());
+        }
         let known =
             token.domain_key_id().is_some_and(|id| self.state.domain_keys.contains_key(&id));
         if known {
+            self.put_token(material, token.as_bytes());
             return Ok(());
         }
         Err(KmsError::new(
@@ -135,6 +149,32 @@ impl Tx<'_> {
             key.state = KeyState::Disabled;
             key.deletion_date = None;
         })
+    }
+
+    pub(super) fn delete_key(&mut self, id: KeyId, date: Timestamp) -> Outcome {
+        if self.state.tombstone(&id).is_some() {
+            return DONE;
+        }
+        let key = self.key_for(Operation::DescribeKey, id)?;
+        if key.state != KeyState::PendingDeletion
+            || key.deletion_date != Some(date)
+            || date > self.now
+        {
+            return Err(KmsError::new(
+                ErrorCode::KMSInvalidStateException,
+                format!("{} is not due for deletion", self.key_arn(&key)),
+            ));
+        }
+        self.remove_key(&key);
+        self.put_tombstone(Tombstone {
+            key: id,
+            account: key.account,
+            due: date,
+            deleted: self.now,
+            number: self.state.deletions() + 1,
+            materials: key.materials.iter().map(|material| material.id).collect(),
+        });
+        DONE
     }
 
     fn alias_target(
@@ -297,8 +337,7 @@ impl Tx<'_> {
                 }
             }
         }
-        self.check_domain_key(token)?;
-        self.put_token(&material, token.as_bytes());
+        self.take_token(&material, token)?;
         let now = self.now;
         self.edit(Operation::RotateKeyOnDemand, id, |key| {
             key.materials.push(Material {

@@ -11,8 +11,8 @@ use keyward_model::{ErrorCode, KmsError, Timestamp};
 
 use crate::codec;
 use crate::command::{Command, Envelope, Outcome, Reply};
-use crate::rows::{Alias, DomainKey, Key, Principal, RegionFacts, Root};
-use crate::state::{META_REGION, META_TIME, State};
+use crate::rows::{Alias, DomainKey, Key, Principal, RegionFacts, Root, Tombstone};
+use crate::state::{META_OFFSET, META_REGION, META_TIME, State};
 use crate::store::{Batch, Table};
 
 /// Changes the state, and records each changed row.
@@ -59,6 +59,8 @@ impl Tx<'_> {
                 self.schedule_deletion(*key, *window_days)
             }
             Command::CancelDeletion { key } => self.cancel_deletion(*key),
+            Command::DeleteKey { key, date } => self.delete_key(*key, *date),
+            Command::AdvanceClock { milliseconds } => self.advance_clock(*milliseconds),
             Command::CreateAlias { account, name, target } => {
                 self.create_alias(*account, name, *target)
             }
@@ -101,6 +103,28 @@ impl Tx<'_> {
 
     pub(crate) fn put_token(&mut self, material: &keyward_model::KeyMaterialId, token: &[u8]) {
         self.batch.put(Table::Tokens, material.bytes(), token.to_vec());
+    }
+
+    /// A key leaves with its tokens and aliases.
+    pub(crate) fn remove_key(&mut self, key: &Key) {
+        for material in &key.materials {
+            self.batch.delete(Table::Tokens, material.id.bytes());
+        }
+        for alias in self.state.aliases_of(key) {
+            self.remove_alias(&alias);
+        }
+        self.batch.delete(Table::Keys, key_row(key));
+        self.state.forget_key(key);
+    }
+
+    pub(crate) fn put_tombstone(&mut self, tombstone: Tombstone) {
+        self.batch.put(Table::Tombstones, *tombstone.key.bytes(), codec::encode(&tombstone));
+        self.state.index_tombstone(Arc::new(tombstone));
+    }
+
+    pub(crate) fn put_clock_offset(&mut self, milliseconds: i64) {
+        self.batch.put(Table::Meta, META_OFFSET, codec::encode(&milliseconds));
+        self.state.clock_offset_ms = milliseconds;
     }
 
     pub(crate) fn put_alias(&mut self, alias: Alias) {

@@ -7,8 +7,11 @@ use keyward_model::limits::{CERTIFICATES_PER_PRINCIPAL_MAX, PRINCIPALS_MAX};
 use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId, PrincipalArn, Timestamp};
 
 use super::{DONE, Tx};
-use crate::command::{Founding, Outcome};
-use crate::rows::{CertificateRecord, DomainKey, Kinds, Principal, RegionFacts, Root};
+use crate::command::{Founding, Outcome, Reply};
+use crate::rows::{CertificateRecord, DomainKey, Kinds, Principal, Purpose, RegionFacts, Root};
+
+/// Ten years: longer than any period that is rehearsed.
+const CLOCK_ADVANCE_MAX_MS: i64 = 3650 * Timestamp::DAY_MS;
 
 impl Tx<'_> {
     pub(super) fn found(&mut self, founding: &Founding) -> Outcome {
@@ -25,12 +28,33 @@ impl Tx<'_> {
             region_id: founding.region_id,
             founded: self.now,
             timers: founding.timers,
+            purpose: founding.purpose,
             ca_certificate: founding.ca_certificate.clone(),
             ca_private_key: founding.ca_private_key.clone(),
             active_domain_key: founding.domain_key.id,
         });
         let kinds = Kinds { operator: true, ..Kinds::default() };
         self.create_principal(&founding.operator, kinds, Some(&founding.operator_certificate))
+    }
+
+    pub(super) fn advance_clock(&mut self, milliseconds: i64) -> Outcome {
+        let purpose = self.state.region.as_ref().map(|facts| facts.purpose).unwrap_or_default();
+        if purpose == Purpose::Production {
+            return Err(KmsError::new(
+                ErrorCode::UnsupportedOperationException,
+                "the clock of a Region for production cannot be moved: rehearse in one that `keyward dev up` \
+                 founds",
+            ));
+        }
+        if !(0..=CLOCK_ADVANCE_MAX_MS).contains(&milliseconds) {
+            return Err(KmsError::validation(format!(
+                "the clock moves ahead by 0 to {} days at a time, never back",
+                CLOCK_ADVANCE_MAX_MS / Timestamp::DAY_MS
+            )));
+        }
+        let offset = self.state.clock_offset_ms.saturating_add(milliseconds);
+        self.put_clock_offset(offset);
+        Ok(Reply::ClockOffset(offset))
     }
 
     fn known_principal(&self, arn: &PrincipalArn) -> Result<Principal, KmsError> {
