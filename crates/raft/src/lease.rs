@@ -248,6 +248,14 @@ impl Keeper {
         self.inner.lock().effective.get_joint_config().clone()
     }
 
+    /// This node may not take part any more: no lease from here on, of whatever kind.
+    pub fn give_up(&self) {
+        let mut inner = self.inner.lock();
+        inner.leading = None;
+        inner.floor = Some(LeaderId { term: u64::MAX, node_id: NodeId::MAX });
+        self.cell.set_until(Duration::ZERO);
+    }
+
     /// The last configuration in the log changed.
     pub fn configured(&self, effective: Membership) {
         self.inner.lock().effective = effective;
@@ -393,6 +401,7 @@ impl Keeper {
             fence: self.cell.applied(),
             duration_ns: nanos(duration),
             region_ms,
+            counters: Vec::new(),
         })
     }
 
@@ -400,8 +409,8 @@ impl Keeper {
 
     /// What to ask with.
     #[must_use]
-    pub fn request(&self, wall_ms: i64, now: Duration) -> LeaseRequest {
-        LeaseRequest { boot: self.boot, clock_ns: nanos(now), wall_ms }
+    pub fn request(&self, wall_ms: i64, counter: u64, now: Duration) -> LeaseRequest {
+        LeaseRequest { boot: self.boot, clock_ns: nanos(now), wall_ms, counter }
     }
 
     /// Takes up a grant that was asked for at `asked`. False: its fence is not applied here yet and the

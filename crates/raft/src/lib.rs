@@ -9,6 +9,7 @@
 //! the layer above pass through as bytes. Leases are granted, fenced and excused in one place
 //! (`lease.rs`).
 
+mod disk;
 mod lease;
 mod log_store;
 mod machine;

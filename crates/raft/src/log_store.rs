@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use keyward_env::Env;
 use keyward_model::{KeyId, NodeId};
-use keyward_state::{Batch, Store, Table, codec};
+use keyward_state::{Batch, DiskMark, Store, Table, codec};
 use openraft::entry::RaftEntry;
 use openraft::impls::EntryPayload;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -28,6 +28,12 @@ const VOTE: &[u8] = b"vote";
 const PURGED: &[u8] = b"purged";
 /// Up to which deletion this node's disks hold nothing of deleted keys.
 const PURGED_OF_KEYS: &[u8] = b"purged_of_keys";
+/// Raised with every write to the log (`disk.rs`).
+const COUNTER: &[u8] = b"counter";
+/// Everybody's counters as this node knew them lately.
+const KNOWN_COUNTERS: &[u8] = b"known_counters";
+/// Why this node may not take part any more.
+const CONDEMNED: &[u8] = b"condemned";
 /// Whose log this is.
 pub(crate) const IDENTITY: &[u8] = b"identity";
 
@@ -86,6 +92,8 @@ pub struct LogStore<E: Env> {
     /// Index of the last entry that the writer has put on disk.
     written: Arc<AtomicU64>,
     purged_of_keys: Arc<AtomicU64>,
+    /// Synced.
+    counter: Arc<AtomicU64>,
     writer: mpsc::Sender<Write<E>>,
 }
 
@@ -99,6 +107,7 @@ impl<E: Env> Clone for LogStore<E> {
             store: Arc::clone(&self.store),
             written: Arc::clone(&self.written),
             purged_of_keys: Arc::clone(&self.purged_of_keys),
+            counter: Arc::clone(&self.counter),
             writer: self.writer.clone(),
         }
     }
@@ -131,6 +140,11 @@ impl<E: Env> LogStore<E> {
             Some(bytes) => Some(codec::decode(&bytes).map_err(|e| damaged("purged", e))?),
             None => None,
         };
+        let counter = match read(COUNTER)? {
+            Some(bytes) => codec::decode(&bytes).map_err(|e| damaged("counter", e))?,
+            None => 0,
+        };
+        let counter = Arc::new(AtomicU64::new(counter));
         let purged_of_keys = match read(PURGED_OF_KEYS)? {
             Some(bytes) => codec::decode(&bytes).map_err(|e| damaged("purged of keys", e))?,
             None => 0,
@@ -154,10 +168,20 @@ impl<E: Env> LogStore<E> {
         let cache = Arc::new(Mutex::new(Cache { entries, vote, purged, base }));
         let (writer, writes) = mpsc::channel(WRITES_WAITING_MAX);
         let written = Arc::new(AtomicU64::new(expected.map_or(0, |next| next.saturating_sub(1))));
-        let task = write_in_groups(env.clone(), Arc::clone(&store), writes, Arc::clone(&written));
-        env.spawn(task);
+        let marks = Marks { written: Arc::clone(&written), counter: Arc::clone(&counter) };
+        env.spawn(write_in_groups(env.clone(), Arc::clone(&store), writes, marks));
         let purged_of_keys = Arc::new(AtomicU64::new(purged_of_keys));
-        let log = Self { me, env, keeper, cache, store, written, purged_of_keys, writer };
+        let log = Self {
+            me,
+            env,
+            keeper,
+            cache,
+            store,
+            written,
+            purged_of_keys,
+            counter,
+            writer,
+        };
         log.tell_configuration();
         Ok(log)
     }
@@ -173,6 +197,30 @@ impl<E: Env> LogStore<E> {
         let last = cache.entries.values().rev().find_map(LogEntry::<E>::get_membership);
         let effective = last.unwrap_or_else(|| cache.base.clone());
         self.keeper.configured(effective);
+    }
+
+    /// Index of the last entry that was purged.
+    pub(crate) fn purged_index(&self) -> Option<u64> {
+        self.cache.lock().purged.map(|id| id.index)
+    }
+
+    /// The counter, as far as it is synced. Right after the start: as the disk had it.
+    pub(crate) fn counter(&self) -> u64 {
+        self.counter.load(Ordering::SeqCst)
+    }
+
+    /// Raises the counter, and writes down everybody's.
+    pub(crate) async fn note_counters(&self, known: &BTreeMap<NodeId, DiskMark>) -> io::Result<()> {
+        let mut batch = Batch::default();
+        batch.put(Table::LogMeta, KNOWN_COUNTERS, codec::encode(known));
+        self.write_through(batch).await
+    }
+
+    /// Puts on this node's own disk that it may not take part any more.
+    pub(crate) async fn condemn(&self, why: &str) -> io::Result<()> {
+        let mut batch = Batch::default();
+        batch.put(Table::LogMeta, CONDEMNED, codec::encode(&why.to_owned()));
+        self.write_through(batch).await
     }
 
     /// Up to which deletion this node's disks hold nothing of deleted keys.
@@ -237,12 +285,39 @@ impl<E: Env> LogStore<E> {
     }
 }
 
-/// Writes in order, each group with one sync, and only then tells who waits.
+/// What the disk said last about an earlier start.
+pub(crate) struct Remembered {
+    /// Everybody's counters.
+    pub(crate) counters: BTreeMap<NodeId, DiskMark>,
+    /// Why this node may not take part any more.
+    pub(crate) condemned: Option<String>,
+}
+
+/// Reads what an earlier start left on the disk.
+pub(crate) fn remembered(store: &dyn Store) -> io::Result<Remembered> {
+    let counters = match store.get(Table::LogMeta, KNOWN_COUNTERS)? {
+        Some(bytes) => codec::decode(&bytes).map_err(|e| damaged("known counters", e))?,
+        None => BTreeMap::new(),
+    };
+    let condemned = match store.get(Table::LogMeta, CONDEMNED)? {
+        Some(bytes) => Some(codec::decode(&bytes).map_err(|e| damaged("condemned", e))?),
+        None => None,
+    };
+    Ok(Remembered { counters, condemned })
+}
+
+/// How far the writer has come.
+struct Marks {
+    written: Arc<AtomicU64>,
+    counter: Arc<AtomicU64>,
+}
+
+/// Writes in order, each group with one sync, and only then tells who waits. Every group raises the counter.
 async fn write_in_groups<E: Env>(
     env: E,
     store: Arc<dyn Store>,
     mut writes: mpsc::Receiver<Write<E>>,
-    written: Arc<AtomicU64>,
+    marks: Marks,
 ) {
     while let Some(first) = writes.recv().await {
         let mut batch = first.batch;
@@ -255,10 +330,15 @@ async fn write_in_groups<E: Env>(
             last = next.last.or(last);
             waiting.push(next.done);
         }
+        let counter = marks.counter.load(Ordering::SeqCst) + 1;
+        batch.put(Table::LogMeta, COUNTER, codec::encode(&counter));
         let target = Arc::clone(&store);
         let result = env.blocking(move || target.write(batch, true)).await;
-        if let (Ok(()), Some(last)) = (&result, last) {
-            written.store(last, Ordering::SeqCst);
+        if result.is_ok() {
+            marks.counter.store(counter, Ordering::SeqCst);
+            if let Some(last) = last {
+                marks.written.store(last, Ordering::SeqCst);
+            }
         }
         for done in waiting {
             let result = match &result {

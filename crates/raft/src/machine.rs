@@ -89,6 +89,8 @@ impl Stand {
 /// Reads the state and its position in the log from a store.
 pub(crate) fn load(store: &dyn Store) -> io::Result<(State, Position)> {
     let mut state = State::load(store)?;
+    // Sealed tokens are not kept in memory: read once, so that damage shows now and not in a call.
+    store.scan(Table::Tokens, &mut |_, _| Ok(()))?;
     let position: Position = match store.get(Table::Meta, APPLIED)? {
         Some(bytes) => codec::decode(&bytes).map_err(io::Error::other)?,
         None => (None, StoredMembership::default()),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keyward_env::Env;
 use keyward_model::NodeId;
-use keyward_state::{Envelope, Outcome};
+use keyward_state::{DiskMark, Envelope, Outcome};
 use openraft::impls::BasicNode;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
@@ -14,6 +14,7 @@ use openraft::raft::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::disk::Confirmation;
 use crate::types::{LeaderId, LogId, StoredMembership, TypeConfig, Vote};
 
 /// A message to a peer.
@@ -66,6 +67,28 @@ pub enum PeerRequest<E: Env> {
         /// How long the sender will wait, in milliseconds.
         patience_ms: u64,
     },
+    /// The leader has looked at the counter that the receiver's disk had at its start: it may take part.
+    Vouch {
+        /// The start that is vouched for.
+        boot: u64,
+        /// Everybody's counters.
+        counters: Vec<(NodeId, DiskMark)>,
+        /// What the leader has committed.
+        committed: u64,
+    },
+    /// The receiver's disk has forgotten what it acknowledged, or its Region went on without it: it may not
+    /// take part any more.
+    Condemn {
+        /// The start that is meant.
+        boot: u64,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// A node that has started asks whether its disk is the one it last ran with.
+    Confirm {
+        /// This start, and the counter that the disk had then.
+        found: DiskMark,
+    },
     /// Asks how the node is.
     Status,
     /// Something for the layer above.
@@ -81,6 +104,8 @@ pub struct LeaseRequest {
     pub clock_ns: u64,
     /// The asking node's wall clock, in milliseconds since the Unix epoch.
     pub wall_ms: i64,
+    /// The counter on its disk.
+    pub counter: u64,
 }
 
 /// The leader's permission to serve for a while.
@@ -96,6 +121,8 @@ pub struct Grant {
     pub duration_ns: u64,
     /// Region time at the leader, in milliseconds since the Unix epoch; none before it is anchored.
     pub region_ms: Option<i64>,
+    /// Everybody's counters, as the leader knows them.
+    pub counters: Vec<(NodeId, DiskMark)>,
 }
 
 /// A peer's answer.
@@ -110,6 +137,13 @@ pub enum PeerResponse<E: Env> {
     Snapshot(SnapshotResponse<TypeConfig<E>>),
     /// To messages without an answer of their own.
     Ok,
+    /// To messages of a leader, from a node that has started and is not proved yet.
+    Unproved {
+        /// Its start, and the counter that its disk had then.
+        found: DiskMark,
+    },
+    /// To Confirm.
+    Confirmed(Confirmation),
     /// To Lease.
     Lease(Result<Grant, String>),
     /// To Propose.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use keyward_env::{AsyncRuntime, Env, Select2};
 use keyward_model::NodeId;
-use keyward_state::codec;
+use keyward_state::{DiskMark, codec};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::impls::BasicNode;
 use openraft::network::RPCOption;
@@ -22,6 +22,7 @@ use openraft::raft::{
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{AnyError, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
+use crate::disk::Disks;
 use crate::lease::Keeper;
 use crate::messages::{PeerRequest, PeerResponse, Transport, TransportError};
 use crate::types::{SnapshotData, TypeConfig, Vote};
@@ -37,6 +38,7 @@ const INSTALL_PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Network<E: Env> {
     pub(crate) env: E,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) disks: Arc<Disks>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) transfers: Arc<AtomicU64>,
 }
@@ -48,6 +50,7 @@ impl<E: Env> RaftNetworkFactory<TypeConfig<E>> for Network<E> {
         Peer {
             env: self.env.clone(),
             keeper: Arc::clone(&self.keeper),
+            disks: Arc::clone(&self.disks),
             transport: Arc::clone(&self.transport),
             transfers: Arc::clone(&self.transfers),
             target,
@@ -60,6 +63,7 @@ impl<E: Env> RaftNetworkFactory<TypeConfig<E>> for Network<E> {
 pub(crate) struct Peer<E: Env> {
     env: E,
     keeper: Arc<Keeper>,
+    disks: Arc<Disks>,
     transport: Arc<dyn Transport>,
     transfers: Arc<AtomicU64>,
     target: NodeId,
@@ -94,6 +98,30 @@ impl<E: Env> Peer<E> {
     }
 }
 
+impl<E: Env> Peer<E> {
+    /// Vouches for the target, which has started, or condemns it (`disk.rs`).
+    async fn prove(
+        &self,
+        found: DiskMark,
+        committed: u64,
+        patience: Duration,
+    ) -> Result<(), RPCError<TypeConfig<E>>> {
+        let request = match self.disks.judge(self.target, found) {
+            Ok(()) => {
+                let counters = self.disks.known().into_iter().collect();
+                PeerRequest::Vouch { boot: found.boot, counters, committed }
+            }
+            Err(why) => {
+                tracing::error!(node = self.target, why, "a node is refused");
+                let condemn = PeerRequest::Condemn { boot: found.boot, why: why.clone() };
+                self.ask(&condemn, patience).await?;
+                return Err(odd(why));
+            }
+        };
+        self.ask(&request, patience).await.map(drop)
+    }
+}
+
 fn unexpected<C: openraft::RaftTypeConfig>() -> RPCError<C> {
     odd("a peer gave an answer of another kind")
 }
@@ -107,8 +135,16 @@ impl<E: Env> RaftNetworkV2<TypeConfig<E>> for Peer<E> {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig<E>>, RPCError<TypeConfig<E>>> {
         let leader = *rpc.vote.leader_id();
-        let sent = self.env.boot_now();
-        match self.ask(&PeerRequest::Append(rpc), option.hard_ttl()).await? {
+        let committed = rpc.leader_commit.map_or(0, |id| id.index);
+        let append = PeerRequest::Append(rpc);
+        let mut sent = self.env.boot_now();
+        let mut answer = self.ask(&append, option.hard_ttl()).await?;
+        if let PeerResponse::Unproved { found } = answer {
+            self.prove(found, committed, option.hard_ttl()).await?;
+            sent = self.env.boot_now();
+            answer = self.ask(&append, option.hard_ttl()).await?;
+        }
+        match answer {
             PeerResponse::Append(response) => {
                 if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
                     self.keeper.acknowledged(leader, self.target, sent, self.env.boot_now());

@@ -1,6 +1,7 @@
 //! One node of a Region: consensus, leases and the state as calls see it.
 
 mod membership;
+mod proof;
 mod peers;
 mod purge;
 mod tasks;
@@ -13,15 +14,16 @@ use std::time::Duration;
 
 use keyward_env::Env;
 use keyward_model::{NodeId, Timestamp};
-use keyward_state::{Batch, Envelope, Install, Outcome, State, Store, Table, Timers, codec};
+use keyward_state::{Batch, DiskMark, Envelope, Install, Outcome, State, Store, Table, Timers, codec};
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::impls::BasicNode;
 use openraft::{Config, Raft, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell};
 
+use crate::disk::{Confirmation, Disks};
 use crate::lease::{Fenced, Keeper, Owed};
-use crate::log_store::{IDENTITY, LogStore};
+use crate::log_store::{self, IDENTITY, LogStore};
 use crate::machine::{self, Machine, Stand, Visible};
 use crate::messages::{
     BoxFuture, Member, NodeStatus, PeerRequest, PeerResponse, ProposeError, Transport,
@@ -81,6 +83,21 @@ pub enum StartError {
         /// What the node was given.
         local: Timers,
     },
+    /// This node was refused for good, in an earlier start or this one.
+    #[error("this node may not take part any more: {0}")]
+    Condemned(String),
+    /// The state has lost what the log no longer holds.
+    #[error(
+        "the folder `state` ends at entry {applied}, and the folder `log` begins after entry {purged}: files of \
+         `state` are missing or damaged. Remove this node (`keyward cluster remove`), empty its data folder, and \
+         have it join under a new id (`keyward cluster invite`)"
+    )]
+    StateBehind {
+        /// The last entry that the state has applied.
+        applied: u64,
+        /// The last entry that the log has purged.
+        purged: u64,
+    },
     /// openraft said no.
     #[error("consensus did not start: {0}")]
     Raft(String),
@@ -121,6 +138,9 @@ pub struct Node<E: Env> {
     log: LogStore<E>,
     state_store: Arc<dyn Store>,
     stand: Arc<Stand>,
+    disks: Arc<Disks>,
+    /// When a leader was last heard, in nanoseconds of our boot clock.
+    heard_ns: AtomicU64,
     time: RegionTime,
     incoming: Mutex<Option<Incoming>>,
     /// Rule 6: neither votes nor stands before this point.
@@ -180,6 +200,11 @@ impl<E: Env> Node<E> {
         let store = Arc::clone(&log_store);
         let node = config.node;
         env.blocking(move || check_identity(&*store, node)).await?;
+        let store = Arc::clone(&log_store);
+        let remembered = env.blocking(move || log_store::remembered(&*store)).await?;
+        if let Some(why) = remembered.condemned {
+            return Err(StartError::Condemned(why));
+        }
         let store = Arc::clone(&state_store);
         let (state, position) = env.blocking(move || machine::load(&*store)).await?;
         if let Some(facts) = &state.region
@@ -188,10 +213,20 @@ impl<E: Env> Node<E> {
             return Err(StartError::Timers { region: facts.timers, local: config.timers });
         }
         let now = env.boot_now();
-        let keeper = Arc::new(Keeper::new(node, random_u64(&env), config.timers, now));
+        let boot = random_u64(&env);
+        let keeper = Arc::new(Keeper::new(node, boot, config.timers, now));
         let base = position.1.membership().clone();
         let store = Arc::clone(&log_store);
         let log = LogStore::open(node, env.clone(), store, Arc::clone(&keeper), base)?;
+        let found = DiskMark { boot, counter: log.counter() };
+        let disks = Arc::new(Disks::new(node, found, remembered.counters));
+        disks.learn(state.counters.iter().map(|(node, counter)| (*node, *counter)));
+        disks.judge(node, found).map_err(StartError::Condemned)?;
+        if let Some(purged) = log.purged_index()
+            && state.applied < purged
+        {
+            return Err(StartError::StateBehind { applied: state.applied, purged });
+        }
         let (machine, visible, stand) = Machine::new(
             env.clone(),
             Arc::clone(&state_store),
@@ -203,6 +238,7 @@ impl<E: Env> Node<E> {
         let network = Network {
             env: env.clone(),
             keeper: Arc::clone(&keeper),
+            disks: Arc::clone(&disks),
             transport: Arc::clone(&transport),
             transfers: Arc::new(AtomicU64::new(random_u64(&env))),
         };
@@ -220,6 +256,8 @@ impl<E: Env> Node<E> {
             log,
             state_store,
             stand,
+            disks,
+            heard_ns: AtomicU64::new(0),
             time: RegionTime::default(),
             incoming: Mutex::new(None),
             mute_until,
@@ -230,6 +268,8 @@ impl<E: Env> Node<E> {
             stopped: AtomicBool::new(false),
             slow_said: AtomicU64::new(0),
         });
+        node.spawn(Self::prove_disk);
+        node.spawn(Self::count);
         node.spawn(Self::stand_when_allowed);
         node.spawn(Self::renew_leases);
         node.spawn(Self::send_fences);
@@ -549,13 +589,25 @@ impl<E: Env> Node<E> {
         }
     }
 
-    /// What stopped consensus on this node for good, if anything did: a disk that fails, for example.
+    /// The counter that this node's disk had at the start (`disk.rs`).
+    #[must_use]
+    pub fn disk_mark(&self) -> DiskMark {
+        self.disks.found()
+    }
+
+    /// Whether a node whose disk had this counter at its start may take part; otherwise why not.
+    pub fn judge_disk(&self, node: NodeId, found: DiskMark) -> Result<(), String> {
+        self.disks.judge(node, found)
+    }
+
+    /// What stopped consensus on this node for good, if anything did: a disk that fails or lies.
     #[must_use]
     pub fn fatal(&self) -> Option<String> {
         use openraft::async_runtime::WatchReceiver;
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        metrics.running_state.as_ref().err().map(ToString::to_string)
+        let stopped = metrics.running_state.as_ref().err().map(ToString::to_string);
+        self.disks.condemned().or(stopped)
     }
 
     /// True once this node belongs to a Region.

@@ -17,6 +17,8 @@ use rocksdb::{
 };
 
 const CURRENT: &str = "CURRENT-DB";
+/// After the name of a database that has not been made whole yet.
+const BEING_MADE: &str = " being made";
 const CHECKPOINT: &str = "checkpoint";
 const INCOMING: &str = "incoming";
 
@@ -45,7 +47,6 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 
 fn options() -> Options {
     let mut options = Options::default();
-    options.create_if_missing(true);
     options.create_missing_column_families(true);
     // A node holds little: sealed tokens and metadata. Small buffers keep it under 60 MB at rest.
     options.set_write_buffer_size(4 * 1024 * 1024);
@@ -67,9 +68,12 @@ fn options() -> Options {
     options
 }
 
-fn open_db(path: &Path, tables: &[Table]) -> io::Result<DB> {
+/// Only a new database may be made: one whose files are missing is damaged, not new.
+fn open_db(path: &Path, tables: &[Table], new: bool) -> io::Result<DB> {
     let families = tables.iter().map(|table| ColumnFamilyDescriptor::new(table.name(), options()));
-    DB::open_cf_descriptors(&options(), path, families)
+    let mut options = options();
+    options.create_if_missing(new);
+    DB::open_cf_descriptors(&options, path, families)
         .map_err(|e| io::Error::other(format!("database {}: {e}", path.display())))
 }
 
@@ -77,16 +81,20 @@ impl RocksStore {
     /// Opens the store in `folder`, and makes it if it is not there.
     pub fn open(folder: &Path, tables: &'static [Table]) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let current = match fs::read_to_string(folder.join(CURRENT)) {
-            Ok(name) => name.trim().to_owned(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                set_current(folder, "db-1")?;
-                "db-1".to_owned()
+        let current = read_current(folder)?;
+        let db = match current.strip_suffix(BEING_MADE) {
+            // Nothing was ever acknowledged from it.
+            Some(name) => {
+                remove_strays(folder, "")?;
+                let db = open_db(&folder.join(name), tables, true)?;
+                set_current(folder, name)?;
+                db
             }
-            Err(error) => return Err(error),
+            None => {
+                remove_strays(folder, &current)?;
+                open_db(&folder.join(&current), tables, false)?
+            }
         };
-        remove_strays(folder, &current)?;
-        let db = open_db(&folder.join(&current), tables)?;
         let shared = Shared {
             folder: folder.to_owned(),
             tables,
@@ -95,6 +103,38 @@ impl RocksStore {
         };
         Ok(Self { shared: Arc::new(shared) })
     }
+}
+
+/// The name of the database's folder. A missing or damaged file is an error: what it names must not be taken
+/// for a stray.
+fn read_current(folder: &Path) -> io::Result<String> {
+    let path = folder.join(CURRENT);
+    let refuse = |what: &str| {
+        io::Error::other(format!(
+            "{} {what}. It names the sub-folder (db-<number>) that holds the database, in one line: restore it, or \
+             have the node join anew",
+            path.display()
+        ))
+    };
+    let name = match fs::read(&path) {
+        Ok(bytes) => String::from_utf8(bytes).unwrap_or_default().trim().to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let databases = fs::read_dir(folder)?.flatten();
+            if databases.map(|e| e.file_name()).any(|n| n.to_string_lossy().starts_with("db-")) {
+                return Err(refuse("is missing"));
+            }
+            let name = format!("db-1{BEING_MADE}");
+            set_current(folder, &name)?;
+            return Ok(name);
+        }
+        Err(error) => return Err(error),
+    };
+    let known = name.strip_suffix(BEING_MADE).unwrap_or(&name);
+    let number = known.strip_prefix("db-").and_then(|number| number.parse::<u64>().ok());
+    if number.is_none() || (known == name && !folder.join(known).is_dir()) {
+        return Err(refuse("is damaged, or names a folder that is not there"));
+    }
+    Ok(name)
 }
 
 fn set_current(folder: &Path, name: &str) -> io::Result<()> {
@@ -291,7 +331,7 @@ impl Install for RocksInstall {
         let name = format!("db-{}", number + 1);
         fs::rename(&self.folder, folder.join(&name))?;
         sync_folder(folder)?;
-        let db = open_db(&folder.join(&name), self.shared.tables)?;
+        let db = open_db(&folder.join(&name), self.shared.tables, false)?;
         set_current(folder, &name)?;
         self.shared.db.store(Arc::new(db));
         // Readers that still hold the old database keep its open files; the folder can go.

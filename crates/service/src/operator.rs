@@ -368,9 +368,9 @@ impl<E: Env> Kms<E> {
             ));
         }
         let hello = self.ask_peer(node, address, &AppRequest::Hello, STATUS_PATIENCE * 4).await;
-        let (root, region_id, timers, wall_ms) = match hello {
-            Ok(AppResponse::Hello { root, region_id, timers, wall_ms }) => {
-                (root, region_id, timers, wall_ms)
+        let (root, region_id, timers, wall_ms, disk) = match hello {
+            Ok(AppResponse::Hello { root, region_id, timers, wall_ms, disk }) => {
+                (root, region_id, timers, wall_ms, disk)
             }
             Ok(other) => return Err(internal("an unexpected answer", &format!("{other:?}"))),
             Err(why) => {
@@ -380,6 +380,7 @@ impl<E: Env> Kms<E> {
                 )));
             }
         };
+        self.node.judge_disk(node, disk).map_err(refused)?;
         let off_ms = wall_ms - self.now().0;
         if off_ms.abs() > CLOCK_OFF_MAX_MS {
             return Err(refused(format!(

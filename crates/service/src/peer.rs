@@ -8,7 +8,7 @@ use keyward_env::Env;
 use keyward_hsm::{ResealRequest, RootId};
 use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId};
 use keyward_raft::{BoxFuture, PeerApp};
-use keyward_state::{Timers, codec};
+use keyward_state::{DiskMark, Timers, codec};
 use serde::{Deserialize, Serialize};
 
 use crate::kms::Kms;
@@ -44,7 +44,7 @@ pub(crate) enum LeaderReply {
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum AppResponse {
-    Hello { root: RootId, region_id: Option<[u8; 16]>, timers: Timers, wall_ms: i64 },
+    Hello { root: RootId, region_id: Option<[u8; 16]>, timers: Timers, wall_ms: i64, disk: DiskMark },
     Resealed(Vec<(DomainKeyId, Vec<u8>)>),
     Operated(Result<LeaderReply, KmsError>),
 }
@@ -72,6 +72,7 @@ impl<E: Env> Kms<E> {
                 region_id: self.node.state().region.as_ref().map(|facts| facts.region_id),
                 timers: self.node.timers(),
                 wall_ms: self.node.env().wall_now_ms(),
+                disk: self.node.disk_mark(),
             }),
             AppRequest::Reseal { request, domain_keys } => {
                 self.reseal(from, &request, &domain_keys).await.map(AppResponse::Resealed)

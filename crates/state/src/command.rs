@@ -10,7 +10,7 @@ use keyward_model::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::rows::{Kinds, Purpose, RotationKind, Timers};
+use crate::rows::{DiskMark, Kinds, Purpose, RotationKind, Timers};
 
 /// Names one attempt of a caller to change something. A retry carries the same id and gets the first
 /// outcome.
@@ -80,6 +80,11 @@ pub enum Command {
         /// Its deletion date, as the proposer saw it: a period that was cancelled and begun anew is
         /// another one.
         date: Timestamp,
+    },
+    /// Puts on record how far the counters on the nodes' disks have come.
+    NoteCounters {
+        /// The counters.
+        counters: BTreeMap<NodeId, DiskMark>,
     },
     /// Moves Region time ahead, for rehearsals. Only Regions that are not for production accept it.
     AdvanceClock {

@@ -17,7 +17,7 @@ pub use apply::apply;
 pub use command::{Command, CommandId, Envelope, Founding, Outcome, Reply};
 pub use mem::MemStore;
 pub use rows::{
-    Alias, CertificateRecord, DomainKey, Key, Kinds, Material, Principal, Purpose, RegionFacts,
+    Alias, CertificateRecord, DiskMark, DomainKey, Key, Kinds, Material, Principal, Purpose, RegionFacts,
     Root, Rotation, RotationKind, Timers, Tombstone,
 };
 pub use state::{Page, State};

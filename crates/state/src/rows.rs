@@ -152,6 +152,15 @@ pub struct Tombstone {
     pub materials: Vec<KeyMaterialId>,
 }
 
+/// The counter on a node's disk, and the start of the node that told it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskMark {
+    /// Drawn anew at each start of the node.
+    pub boot: u64,
+    /// Raised with every write to its log.
+    pub counter: u64,
+}
+
 /// One backing key of a KMS key. Its sealed token is in a table of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Material {

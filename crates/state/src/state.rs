@@ -11,7 +11,7 @@ use rpds::RedBlackTreeMapSync;
 
 use crate::codec;
 use crate::command::{CommandId, Outcome};
-use crate::rows::{Alias, DomainKey, Key, Principal, RegionFacts, Root, Tombstone};
+use crate::rows::{Alias, DiskMark, DomainKey, Key, Principal, RegionFacts, Root, Tombstone};
 use crate::store::{Store, Table};
 
 /// Key of the row that holds the facts of the Region, in [`Table::Meta`].
@@ -20,6 +20,8 @@ pub(crate) const META_REGION: &[u8] = b"region";
 pub(crate) const META_TIME: &[u8] = b"time";
 /// Key of the row that holds how far the clock was moved ahead.
 pub(crate) const META_OFFSET: &[u8] = b"clock_offset";
+/// Key of the row that holds how far the counters on the nodes' disks had come.
+pub(crate) const META_COUNTERS: &[u8] = b"counters";
 
 /// The whole state of a Region except for sealed tokens, as of one point in the log. Cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +32,8 @@ pub struct State {
     pub time: Timestamp,
     /// How far the Region's clock was moved ahead for rehearsals, in milliseconds.
     pub clock_offset_ms: i64,
+    /// How far the counters on the nodes' disks had come lately, of nodes that were removed too.
+    pub counters: Arc<BTreeMap<NodeId, DiskMark>>,
     /// The facts; none before the founding.
     pub region: Option<Arc<RegionFacts>>,
     pub(crate) keys: RedBlackTreeMapSync<KeyId, Arc<Key>>,
@@ -61,6 +65,7 @@ impl Default for State {
             applied: 0,
             time: Timestamp::default(),
             clock_offset_ms: 0,
+            counters: Arc::default(),
             region: None,
             keys: RedBlackTreeMapSync::new_sync(),
             account_keys: RedBlackTreeMapSync::new_sync(),
@@ -114,6 +119,9 @@ impl State {
         }
         if let Some(bytes) = store.get(Table::Meta, META_OFFSET)? {
             state.clock_offset_ms = row(Table::Meta, &bytes)?;
+        }
+        if let Some(bytes) = store.get(Table::Meta, META_COUNTERS)? {
+            state.counters = Arc::new(row(Table::Meta, &bytes)?);
         }
         store.scan(Table::Tombstones, &mut |_, bytes| {
             state.index_tombstone(Arc::new(row(Table::Tombstones, bytes)?));

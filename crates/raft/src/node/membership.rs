@@ -23,6 +23,7 @@ impl<E: Env> Node<E> {
 
     /// Makes this node the only voter of a new Region. Refused by a node that has a log.
     pub async fn found(&self) -> Result<(), String> {
+        self.disks.confirmed();
         let members = BTreeMap::from([(self.id(), BasicNode::new(self.config.address.clone()))]);
         self.raft.initialize(members).await.map_err(|e| e.to_string())
     }

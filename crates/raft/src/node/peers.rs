@@ -72,8 +72,23 @@ impl<E: Env> Node<E> {
                 Err(error) => PeerResponse::Failed(error.to_string()),
             }
         }
+        // A disk is proved before anything of it counts (`disk.rs`).
+        match &request {
+            PeerRequest::Append(_)
+            | PeerRequest::SnapshotPiece { .. }
+            | PeerRequest::SnapshotDone { .. }
+                if !self.disks.is_proved() =>
+            {
+                return match self.disks.condemned() {
+                    Some(why) => PeerResponse::Failed(why),
+                    None => PeerResponse::Unproved { found: self.disks.found() },
+                };
+            }
+            _ => {}
+        }
         match request {
             PeerRequest::Append(rpc) => {
+                self.heard_leader();
                 or_failed(self.raft.append_entries(rpc).await, PeerResponse::Append)
             }
             // Rule 6: openraft forgets in a restart what it heard, so this node neither votes nor
@@ -81,7 +96,7 @@ impl<E: Env> Node<E> {
             PeerRequest::Vote(_) | PeerRequest::PreVote(_) | PeerRequest::TransferLeader(_)
                 if self.is_mute() =>
             {
-                PeerResponse::Failed("this node has just started and does not vote yet".to_owned())
+                PeerResponse::Failed("this node has started lately and does not vote yet".to_owned())
             }
             PeerRequest::Vote(rpc) => or_failed(self.raft.vote(rpc).await, PeerResponse::Vote),
             PeerRequest::PreVote(rpc) => {
@@ -114,8 +129,16 @@ impl<E: Env> Node<E> {
                 if let Some(leader) = self.keeper.leading() {
                     self.time.note(leader, from, request.wall_ms, now);
                 }
+                self.disks.learn([(
+                    from,
+                    DiskMark { boot: request.boot, counter: request.counter },
+                )]);
                 let region_ms = self.look_at_clocks();
-                PeerResponse::Lease(self.keeper.grant(from, &request, region_ms, now))
+                let granted = self.keeper.grant(from, &request, region_ms, now);
+                PeerResponse::Lease(granted.map(|mut grant| {
+                    grant.counters = self.disks.known().into_iter().collect();
+                    grant
+                }))
             }
             PeerRequest::Fence { index, .. } => {
                 self.wait_applied(index, FENCE_PATIENCE).await;
@@ -126,6 +149,25 @@ impl<E: Env> Node<E> {
                 let patience = Duration::from_millis(patience_ms);
                 PeerResponse::Proposed(self.propose_here(*envelope, patience).await)
             }
+            // Meant for an earlier start: it is over.
+            PeerRequest::Vouch { boot, .. } | PeerRequest::Condemn { boot, .. }
+                if boot != self.disks.found().boot =>
+            {
+                PeerResponse::Failed("that was an earlier start of this node".to_owned())
+            }
+            PeerRequest::Vouch { counters, committed, .. } => {
+                self.disks.learn(counters);
+                self.disks.vouched(committed);
+                PeerResponse::Ok
+            }
+            PeerRequest::Condemn { why, .. } => {
+                self.condemn(&why).await;
+                PeerResponse::Ok
+            }
+            PeerRequest::Confirm { found } => PeerResponse::Confirmed(Confirmation {
+                refused: self.disks.judge(from, found).err(),
+                leader_lives: self.leader_lives(),
+            }),
             PeerRequest::Status => PeerResponse::Status(Box::new(self.status())),
             PeerRequest::App(body) => match self.app.get() {
                 Some(app) => or_failed(app.answer(from, body).await, PeerResponse::App),
@@ -135,7 +177,9 @@ impl<E: Env> Node<E> {
     }
 
     pub(super) fn is_mute(&self) -> bool {
-        !cfg!(feature = "sabotage-vote-after-restart") && self.env.boot_now() < self.mute_until
+        let just_started = !cfg!(feature = "sabotage-vote-after-restart")
+            && self.env.boot_now() < self.mute_until;
+        just_started || !self.disks.may_vote(self.keeper.cell().applied())
     }
 
     pub(super) async fn wait_applied(&self, index: u64, patience: Duration) {

@@ -5,6 +5,9 @@ use super::*;
 impl<E: Env> Node<E> {
     pub(super) async fn stand_when_allowed(self: Arc<Self>) {
         while self.is_mute() {
+            if self.is_stopped() {
+                return;
+            }
             self.env.sleep(LOOK_AGAIN).await;
         }
         self.raft.runtime_config().elect(true);
@@ -32,7 +35,7 @@ impl<E: Env> Node<E> {
             let leader = self.leader();
             let known = leader.as_ref().map(|(id, _)| *id);
             match leader {
-                Some((leader, node)) if leader != self.id() => {
+                Some((leader, node)) if leader != self.id() && self.disks.is_proved() => {
                     let this = Arc::clone(&self);
                     self.env.spawn(async move { this.renew_lease(leader, node, now).await });
                 }
@@ -51,7 +54,7 @@ impl<E: Env> Node<E> {
         node: BasicNode,
         asked: Duration,
     ) {
-        let request = PeerRequest::<E>::Lease(self.keeper.request(self.env.wall_now_ms(), asked));
+        let request = PeerRequest::<E>::Lease(self.keeper.request(self.env.wall_now_ms(), self.log.counter(), asked));
         let ttl = Duration::from_millis(self.config.timers.lease_ttl_ms);
         let Some(PeerResponse::Lease(Ok(grant))) = self.ask(leader, &node, &request, ttl).await
         else {
@@ -61,6 +64,7 @@ impl<E: Env> Node<E> {
         if let Some(region_ms) = grant.region_ms {
             self.time.learn(region_ms, asked);
         }
+        self.disks.learn(grant.counters.iter().copied());
         while !self.keeper.take(&grant, asked, self.env.boot_now()) {
             self.env.sleep(LOOK_AGAIN / 5).await;
         }

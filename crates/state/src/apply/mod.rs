@@ -4,15 +4,16 @@
 mod keys;
 mod region;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use keyward_model::limits::{OUTCOME_KEPT_MS, OUTCOMES_KEPT_MAX};
-use keyward_model::{ErrorCode, KmsError, Timestamp};
+use keyward_model::{ErrorCode, KmsError, NodeId, Timestamp};
 
 use crate::codec;
 use crate::command::{Command, Envelope, Outcome, Reply};
-use crate::rows::{Alias, DomainKey, Key, Principal, RegionFacts, Root, Tombstone};
-use crate::state::{META_OFFSET, META_REGION, META_TIME, State};
+use crate::rows::{Alias, DiskMark, DomainKey, Key, Principal, RegionFacts, Root, Tombstone};
+use crate::state::{META_COUNTERS, META_OFFSET, META_REGION, META_TIME, State};
 use crate::store::{Batch, Table};
 
 /// Changes the state, and records each changed row.
@@ -60,6 +61,7 @@ impl Tx<'_> {
             }
             Command::CancelDeletion { key } => self.cancel_deletion(*key),
             Command::DeleteKey { key, date } => self.delete_key(*key, *date),
+            Command::NoteCounters { counters } => self.note_counters(counters),
             Command::AdvanceClock { milliseconds } => self.advance_clock(*milliseconds),
             Command::CreateAlias { account, name, target } => {
                 self.create_alias(*account, name, *target)
@@ -120,6 +122,11 @@ impl Tx<'_> {
     pub(crate) fn put_tombstone(&mut self, tombstone: Tombstone) {
         self.batch.put(Table::Tombstones, *tombstone.key.bytes(), codec::encode(&tombstone));
         self.state.index_tombstone(Arc::new(tombstone));
+    }
+
+    pub(crate) fn put_counters(&mut self, counters: BTreeMap<NodeId, DiskMark>) {
+        self.batch.put(Table::Meta, META_COUNTERS, codec::encode(&counters));
+        self.state.counters = Arc::new(counters);
     }
 
     pub(crate) fn put_clock_offset(&mut self, milliseconds: i64) {

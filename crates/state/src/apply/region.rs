@@ -8,7 +8,7 @@ use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId, PrincipalArn, Time
 
 use super::{DONE, Tx};
 use crate::command::{Founding, Outcome, Reply};
-use crate::rows::{CertificateRecord, DomainKey, Kinds, Principal, Purpose, RegionFacts, Root};
+use crate::rows::{CertificateRecord, DiskMark, DomainKey, Kinds, Principal, Purpose, RegionFacts, Root};
 
 /// Ten years: longer than any period that is rehearsed.
 const CLOCK_ADVANCE_MAX_MS: i64 = 3650 * Timestamp::DAY_MS;
@@ -55,6 +55,19 @@ impl Tx<'_> {
         let offset = self.state.clock_offset_ms.saturating_add(milliseconds);
         self.put_clock_offset(offset);
         Ok(Reply::ClockOffset(offset))
+    }
+
+    /// They never go back.
+    pub(super) fn note_counters(&mut self, told: &BTreeMap<NodeId, DiskMark>) -> Outcome {
+        let mut counters = BTreeMap::clone(&self.state.counters);
+        for (node, mark) in told {
+            let known = counters.entry(*node).or_default();
+            if mark.counter > known.counter {
+                *known = *mark;
+            }
+        }
+        self.put_counters(counters);
+        DONE
     }
 
     fn known_principal(&self, arn: &PrincipalArn) -> Result<Principal, KmsError> {

@@ -1,0 +1,107 @@
+//! Proving that this node's disk is the one it last ran with, before it takes part (`disk.rs`).
+
+use keyward_state::Command;
+
+use super::*;
+
+/// Between rounds of asking the other voters.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How long a voter may take to answer. All are waited for: one may know what the others don't.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(300);
+/// Between raises of the counter when nothing else is written.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// Between entries of everybody's counters in replicated state.
+const RECORD_EVERY: Duration = Duration::from_secs(60);
+
+impl<E: Env> Node<E> {
+    /// Asks the other voters, as the log and the state know them, until this node may vote. A node that knows
+    /// of no Region waits for a leader to vouch for it.
+    pub(super) async fn prove_disk(self: Arc<Self>) {
+        while !self.is_stopped() && !self.disks.may_vote(self.keeper.cell().applied()) {
+            let voters = self.keeper.voters();
+            let all: BTreeSet<NodeId> = voters.iter().flatten().copied().collect();
+            if all.contains(&self.id()) {
+                let nodes = self.members();
+                let others: Vec<&Member> = nodes
+                    .iter()
+                    .filter(|member| member.node != self.id() && all.contains(&member.node))
+                    .collect();
+                let asked = others.iter().map(|member| self.confirmation_of(member));
+                let answers = futures_util::future::join_all(asked).await;
+                let answers = others
+                    .iter()
+                    .zip(answers)
+                    .filter_map(|(member, answer)| Some((member.node, answer?)))
+                    .collect();
+                self.disks.weigh(&voters, &answers);
+                if let Some(why) = self.disks.condemned() {
+                    self.condemn(&why).await;
+                    return;
+                }
+            }
+            self.env.sleep(ASK_AGAIN).await;
+        }
+    }
+
+    async fn confirmation_of(&self, member: &Member) -> Option<Confirmation> {
+        let node = BasicNode::new(member.address.clone());
+        let request = PeerRequest::Confirm { found: self.disks.found() };
+        match self.ask(member.node, &node, &request, ANSWER_PATIENCE).await {
+            Some(PeerResponse::Confirmed(confirmation)) => Some(confirmation),
+            _ => None,
+        }
+    }
+
+    /// Takes no part from here on, and not after a restart.
+    pub(super) async fn condemn(&self, why: &str) {
+        tracing::error!(why, "this node may not take part any more");
+        self.disks.condemn(why);
+        self.keeper.give_up();
+        if let Err(error) = self.log.condemn(why).await {
+            tracing::error!(%error, "it cannot be put on the disk that this node may not take part");
+        }
+    }
+
+    /// Raises the counter once a second, and has everybody's put into replicated state once a minute.
+    pub(super) async fn count(self: Arc<Self>) {
+        let mut recorded = self.env.boot_now();
+        while !self.is_stopped() {
+            let recorded_before = Arc::clone(&self.visible.load().counters);
+            self.disks.learn(recorded_before.iter().map(|(node, counter)| (*node, *counter)));
+            let boot = self.disks.found().boot;
+            self.disks.learn([(self.id(), DiskMark { boot, counter: self.log.counter() })]);
+            if self.is_member()
+                && let Err(error) = self.log.note_counters(&self.disks.known()).await
+            {
+                tracing::error!(%error, "the counter on the disk was not raised");
+            }
+            let now = self.env.boot_now();
+            if now >= recorded + RECORD_EVERY && self.leads() {
+                recorded = now;
+                let counters = self.disks.known();
+                let command = Command::NoteCounters { counters };
+                let mut id = [0; 16];
+                self.env.entropy().fill(&mut id);
+                let envelope = Envelope { id, time: Timestamp(0), command };
+                let patience = Duration::from_millis(self.config.timers.lease_ttl_ms);
+                if let Err(error) = self.propose(envelope, patience).await {
+                    tracing::debug!(%error, "counters were not recorded; tried again in a minute");
+                }
+            }
+            self.env.sleep(COUNT_EVERY).await;
+        }
+    }
+
+    pub(super) fn heard_leader(&self) {
+        let now = u64::try_from(self.env.boot_now().as_nanos()).unwrap_or(u64::MAX);
+        self.heard_ns.store(now, Ordering::Relaxed);
+    }
+
+    /// This node leads, or has heard from a leader within a leader lease.
+    pub(super) fn leader_lives(&self) -> bool {
+        let heard = Duration::from_nanos(self.heard_ns.load(Ordering::Relaxed));
+        let lately = heard + Duration::from_millis(self.config.timers.election_ms_max);
+        self.keeper.leading_ready().is_some()
+            || (!heard.is_zero() && self.env.boot_now() < lately)
+    }
+}
