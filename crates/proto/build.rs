@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "keyward/v1/kms.proto",
         "keyward/v1/operator.proto",
         "keyward/v1/peer.proto",
+        "keyward/v1/join.proto",
         "google/rpc/status.proto",
     ];
     let descriptors = protox::compile(files, [root])?;

@@ -130,6 +130,7 @@ async fn every_rpc(client: &Client, key: &str, blob: &[u8]) -> Vec<(&'static str
         rpc!(operator Operators, transfer_leadership,
             v1::TransferLeadershipRequest { to: Some(77) }),
         rpc!(operator Operators, rotate_domain_key, v1::RotateDomainKeyRequest {}),
+        rpc!(operator Operators, invite, v1::InviteRequest { valid_seconds: Some(5) }),
         rpc!(operator Operators, advance_clock, v1::AdvanceClockRequest { milliseconds: 0 }),
         rpc!(operator Operators, create_principal, v1::CreatePrincipalRequest {
             arn: arn(), kinds: vec!["user".into()], ..Default::default()

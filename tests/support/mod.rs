@@ -227,6 +227,29 @@ impl Region {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// Invites one more node and has it join, as a user would. Returns its id; it runs.
+    pub fn join(&mut self) -> u16 {
+        let token = self.run_ok(&["cluster", "invite"]);
+        let node = self.nodes + 1;
+        let place = self.node_folder(node);
+        let (config, data) = (self.config(node), place.join("data"));
+        let joined = Command::new(KEYWARD)
+            .args(["--output", "json", "cluster", "join", token.trim(), "--config"])
+            .arg(&config)
+            .args(["--address", &self.endpoint(node), "--listen", &self.endpoint(node), "--data"])
+            .arg(&data)
+            .output()
+            .expect("keyward runs");
+        let error = String::from_utf8_lossy(&joined.stderr);
+        assert!(joined.status.success(), "cluster join: {error}");
+        let told = String::from_utf8_lossy(&joined.stdout);
+        assert!(told.contains(&format!("\"NodeId\": {node}")), "node {node} joined: {told}");
+        self.nodes = node;
+        self.children.push(None);
+        self.start_node(node);
+        node
+    }
+
     pub fn log(&self, node: u16) -> String {
         fs::read_to_string(self.node_folder(node).join("node.log")).unwrap_or_default()
     }

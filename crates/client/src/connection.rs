@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use keyward_env::{Env, RealEnv};
+use keyward_proto::v1::join_service_client::JoinServiceClient;
 use keyward_proto::v1::key_service_client::KeyServiceClient;
 use keyward_proto::v1::operator_service_client::OperatorServiceClient;
 use keyward_proto::{rpc, v1};
@@ -262,6 +263,23 @@ impl Client {
             call(OperatorServiceClient::new(channel), request)
         })
         .await
+    }
+
+    /// Calls the service for joining.
+    pub async fn joining<In, Out, F, Fut>(
+        &self,
+        repeat: Repeat,
+        message: In,
+        call: F,
+    ) -> Result<Out, CallError>
+    where
+        In: Clone,
+        F: Fn(JoinServiceClient<Channel>, Request<In>) -> Fut,
+        Fut: Future<Output = Result<Response<Out>, Status>> + Send,
+        Out: Send,
+    {
+        self.run(repeat, message, |channel, request| call(JoinServiceClient::new(channel), request))
+            .await
     }
 
     async fn run<In, Out, F, Fut>(

@@ -20,6 +20,9 @@ pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, Status> {
         Some(Identity::Node(_)) => {
             refuse("a node's certificate is not let in here: use a principal's".to_owned())
         }
+        Some(Identity::Invitation(_)) => {
+            refuse("an invitation is good for joining and for nothing else".to_owned())
+        }
         Some(Identity::Nobody(why)) => refuse(why.clone()),
         None => refuse("the connection has no identity".to_owned()),
     }

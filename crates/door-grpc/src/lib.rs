@@ -10,6 +10,7 @@
 
 mod common;
 mod errors;
+mod join;
 mod kms;
 mod operator;
 mod peer;
@@ -19,7 +20,7 @@ mod tls;
 pub use errors::status;
 pub use peer::GrpcTransport;
 pub use server::{Door, DoorConfig, DoorError};
-pub use tls::{Identity, Terminator, TlsError, TlsFiles, zeroize_on_drop::Key};
+pub use tls::{Identity, Terminator, TlsError, TlsFiles, node_of, zeroize_on_drop::Key};
 
 /// An error with its causes on one line: tonic's own text leaves the cause out.
 #[must_use]

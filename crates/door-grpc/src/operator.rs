@@ -13,6 +13,9 @@ use tonic::{Request, Response, Status};
 use crate::common::{caller, date, patience};
 use crate::errors::status;
 
+/// How long an invitation holds when nobody says.
+const INVITATION_SECONDS: u32 = 900;
+
 /// Operator calls on one node.
 pub struct OperatorDoor {
     pub(crate) kms: Arc<Kms<RealEnv>>,
@@ -128,6 +131,21 @@ impl OperatorService for OperatorDoor {
                 time: Some(date(cluster.time)),
                 clock_offset_ms: cluster.clock_offset_ms,
             }
+        }))
+    }
+
+    async fn invite(&self, request: Request<v1::InviteRequest>) -> Answer<v1::InviteResponse> {
+        let (caller, patience) = (caller(&request)?, patience(&request));
+        let seconds = request.into_inner().valid_seconds.unwrap_or(INVITATION_SECONDS);
+        let invited = self.kms.invite(&caller, i64::from(seconds) * 1000, patience).await;
+        answer(invited.map(|invited| v1::InviteResponse {
+            region: invited.region,
+            node_id: invited.node,
+            expires: Some(date(invited.expires)),
+            endpoints: invited.endpoints,
+            ca_certificate: invited.authority,
+            certificate: invited.certificate,
+            private_key: invited.private_key.to_vec(),
         }))
     }
 

@@ -9,6 +9,7 @@ use keyward_env::{Env, RealEnv};
 use keyward_model::Region;
 use keyward_model::limits::REQUEST_BYTES_MAX;
 use keyward_proto::DESCRIPTOR_SET;
+use keyward_proto::v1::join_service_server::JoinServiceServer;
 use keyward_proto::v1::key_service_server::KeyServiceServer;
 use keyward_proto::v1::operator_service_server::OperatorServiceServer;
 use keyward_proto::v1::peer_service_server::PeerServiceServer;
@@ -20,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
+use crate::join::JoinDoor;
 use crate::kms::KeyDoor;
 use crate::operator::OperatorDoor;
 use crate::peer::{PEER_BYTES_MAX, PeerDoor};
@@ -102,6 +104,8 @@ impl Door {
             timers: self.config.timers,
         })
         .max_decoding_message_size(REQUEST_BYTES_MAX);
+        let join = JoinServiceServer::new(JoinDoor { kms: Arc::clone(&kms) })
+            .max_decoding_message_size(REQUEST_BYTES_MAX);
         let peer = PeerServiceServer::new(PeerDoor { node: Arc::clone(kms.node()) })
             .max_decoding_message_size(PEER_BYTES_MAX)
             .max_encoding_message_size(PEER_BYTES_MAX);
@@ -120,6 +124,7 @@ impl Door {
             .add_service(health)
             .add_service(reflection)
             .add_service(operator)
+            .add_service(join)
             .add_service(peer)
             .add_service(key)
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop)

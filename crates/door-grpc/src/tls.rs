@@ -9,6 +9,7 @@ use std::time::Duration;
 use keyward_env::{Env, RealEnv};
 use keyward_model::{NodeId, Timestamp};
 use keyward_service::{Caller, Subject};
+use keyward_state::InvitationId;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
@@ -68,6 +69,8 @@ pub enum Identity {
     Principal(Arc<Caller>),
     /// A node of this Region.
     Node(NodeId),
+    /// A machine that was invited to become one.
+    Invitation(InvitationId),
     /// A valid certificate that names nobody we know how to address, and why.
     Nobody(String),
 }
@@ -197,7 +200,8 @@ impl Terminator {
         match subject {
             // Only the Region's own authority makes nodes.
             Some(Subject::Node(node)) if own_authority => Identity::Node(node),
-            Some(Subject::Node(_)) => {
+            Some(Subject::Invitation(id)) if own_authority => Identity::Invitation(id),
+            Some(Subject::Node(_) | Subject::Invitation(_)) => {
                 nobody("a node's certificate must be issued by the Region's own authority")
             }
             Some(Subject::Principal(principal)) => Identity::Principal(Arc::new(Caller {
@@ -287,4 +291,19 @@ impl AsyncWrite for Connection {
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
+}
+
+/// The node that a certificate (PEM) names, if it names one.
+#[must_use]
+pub fn node_of(certificate: &[u8]) -> Option<NodeId> {
+    let chain = certificates(certificate, "the node's certificate").ok()?;
+    let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+    let names = leaf.subject_alternative_name().ok().flatten()?;
+    names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => match Subject::from_uri(uri) {
+            Some(Subject::Node(node)) => Some(node),
+            _ => None,
+        },
+        _ => None,
+    })
 }

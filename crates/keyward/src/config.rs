@@ -33,8 +33,8 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeSection {
-    /// Its id, unique for ever in the Region.
-    pub id: NodeId,
+    /// Its id, unique for ever in the Region; what its certificate says when absent.
+    pub id: Option<NodeId>,
     /// The Region's name.
     #[serde(with = "region_text")]
     pub region: Region,
@@ -254,7 +254,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.node.id == 0 {
+        if self.node.id == Some(0) {
             return Err("node.id must be 1 or more".to_owned());
         }
         if self.node.advertise.is_none() && self.node.listen.ip().is_unspecified() {

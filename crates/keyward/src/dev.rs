@@ -274,7 +274,7 @@ impl Home {
         let local = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
         Config {
             node: NodeSection {
-                id: u64::from(node),
+                id: Some(u64::from(node)),
                 region: self.plan.region.clone(),
                 listen: local(port),
                 advertise: None,
@@ -622,7 +622,7 @@ async fn up_one(
     crate::observe::start_log(&config.observe);
     let stop = Arc::new(tokio::sync::Notify::new());
     let stopped = Arc::clone(&stop);
-    let node = server::run(config, async move {
+    let node = server::run(config, server::For::Good, async move {
         tokio::select! {
             () = server::until_told_to_stop() => {}
             () = stopped.notified() => {}

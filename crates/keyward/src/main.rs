@@ -11,6 +11,7 @@ mod error;
 mod observe;
 mod pem;
 mod server;
+mod setup;
 
 use std::process::ExitCode;
 
@@ -52,7 +53,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
                 Failure::from_error(e).next("`keyward config check` tells what is in force")
             })?;
             observe::start_log(&config.observe);
-            server::run(config, server::until_told_to_stop()).await
+            server::run(config, server::For::Good, server::until_told_to_stop()).await
         }
         Command::Config(ConfigCommand::Check { config, overrides }) => {
             let config = Config::load(&config, &overrides).map_err(Failure::from_error)?;
@@ -68,9 +69,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Principal(command) => {
             cli::principals::principal(&cli.connect.operator()?, format, command).await
         }
-        Command::Cluster(command) => {
-            cli::cluster::cluster(&cli.connect.operator()?, format, command).await
-        }
+        Command::Cluster(command) => cli::cluster::cluster(&cli.connect, format, command).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "keyward", &mut std::io::stdout());
             Ok(())

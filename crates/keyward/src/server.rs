@@ -12,6 +12,7 @@ use keyward_hsm::{
     ArenaConfig, ArgonParams, FileRoot, Hsm, HsmConfig, PassphraseRoot, RootProvider, SecretVec,
     read_credential,
 };
+use keyward_model::NodeId;
 use keyward_raft::{Node, NodeConfig, RocksStore};
 use keyward_service::Kms;
 use keyward_state::Table;
@@ -96,10 +97,24 @@ fn open_root(config: &Config) -> Result<Arc<dyn RootProvider>, Failure> {
     }
 }
 
+/// What a node is run for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    /// Serving, until it is told to stop.
+    Good,
+    /// Founding or joining, for a moment.
+    Setup,
+}
+
 /// Runs a node until `stop` ends or it cannot go on.
-pub async fn run(config: Config, stop: impl Future<Output = ()> + Send) -> Result<(), Failure> {
+pub async fn run(
+    config: Config,
+    run_for: For,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), Failure> {
     keyward_hsm::harden_process().map_err(Failure::from_error)?;
     let tls = tls_files(&config)?;
+    let id = node_id(&config, &tls)?;
     let timers = config.timers.timers();
     let door = Door::bind(DoorConfig {
         listen: config.node.listen,
@@ -131,7 +146,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()> + Send) -> Resul
         tracing::warn!("memory for keys is not locked: see hsm.allow_unlocked");
     }
 
-    let node = start_node(&config, &tls).await?;
+    let node = start_node(&config, id, &tls).await?;
     let state = node.state();
     if let Some(facts) = &state.region
         && facts.region != config.node.region
@@ -142,18 +157,38 @@ pub async fn run(config: Config, stop: impl Future<Output = ()> + Send) -> Resul
         )));
     }
     drop(state);
-    let kms = Kms::new(node, hsm);
+    let kms = Kms::new(node, hsm, run_for == For::Good);
     kms.start();
     if let Some(listener) = observer {
         RealEnv.spawn(observe::serve(listener, Arc::clone(&kms), metrics));
         RealEnv.spawn(observe::read_gauges(Arc::clone(&kms)));
     }
-    tracing::info!(node = config.node.id, region = %config.node.region, listen = %config.node.listen,
+    tracing::info!(node = id, region = %config.node.region, listen = %config.node.listen,
         "the node is up");
     serve(door, kms, stop).await
 }
 
-async fn start_node(config: &Config, tls: &TlsFiles) -> Result<Arc<Node<RealEnv>>, Failure> {
+/// The node's id: its certificate says it, and the configuration must not say otherwise.
+fn node_id(config: &Config, tls: &TlsFiles) -> Result<NodeId, Failure> {
+    let path = config.tls.certificate.display();
+    let certified = keyward_door_grpc::node_of(&tls.certificate).ok_or_else(|| {
+        Failure::new(format!("{path} is not the certificate of a node"))
+            .next("`keyward cluster init` and `keyward cluster join` make one")
+    })?;
+    match config.node.id {
+        Some(id) if id != certified => Err(Failure::new(format!(
+            "node.id is {id}, and {path} is the certificate of node {certified}: name the right one, or leave \
+             node.id out"
+        ))),
+        _ => Ok(certified),
+    }
+}
+
+async fn start_node(
+    config: &Config,
+    id: NodeId,
+    tls: &TlsFiles,
+) -> Result<Arc<Node<RealEnv>>, Failure> {
     let data = config.node.data.clone();
     let open = move || -> std::io::Result<_> {
         let log = RocksStore::open(&data.join("log"), &Table::LOG)?;
@@ -167,11 +202,8 @@ async fn start_node(config: &Config, tls: &TlsFiles) -> Result<Arc<Node<RealEnv>
         ))
         .next("is another keyward running on it? is the disk full?")
     })?;
-    let node_config = NodeConfig {
-        node: config.node.id,
-        address: config.address(),
-        timers: config.timers.timers(),
-    };
+    let node_config =
+        NodeConfig { node: id, address: config.address(), timers: config.timers.timers() };
     let transport = Arc::new(GrpcTransport::new(tls));
     Node::start(node_config, RealEnv, Arc::new(log), Arc::new(state), transport)
         .await

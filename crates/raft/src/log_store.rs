@@ -171,17 +171,7 @@ impl<E: Env> LogStore<E> {
         let marks = Marks { written: Arc::clone(&written), counter: Arc::clone(&counter) };
         env.spawn(write_in_groups(env.clone(), Arc::clone(&store), writes, marks));
         let purged_of_keys = Arc::new(AtomicU64::new(purged_of_keys));
-        let log = Self {
-            me,
-            env,
-            keeper,
-            cache,
-            store,
-            written,
-            purged_of_keys,
-            counter,
-            writer,
-        };
+        let log = Self { me, env, keeper, cache, store, written, purged_of_keys, counter, writer };
         log.tell_configuration();
         Ok(log)
     }

@@ -1,8 +1,8 @@
 //! One node of a Region: consensus, leases and the state as calls see it.
 
 mod membership;
-mod proof;
 mod peers;
+mod proof;
 mod purge;
 mod tasks;
 
@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use keyward_env::Env;
 use keyward_model::{NodeId, Timestamp};
-use keyward_state::{Batch, DiskMark, Envelope, Install, Outcome, State, Store, Table, Timers, codec};
+use keyward_state::{
+    Batch, DiskMark, Envelope, Install, Outcome, State, Store, Table, Timers, codec,
+};
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::impls::BasicNode;
 use openraft::{Config, Raft, SnapshotPolicy};

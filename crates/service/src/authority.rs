@@ -5,6 +5,7 @@
 use keyward_env::Entropy;
 use keyward_model::limits::{CERTIFICATE_DAYS, CERTIFICATE_DAYS_DEFAULT};
 use keyward_model::{KmsError, NodeId, PrincipalArn, Timestamp};
+use keyward_state::InvitationId;
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
@@ -15,6 +16,9 @@ use time::OffsetDateTime;
 
 /// Names a node in its certificate: `urn:keyward:node:<id>`.
 pub const NODE_URN: &str = "urn:keyward:node:";
+
+/// Names an invitation in its certificate: `urn:keyward:invitation:<id>`.
+pub const INVITATION_URN: &str = "urn:keyward:invitation:";
 
 /// A new certificate begins this much in the past, for callers whose clocks are behind.
 const BACKDATED_MS: i64 = 5 * 60 * 1000;
@@ -57,6 +61,8 @@ pub enum Subject {
     Principal(PrincipalArn),
     /// A node of the Region.
     Node(NodeId),
+    /// A machine that was invited to become one.
+    Invitation(InvitationId),
 }
 
 impl Subject {
@@ -64,16 +70,21 @@ impl Subject {
         match self {
             Self::Principal(arn) => arn.to_string(),
             Self::Node(node) => format!("{NODE_URN}{node}"),
+            Self::Invitation(id) => format!("{INVITATION_URN}{}", hex::encode(id)),
         }
     }
 
     /// Reads the URI of a certificate's subject alternative name.
     #[must_use]
     pub fn from_uri(uri: &str) -> Option<Self> {
-        match uri.strip_prefix(NODE_URN) {
-            Some(node) => node.parse().ok().map(Self::Node),
-            None => uri.parse().ok().map(Self::Principal),
+        if let Some(node) = uri.strip_prefix(NODE_URN) {
+            return node.parse().ok().map(Self::Node);
         }
+        if let Some(id) = uri.strip_prefix(INVITATION_URN) {
+            let mut bytes = [0; 16];
+            return hex::decode_to_slice(id, &mut bytes).ok().map(|()| Self::Invitation(bytes));
+        }
+        uri.parse().ok().map(Self::Principal)
     }
 }
 
@@ -144,7 +155,19 @@ impl Authority {
         now: Timestamp,
     ) -> Result<Issued, AuthorityError> {
         let subject = Subject::Principal(principal.clone());
-        self.sign(request, &subject, &[], days, entropy, now)
+        self.sign(request, &subject, &[], now.plus_days(days), entropy, now)
+    }
+
+    /// Issues a certificate to whoever was invited: it opens the door for joining, and no other, once.
+    pub fn issue_invitation(
+        &self,
+        request: &[u8],
+        id: InvitationId,
+        not_after: Timestamp,
+        entropy: &dyn Entropy,
+        now: Timestamp,
+    ) -> Result<Issued, AuthorityError> {
+        self.sign(request, &Subject::Invitation(id), &[], not_after, entropy, now)
     }
 
     /// Issues a certificate to a node, which is reached under `hosts` (names or IP addresses).
@@ -156,7 +179,7 @@ impl Authority {
         entropy: &dyn Entropy,
         now: Timestamp,
     ) -> Result<Issued, AuthorityError> {
-        self.sign(request, &Subject::Node(node), hosts, NODE_DAYS, entropy, now)
+        self.sign(request, &Subject::Node(node), hosts, now.plus_days(NODE_DAYS), entropy, now)
     }
 
     fn sign(
@@ -164,7 +187,7 @@ impl Authority {
         request: &[u8],
         subject: &Subject,
         hosts: &[String],
-        days: u32,
+        not_after: Timestamp,
         entropy: &dyn Entropy,
         now: Timestamp,
     ) -> Result<Issued, AuthorityError> {
@@ -173,7 +196,6 @@ impl Authority {
         let request =
             CertificateSigningRequestParams::from_der(&der).map_err(AuthorityError::Request)?;
         let serial = serial(entropy);
-        let not_after = now.plus_days(days);
         // Nothing of what the request asks for is taken over but the key.
         let mut params = CertificateParams::default();
         let uri = subject.uri();
@@ -193,7 +215,9 @@ impl Authority {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = match subject {
-            Subject::Principal(_) => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Subject::Principal(_) | Subject::Invitation(_) => {
+                vec![ExtendedKeyUsagePurpose::ClientAuth]
+            }
             Subject::Node(_) => {
                 vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
             }

@@ -44,6 +44,9 @@ impl<E: Env> Kms<E> {
             self.open_domain_key(&state, facts.active_domain_key).await,
         ];
         self.evict_deleted(&state);
+        if self.for_good {
+            results.push(self.ask_for_vote(&state).await);
+        }
         if self.node.leads() {
             self.execute_deletions(&state).await;
             results.push(self.complete_rotations(&state).await);

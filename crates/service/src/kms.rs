@@ -28,6 +28,8 @@ pub struct Kms<E: Env> {
     pub(crate) hsm: Arc<Hsm>,
     pub(crate) entropy: Arc<dyn Entropy>,
     authorizer: Arc<dyn Authorize>,
+    /// The node runs for good, and not just to join.
+    pub(crate) for_good: bool,
     /// Speaks up when keys that wait for their deletion are used.
     pub(crate) alarm: Alarm,
     /// Up to which deletion open material has left memory.
@@ -56,15 +58,17 @@ pub(crate) struct Permitted {
 }
 
 impl<E: Env> Kms<E> {
-    /// The service on a node and its HSM.
+    /// The service on a node and its HSM. A node that runs only to join (`for_good` is false) does not ask for
+    /// its vote.
     #[must_use]
-    pub fn new(node: Arc<Node<E>>, hsm: Arc<Hsm>) -> Arc<Self> {
+    pub fn new(node: Arc<Node<E>>, hsm: Arc<Hsm>, for_good: bool) -> Arc<Self> {
         let entropy = node.env().entropy();
         Arc::new(Self {
             node,
             hsm,
             entropy,
             authorizer: Arc::new(ByKind),
+            for_good,
             alarm: Alarm::default(),
             evicted: AtomicU64::new(0),
         })
@@ -115,7 +119,7 @@ impl<E: Env> Kms<E> {
         self.execute(&serving, &call.request).await
     }
 
-    async fn admit(&self, deadline: Duration) -> Result<Arc<State>, KmsError> {
+    pub(crate) async fn admit(&self, deadline: Duration) -> Result<Arc<State>, KmsError> {
         let left = deadline.saturating_sub(self.node.env().boot_now());
         self.node.admit(left.min(ADMIT_PATIENCE)).await.map_err(no_lease)
     }

@@ -12,6 +12,7 @@ use keyward_state::{Command, Founding, Kinds, Principal, Purpose, Reply, State, 
 use crate::api::{Caller, Listing};
 use crate::authority::{self, Authority, Issued};
 use crate::authorize::{authenticate, note_refusal};
+use crate::joining::was_invited;
 use crate::kms::{Kms, internal, not_founded};
 use crate::peer::{AppRequest, AppResponse, LeaderCommand, LeaderReply};
 use crate::resolve;
@@ -67,21 +68,25 @@ pub struct FoundingRequest {
     pub ca_private_key: zeroize::Zeroizing<Vec<u8>>,
 }
 
-fn refused(message: String) -> KmsError {
+pub(crate) fn refused(message: String) -> KmsError {
     KmsError::new(ErrorCode::KMSInvalidStateException, message)
 }
 
 impl<E: Env> Kms<E> {
-    fn left(&self, deadline: Duration) -> Duration {
+    pub(crate) fn left(&self, deadline: Duration) -> Duration {
         deadline.saturating_sub(self.node.env().boot_now())
     }
 
-    fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         self.node.wall_now()
     }
 
     /// Lets operators through and nobody else.
-    async fn operator(&self, caller: &Caller, patience: Duration) -> Result<Arc<State>, KmsError> {
+    pub(crate) async fn operator(
+        &self,
+        caller: &Caller,
+        patience: Duration,
+    ) -> Result<Arc<State>, KmsError> {
         let state = self.node.admit(patience).await.map_err(|refusal| {
             KmsError::new(
                 ErrorCode::DependencyTimeoutException,
@@ -216,11 +221,7 @@ impl<E: Env> Kms<E> {
         learner: bool,
         patience: Duration,
     ) -> Result<(), KmsError> {
-        if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-            return Err(KmsError::validation(format!(
-                "'{address}' is not an address: expected host:port"
-            )));
-        }
+        host_of(&address)?;
         self.operator(caller, patience).await?;
         let command = LeaderCommand::AddNode { node, address, learner };
         self.have_led(command, patience).await.map(drop)
@@ -283,7 +284,7 @@ impl<E: Env> Kms<E> {
     }
 
     /// Carries a command out here, or has the leader do it.
-    async fn have_led(
+    pub(crate) async fn have_led(
         self: &Arc<Self>,
         command: LeaderCommand,
         patience: Duration,
@@ -314,6 +315,14 @@ impl<E: Env> Kms<E> {
         match command {
             LeaderCommand::AddNode { node, address, learner } => {
                 self.lead_add(node, &address, learner, deadline).await?;
+                Ok(LeaderReply::Done)
+            }
+            LeaderCommand::Promote { node } => {
+                if !was_invited(&self.node.state(), node) {
+                    return Err(refused(format!("node {node} was not invited to vote")));
+                }
+                self.node.promote(node).await.map_err(refused)?;
+                tracing::info!(node, "a node that was invited votes from now on");
                 Ok(LeaderReply::Done)
             }
             LeaderCommand::RemoveNode { node } => {
@@ -361,7 +370,8 @@ impl<E: Env> Kms<E> {
         if let Some(other) = members.iter().find(|m| m.address == address && m.node != node) {
             return Err(refused(format!("{address} is the address of node {}", other.node)));
         }
-        if members.iter().any(|m| m.node == node && (m.voter || learner)) {
+        let invited = was_invited(&self.node.state(), node);
+        if members.iter().any(|m| m.node == node && (m.voter || (learner && !invited))) {
             return Err(KmsError::new(
                 ErrorCode::AlreadyExistsException,
                 format!("node {node} is a member already"),
@@ -487,6 +497,14 @@ impl<E: Env> Kms<E> {
         arn: &PrincipalArn,
         days: u32,
     ) -> Result<Issued, KmsError> {
+        self.authority(state)
+            .await?
+            .issue(request, arn, days, &*self.entropy, self.now())
+            .map_err(|e| KmsError::validation(e.to_string()))
+    }
+
+    /// The Region's authority, opened for one signature.
+    pub(crate) async fn authority(&self, state: &State) -> Result<Authority, KmsError> {
         let facts = state.region.as_ref().ok_or_else(not_founded)?;
         let damaged = || internal("the authority's key is damaged", &"no domain key named");
         let domain_key = facts.ca_private_key.domain_key_id().ok_or_else(damaged)?;
@@ -495,11 +513,8 @@ impl<E: Env> Kms<E> {
             .hsm
             .open_secret(&facts.ca_private_key, CA_LABEL)
             .map_err(|e| internal("the HSM refused", &e))?;
-        let authority = Authority::open(&facts.ca_certificate, key.expose())
-            .map_err(|e| internal("the authority cannot be opened", &e))?;
-        authority
-            .issue(request, arn, days, &*self.entropy, self.now())
-            .map_err(|e| KmsError::validation(e.to_string()))
+        Authority::open(&facts.ca_certificate, key.expose())
+            .map_err(|e| internal("the authority cannot be opened", &e))
     }
 
     async fn fenced_principal(
@@ -564,6 +579,16 @@ impl<E: Env> Kms<E> {
         self.operator(caller, patience).await?;
         self.change(deadline, Command::RevokeCertificate { arn, serial }).await.map(drop)
     }
+}
+
+/// The host in an address of the form `host:port`.
+pub(crate) fn host_of(address: &str) -> Result<&str, KmsError> {
+    let parts = address
+        .rsplit_once(':')
+        .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0));
+    parts.map(|(host, _)| host.trim_matches(['[', ']'])).ok_or_else(|| {
+        KmsError::validation(format!("'{address}' is not an address: expected host:port"))
+    })
 }
 
 /// Binds the authority's sealed key to its purpose.

@@ -27,9 +27,21 @@ pub(crate) enum AppRequest {
 /// Operator commands that only a leader can carry out.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum LeaderCommand {
-    AddNode { node: NodeId, address: String, learner: bool },
-    RemoveNode { node: NodeId },
-    Transfer { to: Option<NodeId> },
+    AddNode {
+        node: NodeId,
+        address: String,
+        learner: bool,
+    },
+    /// Sent by the node itself.
+    Promote {
+        node: NodeId,
+    },
+    RemoveNode {
+        node: NodeId,
+    },
+    Transfer {
+        to: Option<NodeId>,
+    },
     RotateDomainKey,
 }
 
@@ -44,7 +56,13 @@ pub(crate) enum LeaderReply {
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum AppResponse {
-    Hello { root: RootId, region_id: Option<[u8; 16]>, timers: Timers, wall_ms: i64, disk: DiskMark },
+    Hello {
+        root: RootId,
+        region_id: Option<[u8; 16]>,
+        timers: Timers,
+        wall_ms: i64,
+        disk: DiskMark,
+    },
     Resealed(Vec<(DomainKeyId, Vec<u8>)>),
     Operated(Result<LeaderReply, KmsError>),
 }
@@ -76,6 +94,11 @@ impl<E: Env> Kms<E> {
             }),
             AppRequest::Reseal { request, domain_keys } => {
                 self.reseal(from, &request, &domain_keys).await.map(AppResponse::Resealed)
+            }
+            AppRequest::Operate { command: LeaderCommand::Promote { node }, .. }
+                if node != from =>
+            {
+                Err("a node asks for its own vote only".to_owned())
             }
             AppRequest::Operate { command, patience_ms } => {
                 let patience = Duration::from_millis(patience_ms);

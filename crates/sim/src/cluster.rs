@@ -201,7 +201,7 @@ impl Cluster {
         // Few: open keys are evicted, and opened again from their tokens.
         let config = HsmConfig { cache_max_entries: 64, arena };
         let hsm = Hsm::new(Arc::new(root), entropy, &config).map_err(|e| e.to_string())?;
-        let kms = Kms::new(Arc::clone(&node), hsm);
+        let kms = Kms::new(Arc::clone(&node), hsm, true);
         kms.start();
         self.net.listen(id, group, node);
         Ok(Running { group, stack: stack(Arc::clone(&kms)), kms })

@@ -10,7 +10,7 @@ use keyward_model::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::rows::{DiskMark, Kinds, Purpose, RotationKind, Timers};
+use crate::rows::{DiskMark, InvitationId, Kinds, Purpose, RotationKind, Timers};
 
 /// Names one attempt of a caller to change something. A retry carries the same id and gets the first
 /// outcome.
@@ -80,6 +80,22 @@ pub enum Command {
         /// Its deletion date, as the proposer saw it: a period that was cancelled and begun anew is
         /// another one.
         date: Timestamp,
+    },
+    /// Invites one more node.
+    Invite {
+        /// Names the invitation.
+        id: InvitationId,
+        /// How long it holds, in milliseconds.
+        valid_ms: i64,
+        /// Who invites.
+        by: PrincipalArn,
+    },
+    /// A node uses its invitation, once.
+    UseInvitation {
+        /// Which.
+        id: InvitationId,
+        /// Where the node is reached.
+        address: String,
     },
     /// Puts on record how far the counters on the nodes' disks have come.
     NoteCounters {
@@ -279,6 +295,15 @@ pub enum Reply {
     Done,
     /// AdvanceClock: the whole offset from now on, in milliseconds.
     ClockOffset(i64),
+    /// Invite: the id that the node gets, and when the invitation ends.
+    Invited {
+        /// The node.
+        node: NodeId,
+        /// The end.
+        expires: Timestamp,
+    },
+    /// UseInvitation: the id that the node gets.
+    Node(NodeId),
     /// ScheduleDeletion: the date.
     DeletionDate(Timestamp),
     /// IntroduceMaterial: the material that is now waiting to be used. Another one than the command's

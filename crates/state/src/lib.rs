@@ -17,8 +17,8 @@ pub use apply::apply;
 pub use command::{Command, CommandId, Envelope, Founding, Outcome, Reply};
 pub use mem::MemStore;
 pub use rows::{
-    Alias, CertificateRecord, DiskMark, DomainKey, Key, Kinds, Material, Principal, Purpose, RegionFacts,
-    Root, Rotation, RotationKind, Timers, Tombstone,
+    Alias, CertificateRecord, DiskMark, DomainKey, Invitation, InvitationId, Key, Kinds, Material,
+    Principal, Purpose, RegionFacts, Root, Rotation, RotationKind, Timers, Tombstone,
 };
 pub use state::{Page, State};
 pub use store::{Batch, Change, Checkpoint, Install, Store, Table, Visit};

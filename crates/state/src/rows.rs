@@ -152,6 +152,24 @@ pub struct Tombstone {
     pub materials: Vec<KeyMaterialId>,
 }
 
+/// An operator's word that one more node may join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invitation {
+    /// Its id.
+    pub id: InvitationId,
+    /// The id that the node gets: one that no node of the Region ever had.
+    pub node: NodeId,
+    /// Refused from then on.
+    pub expires: Timestamp,
+    /// Who invited.
+    pub by: PrincipalArn,
+    /// The address of the node that has used it.
+    pub used: Option<String>,
+}
+
+/// Names an invitation.
+pub type InvitationId = [u8; 16];
+
 /// The counter on a node's disk, and the start of the node that told it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskMark {

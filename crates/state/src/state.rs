@@ -11,7 +11,10 @@ use rpds::RedBlackTreeMapSync;
 
 use crate::codec;
 use crate::command::{CommandId, Outcome};
-use crate::rows::{Alias, DiskMark, DomainKey, Key, Principal, RegionFacts, Root, Tombstone};
+use crate::rows::{
+    Alias, DiskMark, DomainKey, Invitation, InvitationId, Key, Principal, RegionFacts, Root,
+    Tombstone,
+};
 use crate::store::{Store, Table};
 
 /// Key of the row that holds the facts of the Region, in [`Table::Meta`].
@@ -44,6 +47,8 @@ pub struct State {
     pub(crate) principals: RedBlackTreeMapSync<PrincipalArn, Arc<Principal>>,
     /// Domain keys by id: few (one a day).
     pub domain_keys: Arc<BTreeMap<DomainKeyId, Arc<DomainKey>>>,
+    /// Invitations to nodes, until a while after their end.
+    pub invitations: Arc<BTreeMap<InvitationId, Invitation>>,
     /// Registered roots: one a node.
     pub roots: Arc<BTreeMap<RootId, Root>>,
     pub(crate) outcomes: RedBlackTreeMapSync<CommandId, Arc<(Timestamp, Outcome)>>,
@@ -74,6 +79,7 @@ impl Default for State {
             key_aliases: RedBlackTreeMapSync::new_sync(),
             principals: RedBlackTreeMapSync::new_sync(),
             domain_keys: Arc::default(),
+            invitations: Arc::default(),
             roots: Arc::default(),
             outcomes: RedBlackTreeMapSync::new_sync(),
             outcome_ages: RedBlackTreeMapSync::new_sync(),
@@ -147,6 +153,13 @@ impl State {
             Ok(())
         })?;
         state.domain_keys = Arc::new(domain_keys);
+        let mut invitations = BTreeMap::new();
+        store.scan(Table::Invitations, &mut |_, bytes| {
+            let invitation: Invitation = row(Table::Invitations, bytes)?;
+            invitations.insert(invitation.id, invitation);
+            Ok(())
+        })?;
+        state.invitations = Arc::new(invitations);
         let mut roots = BTreeMap::new();
         store.scan(Table::Roots, &mut |_, bytes| {
             let root: Root = row(Table::Roots, bytes)?;

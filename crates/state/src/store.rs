@@ -26,6 +26,8 @@ pub enum Table {
     Outcomes,
     /// State: what stays of keys that are gone.
     Tombstones,
+    /// State: invitations to nodes.
+    Invitations,
     /// Log: entries by index.
     Log,
     /// Log: vote, committed, purged.
@@ -34,7 +36,7 @@ pub enum Table {
 
 impl Table {
     /// The tables of a state store.
-    pub const STATE: [Self; 9] = [
+    pub const STATE: [Self; 10] = [
         Self::Meta,
         Self::Keys,
         Self::Tokens,
@@ -44,6 +46,7 @@ impl Table {
         Self::Roots,
         Self::Outcomes,
         Self::Tombstones,
+        Self::Invitations,
     ];
     /// The tables of a log store.
     pub const LOG: [Self; 2] = [Self::Log, Self::LogMeta];
@@ -61,6 +64,7 @@ impl Table {
             Self::Roots => "roots",
             Self::Outcomes => "outcomes",
             Self::Tombstones => "tombstones",
+            Self::Invitations => "invitations",
             Self::Log => "log",
             Self::LogMeta => "log_meta",
         }

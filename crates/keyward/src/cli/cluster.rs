@@ -1,15 +1,36 @@
 //! `keyward cluster`: the nodes of the Region.
 
 use clap::Subcommand;
-use keyward_client::{Client, Repeat};
+use keyward_client::Repeat;
 use keyward_proto::v1;
 use serde_json::{Value, json};
 
+use super::connect::ConnectArgs;
 use super::output::{Format, date, done, list, one, sayln};
 use crate::error::Failure;
+use crate::setup;
 
 #[derive(Subcommand)]
 pub enum ClusterCommand {
+    /// Found a Region on this machine: authority, first operator, first node
+    #[command(
+        after_help = "Example:\n  keyward cluster init --region eu-west-1 --address kms-1.example.com:7100"
+    )]
+    Init(setup::InitArgs),
+    /// Invite one more node: prints a token, good once and for a short time
+    #[command(
+        after_help = "Example:\n  keyward cluster invite | ssh kms-2 keyward cluster join - --address kms-2.example.com:7100"
+    )]
+    Invite {
+        /// Seconds that it holds, 1 to 86400
+        #[arg(long, default_value_t = 900)]
+        valid: u32,
+    },
+    /// Make this machine a node of the Region that invited it
+    #[command(
+        after_help = "Example:\n  keyward cluster join TOKEN --address kms-2.example.com:7100"
+    )]
+    Join(setup::JoinArgs),
     /// Show the nodes, who leads, leases and roots
     Status,
     /// Add a node that is running and waits
@@ -36,14 +57,18 @@ pub enum ClusterCommand {
 }
 
 pub async fn cluster(
-    client: &Client,
+    connect: &ConnectArgs,
     format: Format,
     command: ClusterCommand,
 ) -> Result<(), Failure> {
+    let operator = || connect.operator();
     match command {
+        ClusterCommand::Init(args) => setup::init(args, format).await?,
+        ClusterCommand::Join(args) => setup::join(args, format).await?,
+        ClusterCommand::Invite { valid } => setup::invite(&operator()?, format, valid).await?,
         ClusterCommand::Status => {
             let request = v1::ClusterStatusRequest {};
-            let status = client
+            let status = operator()?
                 .operator(
                     Repeat::Safe,
                     request,
@@ -54,14 +79,14 @@ pub async fn cluster(
         }
         ClusterCommand::Add { node, address, learner } => {
             let request = v1::AddNodeRequest { node_id: node, address, learner };
-            client
+            operator()?
                 .operator(Repeat::IfUnsent, request, |mut c, r| async move { c.add_node(r).await })
                 .await?;
             done(format, &format!("node {node} was added"));
         }
         ClusterCommand::Remove { node } => {
             let request = v1::RemoveNodeRequest { node_id: node };
-            client
+            operator()?
                 .operator(
                     Repeat::IfUnsent,
                     request,
@@ -72,7 +97,7 @@ pub async fn cluster(
         }
         ClusterCommand::Transfer { to } => {
             let request = v1::TransferLeadershipRequest { to };
-            let answer = client
+            let answer = operator()?
                 .operator(Repeat::IfUnsent, request, |mut c, r| async move {
                     c.transfer_leadership(r).await
                 })
@@ -81,7 +106,7 @@ pub async fn cluster(
         }
         ClusterCommand::RotateDomainKey => {
             let request = v1::RotateDomainKeyRequest {};
-            let answer = client
+            let answer = operator()?
                 .operator(Repeat::IfUnsent, request, |mut c, r| async move {
                     c.rotate_domain_key(r).await
                 })

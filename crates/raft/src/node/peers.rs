@@ -96,7 +96,9 @@ impl<E: Env> Node<E> {
             PeerRequest::Vote(_) | PeerRequest::PreVote(_) | PeerRequest::TransferLeader(_)
                 if self.is_mute() =>
             {
-                PeerResponse::Failed("this node has started lately and does not vote yet".to_owned())
+                PeerResponse::Failed(
+                    "this node has started lately and does not vote yet".to_owned(),
+                )
             }
             PeerRequest::Vote(rpc) => or_failed(self.raft.vote(rpc).await, PeerResponse::Vote),
             PeerRequest::PreVote(rpc) => {
@@ -129,10 +131,8 @@ impl<E: Env> Node<E> {
                 if let Some(leader) = self.keeper.leading() {
                     self.time.note(leader, from, request.wall_ms, now);
                 }
-                self.disks.learn([(
-                    from,
-                    DiskMark { boot: request.boot, counter: request.counter },
-                )]);
+                self.disks
+                    .learn([(from, DiskMark { boot: request.boot, counter: request.counter })]);
                 let region_ms = self.look_at_clocks();
                 let granted = self.keeper.grant(from, &request, region_ms, now);
                 PeerResponse::Lease(granted.map(|mut grant| {
@@ -177,8 +177,8 @@ impl<E: Env> Node<E> {
     }
 
     pub(super) fn is_mute(&self) -> bool {
-        let just_started = !cfg!(feature = "sabotage-vote-after-restart")
-            && self.env.boot_now() < self.mute_until;
+        let just_started =
+            !cfg!(feature = "sabotage-vote-after-restart") && self.env.boot_now() < self.mute_until;
         just_started || !self.disks.may_vote(self.keeper.cell().applied())
     }
 

@@ -101,7 +101,6 @@ impl<E: Env> Node<E> {
     pub(super) fn leader_lives(&self) -> bool {
         let heard = Duration::from_nanos(self.heard_ns.load(Ordering::Relaxed));
         let lately = heard + Duration::from_millis(self.config.timers.election_ms_max);
-        self.keeper.leading_ready().is_some()
-            || (!heard.is_zero() && self.env.boot_now() < lately)
+        self.keeper.leading_ready().is_some() || (!heard.is_zero() && self.env.boot_now() < lately)
     }
 }

@@ -54,7 +54,11 @@ impl<E: Env> Node<E> {
         node: BasicNode,
         asked: Duration,
     ) {
-        let request = PeerRequest::<E>::Lease(self.keeper.request(self.env.wall_now_ms(), self.log.counter(), asked));
+        let request = PeerRequest::<E>::Lease(self.keeper.request(
+            self.env.wall_now_ms(),
+            self.log.counter(),
+            asked,
+        ));
         let ttl = Duration::from_millis(self.config.timers.lease_ttl_ms);
         let Some(PeerResponse::Lease(Ok(grant))) = self.ask(leader, &node, &request, ttl).await
         else {

@@ -12,7 +12,10 @@ use keyward_model::{ErrorCode, KmsError, NodeId, Timestamp};
 
 use crate::codec;
 use crate::command::{Command, Envelope, Outcome, Reply};
-use crate::rows::{Alias, DiskMark, DomainKey, Key, Principal, RegionFacts, Root, Tombstone};
+use crate::rows::{
+    Alias, DiskMark, DomainKey, Invitation, InvitationId, Key, Principal, RegionFacts, Root,
+    Tombstone,
+};
 use crate::state::{META_COUNTERS, META_OFFSET, META_REGION, META_TIME, State};
 use crate::store::{Batch, Table};
 
@@ -61,6 +64,8 @@ impl Tx<'_> {
             }
             Command::CancelDeletion { key } => self.cancel_deletion(*key),
             Command::DeleteKey { key, date } => self.delete_key(*key, *date),
+            Command::Invite { id, valid_ms, by } => self.invite(*id, *valid_ms, by),
+            Command::UseInvitation { id, address } => self.use_invitation(id, address),
             Command::NoteCounters { counters } => self.note_counters(counters),
             Command::AdvanceClock { milliseconds } => self.advance_clock(*milliseconds),
             Command::CreateAlias { account, name, target } => {
@@ -122,6 +127,16 @@ impl Tx<'_> {
     pub(crate) fn put_tombstone(&mut self, tombstone: Tombstone) {
         self.batch.put(Table::Tombstones, *tombstone.key.bytes(), codec::encode(&tombstone));
         self.state.index_tombstone(Arc::new(tombstone));
+    }
+
+    pub(crate) fn put_invitation(&mut self, invitation: Invitation) {
+        self.batch.put(Table::Invitations, invitation.id, codec::encode(&invitation));
+        Arc::make_mut(&mut self.state.invitations).insert(invitation.id, invitation);
+    }
+
+    pub(crate) fn remove_invitation(&mut self, id: &InvitationId) {
+        self.batch.delete(Table::Invitations, *id);
+        Arc::make_mut(&mut self.state.invitations).remove(id);
     }
 
     pub(crate) fn put_counters(&mut self, counters: BTreeMap<NodeId, DiskMark>) {

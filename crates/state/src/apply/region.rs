@@ -8,7 +8,15 @@ use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId, PrincipalArn, Time
 
 use super::{DONE, Tx};
 use crate::command::{Founding, Outcome, Reply};
-use crate::rows::{CertificateRecord, DiskMark, DomainKey, Kinds, Principal, Purpose, RegionFacts, Root};
+use crate::rows::{
+    CertificateRecord, DiskMark, DomainKey, Invitation, InvitationId, Kinds, Principal, Purpose,
+    RegionFacts, Root,
+};
+
+/// Invitations at once, used and ended ones included.
+const INVITATIONS_MAX: usize = 1000;
+/// How long an ended invitation is remembered: who comes late is told so.
+const INVITATION_KEPT_MS: i64 = 7 * Timestamp::DAY_MS;
 
 /// Ten years: longer than any period that is rehearsed.
 const CLOCK_ADVANCE_MAX_MS: i64 = 3650 * Timestamp::DAY_MS;
@@ -55,6 +63,59 @@ impl Tx<'_> {
         let offset = self.state.clock_offset_ms.saturating_add(milliseconds);
         self.put_clock_offset(offset);
         Ok(Reply::ClockOffset(offset))
+    }
+
+    pub(super) fn invite(&mut self, id: InvitationId, valid_ms: i64, by: &PrincipalArn) -> Outcome {
+        let long_over = self.now.0 - INVITATION_KEPT_MS;
+        let old: Vec<InvitationId> = self
+            .state
+            .invitations
+            .values()
+            .filter(|invitation| invitation.expires.0 < long_over)
+            .map(|invitation| invitation.id)
+            .collect();
+        old.iter().for_each(|id| self.remove_invitation(id));
+        if self.state.invitations.len() >= INVITATIONS_MAX {
+            return Err(KmsError::new(
+                ErrorCode::LimitExceededException,
+                format!(
+                    "there are {INVITATIONS_MAX} invitations, the most allowed: wait until some end"
+                ),
+            ));
+        }
+        // No node of this Region ever had it.
+        let taken = self
+            .state
+            .roots
+            .values()
+            .map(|root| root.node)
+            .chain(self.state.counters.keys().copied())
+            .chain(self.state.invitations.values().map(|invitation| invitation.node));
+        let node = taken.max().unwrap_or(0) + 1;
+        let expires = Timestamp(self.now.0 + valid_ms);
+        self.put_invitation(Invitation { id, node, expires, by: by.clone(), used: None });
+        Ok(Reply::Invited { node, expires })
+    }
+
+    pub(super) fn use_invitation(&mut self, id: &InvitationId, address: &str) -> Outcome {
+        let refuse = |why: String| {
+            Err(KmsError::new(
+                ErrorCode::AccessDeniedException,
+                format!("{why}: ask an operator for a new one (`keyward cluster invite`)"),
+            ))
+        };
+        let Some(invitation) = self.state.invitations.get(id).cloned() else {
+            return refuse("this Region knows no such invitation".to_owned());
+        };
+        if let Some(other) = &invitation.used {
+            return refuse(format!("the invitation was used already, by the node at {other}"));
+        }
+        if invitation.expires <= self.now {
+            return refuse("the invitation has expired".to_owned());
+        }
+        let node = invitation.node;
+        self.put_invitation(Invitation { used: Some(address.to_owned()), ..invitation });
+        Ok(Reply::Node(node))
     }
 
     /// They never go back.
@@ -192,6 +253,10 @@ impl Tx<'_> {
     }
 
     pub(super) fn forget_root(&mut self, node: NodeId) -> Outcome {
+        // Its id is never given to another one.
+        let mut counters = BTreeMap::clone(&self.state.counters);
+        counters.entry(node).or_default();
+        self.put_counters(counters);
         let Some(root) = self.state.root_of(node).cloned() else { return DONE };
         if self.state.roots.len() == 1 {
             return Err(KmsError::new(
