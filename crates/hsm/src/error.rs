@@ -2,6 +2,7 @@
 //! secret, and none tells why a ciphertext did not open.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use keyward_model::{DomainKeyId, KeyMaterialId};
 use rustix::io::Errno;
@@ -75,6 +76,36 @@ pub enum HsmError {
     /// The crypto provider failed on inputs that are right. A bug, or broken hardware.
     #[error("the crypto provider failed at {0}")]
     Crypto(&'static str),
+    /// No root of this node has answered rightly for longer than the grace that was configured. Keys are
+    /// used again as soon as one does.
+    #[error(
+        "no root of this node has answered rightly for {} s and more ({reason}): keys are used again as \
+         soon as one does; mend the root, or use another node",
+        grace.as_secs()
+    )]
+    RootAway {
+        /// When one last did, on the clock that counts from boot.
+        since: Duration,
+        /// How long keys are used without.
+        grace: Duration,
+        /// What the last probe failed with.
+        reason: String,
+    },
+    /// A root that this node has already.
+    #[error("root {0} is a root of this node already")]
+    RootPresent(RootId),
+    /// Not a root of this node.
+    #[error("root {0} is no root of this node: its roots are listed in its status")]
+    NoSuchRoot(RootId),
+    /// The last root cannot be removed.
+    #[error("root {0} is the only root of this node: add another one before this is removed")]
+    LastRoot(RootId),
+    /// More roots than a node may have.
+    #[error("a node has at most {roots_max} roots: remove one first")]
+    TooManyRoots {
+        /// The most allowed.
+        roots_max: usize,
+    },
     /// The system did not let core dumps be switched off.
     #[error("cannot keep key material out of core dumps: {what} failed ({source})")]
     NotHardened {
@@ -150,6 +181,18 @@ pub enum RootError {
     /// What was to be unwrapped was altered, or wrapped by another root or for another use.
     #[error("root {0} cannot unwrap this: it was altered, or wrapped by another root")]
     DoesNotUnwrap(RootId),
+    /// What the root unwrapped is not what it had wrapped.
+    #[error("root {0} answers wrongly: what it unwraps is not what it wrapped")]
+    WrongAnswer(RootId),
+    /// The root did not answer in time.
+    #[error("the root did not answer within {} ms: look at its device or network", limit.as_millis())]
+    Timeout {
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The root is gone for now.
+    #[error("the root cannot be reached: {0}")]
+    Away(String),
     /// The crypto provider failed.
     #[error("the crypto provider failed at {0}")]
     Crypto(&'static str),

@@ -43,9 +43,9 @@ mod root;
 mod sealing;
 mod secret_vec;
 mod token;
+mod watch;
 
-#[cfg(test)]
-mod testing;
+pub mod testing;
 
 pub use arena::{ARENA_BYTES_DEFAULT, ARENA_BYTES_MIN, Arena, ArenaConfig, SLOT_BYTES, Secret};
 pub use cache::CacheStats;
@@ -53,7 +53,7 @@ pub use ciphertext::{CIPHERTEXT_OVERHEAD_BYTES, ParsedCiphertext};
 pub use context::CanonicalContext;
 pub use domain::{DOMAIN_KEY_BYTES, RootCopy, SealedDomainKey};
 pub use error::{ArenaError, CiphertextError, ContextError, HsmError, RootError};
-pub use hsm::{CACHE_ENTRIES_DEFAULT, Hsm, HsmConfig};
+pub use hsm::{CACHE_ENTRIES_DEFAULT, Hsm, HsmConfig, ROOTS_MAX};
 pub use kdf::counter_hmac_sha256;
 pub use material::{BACKING_KEY_BYTES, BackingKey};
 pub use process::harden_process;
@@ -68,3 +68,4 @@ pub use root::{
 };
 pub use secret_vec::SecretVec;
 pub use token::{SEALED_SECRET_BYTES_MAX, SealedToken, TOKEN_BYTES_MAX};
+pub use watch::{EnvClock, RootClock, RootHealth, RootStatus, RootWatchConfig};
