@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::arena::SLOT_BYTES;
-use crate::root::RootId;
+use crate::root::{RootId, SHARE_CHARS, SHARES_MAX};
 
 /// What the boundary answers when it cannot do what it was asked.
 #[derive(Debug, Error)]
@@ -193,6 +193,55 @@ pub enum RootError {
     /// The root is gone for now.
     #[error("the root cannot be reached: {0}")]
     Away(String),
+    /// The root's key is not here: too few of its shares were given.
+    #[error(
+        "root {root} is sealed: {given} of {needed} shares were given, {} more are needed",
+        needed.saturating_sub(*given)
+    )]
+    Sealed {
+        /// The root.
+        root: RootId,
+        /// Shares given so far.
+        given: u8,
+        /// Shares that open it.
+        needed: u8,
+    },
+    /// Not the text of a share.
+    #[error("not a share: {SHARE_CHARS} letters and digits are expected, in groups of four")]
+    ShareForm,
+    /// The text of a share with a mistake in it.
+    #[error("this share has a mistake in it: compare it with the original, letter by letter")]
+    ShareDamaged,
+    /// A share of another root.
+    #[error("this share belongs to root {found}, and this node's root is {expected}")]
+    ShareForeign {
+        /// The root of this node.
+        expected: RootId,
+        /// The root that the share belongs to.
+        found: RootId,
+    },
+    /// The share was given before.
+    #[error("share {index} was given already: another one is needed")]
+    ShareDuplicate {
+        /// Its number.
+        index: u8,
+    },
+    /// The shares are of this root by their labels and do not give its key.
+    #[error(
+        "these shares do not give the key of root {0}: at least one was forged, and all were forgotten; \
+         give them again, each from its keeper"
+    )]
+    SharesWrong(RootId),
+    /// A number of shares that makes no sense.
+    #[error(
+        "2 to {SHARES_MAX} shares, and 2 or more of them needed: {needed} of {shares} is not allowed"
+    )]
+    ShareCounts {
+        /// Shares that would open the root.
+        needed: u8,
+        /// Shares in all.
+        shares: u8,
+    },
     /// The crypto provider failed.
     #[error("the crypto provider failed at {0}")]
     Crypto(&'static str),

@@ -64,7 +64,8 @@ pub use provider::{
 pub use reseal::{ResealRequest, ResealSecret};
 pub use root::{
     ArgonParams, FileRoot, MemoryRoot, PASSPHRASE_BYTES_MIN, PassphraseRoot, RootFuture, RootId,
-    RootKind, RootProvider, read_credential,
+    RootKind, RootProvider, SHARES_MAX, ShamirRoot, ShareProgress, ShareText, Shares,
+    read_credential,
 };
 pub use secret_vec::SecretVec;
 pub use token::{SEALED_SECRET_BYTES_MAX, SealedToken, TOKEN_BYTES_MAX};

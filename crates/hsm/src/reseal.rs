@@ -48,8 +48,8 @@ pub struct ResealRequest {
     pub public_key: Vec<u8>,
 }
 
-/// Entropy in the shape that `hpke` takes.
-struct Rng<'a>(&'a dyn Entropy);
+/// Entropy in the shape that `hpke` and `vsss-rs` take.
+pub(crate) struct Rng<'a>(pub(crate) &'a dyn Entropy);
 
 impl hpke::rand_core::TryRng for Rng<'_> {
     type Error = std::convert::Infallible;

@@ -6,6 +6,7 @@ use std::fmt::{Debug, Display};
 
 use keyward_hsm::{
     BackingKey, FileRoot, Hsm, MemoryRoot, PassphraseRoot, ResealSecret, Secret, SecretVec,
+    ShamirRoot, ShareText, Shares,
 };
 
 /// Fails to compile when the type implements the trait: the path below is ambiguous then.
@@ -40,6 +41,9 @@ secret_types!(
     FileRoot,
     PassphraseRoot,
     MemoryRoot,
+    ShamirRoot,
+    ShareText,
+    Shares,
     Hsm
 );
 

@@ -5,6 +5,7 @@ mod file;
 mod memory;
 mod params;
 mod passphrase;
+mod shamir;
 
 use std::fmt;
 use std::future::Future;
@@ -18,6 +19,8 @@ pub use self::file::FileRoot;
 pub use self::memory::MemoryRoot;
 pub use self::params::ArgonParams;
 pub use self::passphrase::{PASSPHRASE_BYTES_MIN, PassphraseRoot, read_credential};
+pub(crate) use self::shamir::SHARE_CHARS;
+pub use self::shamir::{SHARES_MAX, ShamirRoot, ShareProgress, ShareText, Shares};
 use crate::arena::{Arena, Secret};
 use crate::error::RootError;
 
@@ -72,6 +75,8 @@ pub enum RootKind {
     Passphrase,
     /// [`MemoryRoot`].
     Memory,
+    /// [`ShamirRoot`].
+    Shamir,
 }
 
 impl RootKind {
@@ -82,6 +87,7 @@ impl RootKind {
             Self::File => "file",
             Self::Passphrase => "passphrase",
             Self::Memory => "memory",
+            Self::Shamir => "shamir",
         }
     }
 }
