@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::arena::SLOT_BYTES;
-use crate::root::{RootId, SHARE_CHARS, SHARES_MAX};
+use crate::root::{Pkcs11Error, RootId, SHARE_CHARS, SHARES_MAX};
 
 /// What the boundary answers when it cannot do what it was asked.
 #[derive(Debug, Error)]
@@ -190,6 +190,9 @@ pub enum RootError {
         /// How long it was waited for.
         limit: Duration,
     },
+    /// A PKCS#11 token.
+    #[error(transparent)]
+    Pkcs11(#[from] Pkcs11Error),
     /// The root is gone for now.
     #[error("the root cannot be reached: {0}")]
     Away(String),

@@ -5,6 +5,7 @@ mod file;
 mod memory;
 mod params;
 mod passphrase;
+mod pkcs11;
 mod shamir;
 
 use std::fmt;
@@ -19,6 +20,10 @@ pub use self::file::FileRoot;
 pub use self::memory::MemoryRoot;
 pub use self::params::ArgonParams;
 pub use self::passphrase::{PASSPHRASE_BYTES_MIN, PassphraseRoot, read_credential};
+pub use self::pkcs11::{
+    PKCS11_TIMEOUT_DEFAULT, PinSource, Pkcs11Config, Pkcs11Error, Pkcs11Mechanism, Pkcs11Root,
+    TokenName,
+};
 pub(crate) use self::shamir::SHARE_CHARS;
 pub use self::shamir::{SHARES_MAX, ShamirRoot, ShareProgress, ShareText, Shares};
 use crate::arena::{Arena, Secret};
@@ -77,6 +82,8 @@ pub enum RootKind {
     Memory,
     /// [`ShamirRoot`].
     Shamir,
+    /// [`Pkcs11Root`].
+    Pkcs11,
 }
 
 impl RootKind {
@@ -88,6 +95,7 @@ impl RootKind {
             Self::Passphrase => "passphrase",
             Self::Memory => "memory",
             Self::Shamir => "shamir",
+            Self::Pkcs11 => "pkcs11",
         }
     }
 }
