@@ -457,7 +457,6 @@ fn encode(share: &Secret) -> ShareText {
             if (number * 8 + place) % GROUP_CHARS == 0 && !text.is_empty() {
                 text.push(b'-');
             }
-            #[expect(clippy::cast_possible_truncation, reason = "five bits")]
             text.push(character(((bits >> (35 - 5 * place)) & 31) as u8));
         }
         bits.zeroize();
@@ -484,10 +483,7 @@ fn decode(text: &[u8], arena: &Arc<Arena>) -> Result<Secret, RootError> {
         if held >= 8 {
             held -= 8;
             let place = share.expose_mut().get_mut(filled).ok_or(RootError::ShareForm)?;
-            #[expect(clippy::cast_possible_truncation, reason = "the byte that is complete")]
-            {
-                *place = (bits >> held) as u8;
-            }
+            *place = (bits >> held) as u8;
             filled += 1;
         }
     }

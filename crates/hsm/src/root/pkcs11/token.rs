@@ -197,7 +197,7 @@ impl Access {
                 Attribute::Private(true),
                 Attribute::Sensitive(true),
                 Attribute::Extractable(false),
-                Attribute::ValueLen(AES_256_KEY_BYTES.try_into().map_err(Error::from)?),
+                Attribute::ValueLen(AES_256_KEY_BYTES.try_into()?),
                 Attribute::Label(self.key_label.clone().into_bytes()),
                 Attribute::Id(id.to_vec()),
                 Attribute::Encrypt(gcm),
