@@ -10,12 +10,14 @@
 //!
 //! # Where to start
 //! [`Hsm`] is the whole boundary for callers. [`Arena`] is the locked memory, [`FileRoot`] and
-//! [`PassphraseRoot`] are the roots, [`ParsedCiphertext`] is the public half of the format.
+//! [`PassphraseRoot`], [`ShamirRoot`] and [`Pkcs11Root`] are the roots, [`Hsm::watch_roots`] sees whether they
+//! answer, [`ParsedCiphertext`] is the public half of the format.
 //! [`CryptoProvider`] is the seam to the library that computes the primitives.
 //!
 //! # What this crate does not know
-//! It knows nothing of networks, of consensus, of permissions or of accounts. It reads and writes two
-//! kinds of file (a root key, a passphrase's parameters), reads a third (a credential), and no other.
+//! It knows nothing of networks, of consensus, of permissions or of accounts. It reads and writes three
+//! kinds of file (a root key, a passphrase's parameters, what is known of a split root), reads a fourth (a
+//! credential), and no other. It loads the library of a PKCS#11 module, when one is configured.
 //!
 //! # Invariants
 //! * What leaves this crate in plaintext is the plaintext of a message that was decrypted

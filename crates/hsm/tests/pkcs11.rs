@@ -494,7 +494,7 @@ fn a_token_or_module_that_is_not_there_is_named() {
 fn a_token_that_hangs_costs_each_call_its_time_and_no_more_threads() {
     let test = "a_token_that_hangs_costs_each_call_its_time_and_no_more_threads";
     with_token(test, 1, |bench, _| {
-        let timeout = Duration::from_secs(1);
+        let timeout = Duration::from_secs(2);
         let root = bench.create(bench.config(bytes(PIN))).unwrap();
         drop(root);
         let root = bench.open(Pkcs11Config { timeout, ..bench.config(bytes(PIN)) }).unwrap();

@@ -4,9 +4,10 @@ mod common;
 
 use std::fmt::{Debug, Display};
 
+use keyward_hsm::testing::FaultyRoot;
 use keyward_hsm::{
-    BackingKey, FileRoot, Hsm, MemoryRoot, PassphraseRoot, ResealSecret, Secret, SecretVec,
-    ShamirRoot, ShareText, Shares,
+    BackingKey, FileRoot, Hsm, MemoryRoot, PassphraseRoot, PinSource, Pkcs11Config, Pkcs11Root,
+    ResealSecret, Secret, SecretVec, ShamirRoot, ShareText, Shares,
 };
 
 /// Fails to compile when the type implements the trait: the path below is ambiguous then.
@@ -43,6 +44,10 @@ secret_types!(
     MemoryRoot,
     ShamirRoot,
     ShareText,
+    Pkcs11Root,
+    Pkcs11Config,
+    PinSource,
+    FaultyRoot,
     Shares,
     Hsm
 );

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -19,6 +20,9 @@ use super::pin::PinGuard;
 /// All modules of this process. They stay loaded: a library that is unloaded under its own threads
 /// crashes.
 static MODULES: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new());
+
+/// How long a restart waits for calls that are inside the module.
+const INSIDE_MAX: Duration = Duration::from_millis(500);
 
 pub(super) struct Module {
     context: Pkcs11,
@@ -62,11 +66,15 @@ impl Module {
         self.epoch.read_recursive()
     }
 
-    /// Initialises the module anew, unless another thread is inside it, perhaps stuck.
-    pub(super) fn restart(&self) -> Result<(), Pkcs11Error> {
-        let Some(mut epoch) = self.epoch.try_write() else {
+    /// Initialises the module anew, unless that was done since the epoch `seen`, or another thread is inside
+    /// it for longer than a call that works takes: it is stuck.
+    pub(super) fn restart(&self, seen: u64) -> Result<(), Pkcs11Error> {
+        let Some(mut epoch) = self.epoch.try_write_for(INSIDE_MAX) else {
             return Err(Pkcs11Error::Failed("another call is inside the module".to_owned()));
         };
+        if *epoch != seen {
+            return Ok(());
+        }
         *epoch += 1;
         // It may be finalised already: what counts is the next call.
         let _ = self.context.clone().finalize();

@@ -262,15 +262,15 @@ impl Shared {
         let module = &self.access.module;
         let open = || {
             let epoch = module.enter();
-            let session = self.access.connect(*epoch)?;
-            self.check_id(session, *epoch)
+            let session = self.access.connect(*epoch);
+            (*epoch, session.and_then(|session| self.check_id(session, *epoch)))
         };
         match open() {
-            Err(Fault::Broken(why)) => match module.restart() {
-                Ok(()) => open(),
+            (epoch, Err(Fault::Broken(why))) => match module.restart(epoch) {
+                Ok(()) => open().1,
                 Err(_) => Err(Fault::Broken(why)),
             },
-            outcome => outcome,
+            (_, outcome) => outcome,
         }
     }
 
