@@ -237,6 +237,14 @@ impl Hsm {
         }
     }
 
+    /// Whether keys may be used on this node now, for a readiness probe. [`Hsm::roots`] tells more.
+    ///
+    /// # Errors
+    /// [`HsmError::RootAway`], as every use of a key would get.
+    pub fn keys_usable(&self) -> Result<(), HsmError> {
+        self.admit()
+    }
+
     /// Whether keys may be used.
     fn admit(&self) -> Result<(), HsmError> {
         if self.away.load(Ordering::Acquire) { self.root_away() } else { Ok(()) }
@@ -634,7 +642,7 @@ mod tests {
         for bytes in [DOMAIN_KEY_BYTES, DOMAIN_KEY_BYTES - 1, DOMAIN_KEY_BYTES + 1] {
             let impostor = hsm.arena.zeroed(bytes).unwrap();
             let sealed = block_on(hsm.root().wrap(&impostor, &wrap_aad(claimed))).unwrap();
-            let copies = vec![RootCopy { root: hsm.root_id().clone(), sealed }];
+            let copies = vec![RootCopy { root: hsm.root_id(), sealed }];
             let refused = block_on(hsm.open_domain_key(&SealedDomainKey { id: claimed, copies }));
             assert!(matches!(refused, Err(HsmError::WrongDomainKey(id)) if id == claimed));
         }

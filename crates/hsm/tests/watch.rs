@@ -92,6 +92,7 @@ impl Bench {
         let (hsm, context) = (&self.hsm, CanonicalContext::empty());
         let (_, request) = hsm.reseal_request();
         vec![
+            hsm.keys_usable(),
             hsm.encrypt(&self.open, b"p", &context).map(drop),
             hsm.generate_backing_key(self.domain, key_id(2)).map(drop),
             hsm.unseal(key_id(1), self.material, &self.token).map(drop),
