@@ -147,7 +147,8 @@ impl<E: Env> Kms<E> {
         s: &Serving<'_>,
         request: DataKey<'_>,
     ) -> Result<Response, KmsError> {
-        let length = resolve::data_key_length(request.key_spec, request.number_of_bytes)?;
+        let length =
+            resolve::data_key_length(request.key_spec, request.number_of_bytes)?;
         let context = resolve::context(request.encryption_context)?;
         let permitted = self.usable_key(s, request.key_id, "keyId", Forms::KeyOrAlias)?;
         dry_run(request.dry_run)?;
