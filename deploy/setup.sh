@@ -3,6 +3,7 @@
 #
 #   C++ compiler, libclang   RocksDB and its bindings
 #   python3-venv             clients of other languages, for the tests
+#   softhsm2, opensc         a PKCS#11 token in software and a tool that looks into it, for the tests
 set -eu
 
 missing=""
@@ -17,6 +18,8 @@ need g++ g++ --version
 need make make --version
 need libclang-dev has_libclang
 need python3-venv python3 -c 'import venv, ensurepip'
+need softhsm2 softhsm2-util --version
+need opensc command -v pkcs11-tool
 need ca-certificates test -d /etc/ssl/certs
 
 [ -n "$missing" ] || exit 0

@@ -2,13 +2,14 @@
 //! secret, and none tells why a ciphertext did not open.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use keyward_model::{DomainKeyId, KeyMaterialId};
 use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::arena::SLOT_BYTES;
-use crate::root::RootId;
+use crate::root::{Pkcs11Error, RootId, SHARE_CHARS, SHARES_MAX};
 
 /// What the boundary answers when it cannot do what it was asked.
 #[derive(Debug, Error)]
@@ -75,6 +76,36 @@ pub enum HsmError {
     /// The crypto provider failed on inputs that are right. A bug, or broken hardware.
     #[error("the crypto provider failed at {0}")]
     Crypto(&'static str),
+    /// No root of this node has answered rightly for longer than the grace that was configured. Keys are
+    /// used again as soon as one does.
+    #[error(
+        "no root of this node has answered rightly for {} s and more ({reason}): keys are used again as \
+         soon as one does; mend the root, or use another node",
+        grace.as_secs()
+    )]
+    RootAway {
+        /// When one last did, on the clock that counts from boot.
+        since: Duration,
+        /// How long keys are used without.
+        grace: Duration,
+        /// What the last probe failed with.
+        reason: String,
+    },
+    /// A root that this node has already.
+    #[error("root {0} is a root of this node already")]
+    RootPresent(RootId),
+    /// Not a root of this node.
+    #[error("root {0} is no root of this node: its roots are listed in its status")]
+    NoSuchRoot(RootId),
+    /// The last root cannot be removed.
+    #[error("root {0} is the only root of this node: add another one before this is removed")]
+    LastRoot(RootId),
+    /// More roots than a node may have.
+    #[error("a node has at most {roots_max} roots: remove one first")]
+    TooManyRoots {
+        /// The most allowed.
+        roots_max: usize,
+    },
     /// The system did not let core dumps be switched off.
     #[error("cannot keep key material out of core dumps: {what} failed ({source})")]
     NotHardened {
@@ -150,6 +181,70 @@ pub enum RootError {
     /// What was to be unwrapped was altered, or wrapped by another root or for another use.
     #[error("root {0} cannot unwrap this: it was altered, or wrapped by another root")]
     DoesNotUnwrap(RootId),
+    /// What the root unwrapped is not what it had wrapped.
+    #[error("root {0} answers wrongly: what it unwraps is not what it wrapped")]
+    WrongAnswer(RootId),
+    /// The root did not answer in time.
+    #[error("the root did not answer within {} ms: look at its device or network", limit.as_millis())]
+    Timeout {
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// A PKCS#11 token.
+    #[error(transparent)]
+    Pkcs11(#[from] Pkcs11Error),
+    /// The root is gone for now.
+    #[error("the root cannot be reached: {0}")]
+    Away(String),
+    /// The root's key is not here: too few of its shares were given.
+    #[error(
+        "root {root} is sealed: {given} of {needed} shares were given, {} more are needed",
+        needed.saturating_sub(*given)
+    )]
+    Sealed {
+        /// The root.
+        root: RootId,
+        /// Shares given so far.
+        given: u8,
+        /// Shares that open it.
+        needed: u8,
+    },
+    /// Not the text of a share.
+    #[error("not a share: {SHARE_CHARS} letters and digits are expected, in groups of four")]
+    ShareForm,
+    /// The text of a share with a mistake in it.
+    #[error("this share has a mistake in it: compare it with the original, letter by letter")]
+    ShareDamaged,
+    /// A share of another root.
+    #[error("this share belongs to root {found}, and this node's root is {expected}")]
+    ShareForeign {
+        /// The root of this node.
+        expected: RootId,
+        /// The root that the share belongs to.
+        found: RootId,
+    },
+    /// The share was given before.
+    #[error("share {index} was given already: another one is needed")]
+    ShareDuplicate {
+        /// Its number.
+        index: u8,
+    },
+    /// The shares are of this root by their labels and do not give its key.
+    #[error(
+        "these shares do not give the key of root {0}: at least one was forged, and all were forgotten; \
+         give them again, each from its keeper"
+    )]
+    SharesWrong(RootId),
+    /// A number of shares that makes no sense.
+    #[error(
+        "2 to {SHARES_MAX} shares, and 2 or more of them needed: {needed} of {shares} is not allowed"
+    )]
+    ShareCounts {
+        /// Shares that would open the root.
+        needed: u8,
+        /// Shares in all.
+        shares: u8,
+    },
     /// The crypto provider failed.
     #[error("the crypto provider failed at {0}")]
     Crypto(&'static str),

@@ -1,13 +1,15 @@
 //! The boundary as callers see it: [`Hsm`].
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use keyward_env::Entropy;
 use keyward_model::{DomainKeyId, KeyId, KeyMaterialId};
 use parking_lot::RwLock;
 
-use crate::arena::{Arena, ArenaConfig, Secret};
+use crate::arena::{ARENA_BYTES_MIN, Arena, ArenaConfig, Secret};
 use crate::cache::{Cache, CacheStats};
 use crate::ciphertext::{self, ParsedCiphertext};
 use crate::context::CanonicalContext;
@@ -16,10 +18,11 @@ use crate::error::{ArenaError, HsmError, RootError};
 use crate::material::{BACKING_KEY_BYTES, BackingKey, material_id};
 use crate::provider::{CryptoProvider, RingProvider};
 use crate::reseal::{self, ResealRequest, ResealSecret};
-use crate::root::{RootId, RootProvider};
+use crate::root::{RootFuture, RootId, RootProvider};
 use crate::sealing::SALT_BYTES;
 use crate::secret_vec::SecretVec;
 use crate::token::{self, Belongs, SealedToken};
+use crate::watch::{RootClock, RootHealth, RootStatus, RootWatchConfig, WatchedRoot, within};
 
 /// Backing keys that are kept unsealed unless the operator says otherwise: 2 MiB of slots.
 pub const CACHE_ENTRIES_DEFAULT: usize = 32_768;
@@ -40,15 +43,31 @@ impl Default for HsmConfig {
     }
 }
 
+/// Roots that a node may have at most: one, and others while it changes from one to the next.
+pub const ROOTS_MAX: usize = 8;
+
 /// The cryptographic boundary of one node. All key material that is in plaintext on this node is in here.
 pub struct Hsm {
-    root: Arc<dyn RootProvider>,
+    /// Never empty. The first one is who this node is to others; any of them opens a domain key.
+    roots: RwLock<Vec<Arc<WatchedRoot>>>,
+    watch: OnceLock<Watch>,
+    /// Set while no root has answered for longer than the grace. All that a use of a key looks at.
+    away: AtomicBool,
     entropy: Arc<dyn Entropy>,
     crypto: Arc<dyn CryptoProvider>,
     arena: Arc<Arena>,
+    /// For values that show whether a root works: never short of room because keys are many.
+    probe_arena: Arc<Arena>,
     /// Open domain keys: a handful, one a day and few days in use.
     domains: RwLock<BTreeMap<DomainKeyId, Arc<Secret>>>,
     cache: Cache,
+}
+
+/// What roots are watched with.
+struct Watch {
+    clock: Arc<dyn RootClock>,
+    config: RootWatchConfig,
+    begun: Duration,
 }
 
 impl Hsm {
@@ -61,26 +80,226 @@ impl Hsm {
         entropy: Arc<dyn Entropy>,
         config: &HsmConfig,
     ) -> Result<Arc<Self>, HsmError> {
+        let allow_unlocked = config.arena.allow_unlocked;
         Ok(Arc::new(Self {
-            root,
+            roots: RwLock::new(vec![WatchedRoot::new(root)]),
+            watch: OnceLock::new(),
+            away: AtomicBool::new(false),
             entropy,
             crypto: Arc::new(RingProvider),
             arena: Arena::new(&config.arena)?,
+            probe_arena: Arena::new(&ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked })?,
             domains: RwLock::default(),
             cache: Cache::new(config.cache_max_entries),
         }))
     }
 
-    /// The root that this node seals domain keys for.
+    // --- Roots.
+
+    /// The root that this node shows to others, and has domain keys handed over to: the first of
+    /// [`Hsm::roots`].
     #[must_use]
-    pub fn root_id(&self) -> &RootId {
-        self.root.identity()
+    pub fn root_id(&self) -> RootId {
+        self.first_root().id().clone()
     }
 
-    /// The root provider, for its health.
+    /// The provider of that root.
     #[must_use]
-    pub fn root(&self) -> &dyn RootProvider {
-        &*self.root
+    pub fn root(&self) -> Arc<dyn RootProvider> {
+        Arc::clone(self.first_root().provider())
+    }
+
+    fn first_root(&self) -> Arc<WatchedRoot> {
+        Arc::clone(&self.roots.read()[0])
+    }
+
+    /// The roots of this node, in the order in which they are tried, and how they are.
+    #[must_use]
+    pub fn roots(&self) -> Vec<RootStatus> {
+        self.roots.read().iter().map(|root| root.status()).collect()
+    }
+
+    /// Adds a root, behind those that are there. Domain keys made from now on have a copy for it;
+    /// [`Hsm::copy_for_root`] makes one of a key that exists.
+    ///
+    /// # Errors
+    /// [`HsmError::RootPresent`], [`HsmError::TooManyRoots`].
+    pub fn add_root(&self, root: Arc<dyn RootProvider>) -> Result<(), HsmError> {
+        let mut roots = self.roots.write();
+        if roots.iter().any(|present| present.id() == root.identity()) {
+            return Err(HsmError::RootPresent(root.identity().clone()));
+        }
+        if roots.len() >= ROOTS_MAX {
+            return Err(HsmError::TooManyRoots { roots_max: ROOTS_MAX });
+        }
+        roots.push(WatchedRoot::new(root));
+        Ok(())
+    }
+
+    /// Takes a root off. That the other ones have copies of all domain keys is for the caller to know.
+    ///
+    /// # Errors
+    /// [`HsmError::NoSuchRoot`], [`HsmError::LastRoot`].
+    pub fn remove_root(&self, id: &RootId) -> Result<(), HsmError> {
+        let mut roots = self.roots.write();
+        let at = roots.iter().position(|root| root.id() == id);
+        let at = at.ok_or_else(|| HsmError::NoSuchRoot(id.clone()))?;
+        if roots.len() == 1 {
+            return Err(HsmError::LastRoot(id.clone()));
+        }
+        roots.remove(at);
+        Ok(())
+    }
+
+    /// All roots, those that answered last before those that did not.
+    fn roots_in_order(&self) -> Vec<Arc<WatchedRoot>> {
+        let mut roots = self.roots.read().clone();
+        roots.sort_by_key(|root| root.is_failing());
+        roots
+    }
+
+    fn root_of(&self, id: &RootId) -> Result<Arc<WatchedRoot>, HsmError> {
+        let roots = self.roots.read();
+        let root = roots.iter().find(|root| root.id() == id);
+        root.cloned().ok_or_else(|| HsmError::NoSuchRoot(id.clone()))
+    }
+
+    /// Watches the roots from now on: to be spawned by the caller, and ends when the last owner drops the
+    /// HSM. Probes every root each `probe_interval`. When none has answered rightly for `grace`, every use
+    /// of a key fails with [`HsmError::RootAway`] until one does again; so it is known at most one
+    /// `probe_timeout` a root late. What is open stays open. From now on, also, no call waits for a root
+    /// longer than `operation_timeout`.
+    ///
+    /// A second watch of the same HSM ends at once.
+    pub fn watch_roots(
+        self: &Arc<Self>,
+        clock: Arc<dyn RootClock>,
+        config: RootWatchConfig,
+    ) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let watch = Watch { clock: Arc::clone(&clock), config, begun: clock.boot_now() };
+        let first = self.watch.set(watch).is_ok();
+        let hsm = Arc::downgrade(self);
+        async move {
+            while first && let Some(hsm) = hsm.upgrade() {
+                hsm.probe_roots().await;
+                let pause = hsm.until_next_round();
+                drop(hsm);
+                clock.sleep(pause).await;
+            }
+        }
+    }
+
+    /// Probes every root now. Does nothing before [`Hsm::watch_roots`].
+    pub async fn probe_roots(&self) {
+        let Some(watch) = self.watch.get() else { return };
+        let roots = self.roots.read().clone();
+        for root in roots {
+            let limit = watch.config.probe_timeout;
+            root.look(&*watch.clock, limit, &*self.entropy, &self.probe_arena).await;
+            self.settle(watch);
+        }
+    }
+
+    /// Decides whether keys may be used.
+    fn settle(&self, watch: &Watch) {
+        let away = self.any_root_in(|root| !root.is_failing()).is_none()
+            && watch.clock.boot_now().saturating_sub(self.last_answer(watch)) > watch.config.grace;
+        self.away.store(away, Ordering::Release);
+    }
+
+    fn any_root_in(&self, is_it: impl Fn(&WatchedRoot) -> bool) -> Option<Arc<WatchedRoot>> {
+        self.roots.read().iter().find(|root| is_it(root)).cloned()
+    }
+
+    /// When a root last answered rightly, or the watch began.
+    fn last_answer(&self, watch: &Watch) -> Duration {
+        let answers = self
+            .roots
+            .read()
+            .iter()
+            .filter_map(|root| match root.health() {
+                RootHealth::Healthy { last_good, .. } => Some(last_good),
+                RootHealth::Failing { last_good, .. } => last_good,
+                RootHealth::Unknown => None,
+            })
+            .max();
+        answers.unwrap_or(watch.begun).max(watch.begun)
+    }
+
+    /// One interval, or what is left of the grace when that is less.
+    fn until_next_round(&self) -> Duration {
+        let Some(watch) = self.watch.get() else { return Duration::ZERO };
+        let interval = watch.config.probe_interval.max(Duration::from_millis(10));
+        let end = self.last_answer(watch) + watch.config.grace + Duration::from_millis(1);
+        match end.saturating_sub(watch.clock.boot_now()) {
+            Duration::ZERO => interval,
+            left => left.min(interval),
+        }
+    }
+
+    /// Whether keys may be used on this node now, for a readiness probe. [`Hsm::roots`] tells more.
+    ///
+    /// # Errors
+    /// [`HsmError::RootAway`], as every use of a key would get.
+    pub fn keys_usable(&self) -> Result<(), HsmError> {
+        self.admit()
+    }
+
+    /// Whether keys may be used.
+    fn admit(&self) -> Result<(), HsmError> {
+        if self.away.load(Ordering::Acquire) { self.root_away() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn root_away(&self) -> Result<(), HsmError> {
+        let Some(watch) = self.watch.get() else { return Ok(()) };
+        let reason = match self.first_root().health() {
+            RootHealth::Failing { reason, .. } => reason,
+            RootHealth::Healthy { .. } | RootHealth::Unknown => String::new(),
+        };
+        let grace = watch.config.grace;
+        Err(HsmError::RootAway { since: self.last_answer(watch), grace, reason })
+    }
+
+    /// Waits for a root, within the time that is set.
+    async fn patiently<T>(&self, asked: RootFuture<'_, T>) -> Result<T, RootError> {
+        match self.watch.get() {
+            Some(watch) => within(&*watch.clock, watch.config.operation_timeout, asked).await,
+            None => asked.await,
+        }
+    }
+
+    /// Has a root wrap a domain key, and unwrap it again before the copy is trusted: a copy that does not
+    /// open is noticed now, and not when it is the last one.
+    async fn wrap(
+        &self,
+        root: &WatchedRoot,
+        id: DomainKeyId,
+        secret: &Secret,
+    ) -> Result<RootCopy, HsmError> {
+        let aad = wrap_aad(id);
+        let sealed = self.patiently(root.provider().wrap(secret, &aad)).await?;
+        let again = root.provider().unwrap(&sealed, &aad, &self.probe_arena);
+        let again = self.patiently(again).await?;
+        if !self.crypto.equal(secret.expose(), again.expose()) {
+            return Err(RootError::WrongAnswer(root.id().clone()).into());
+        }
+        Ok(RootCopy { root: root.id().clone(), sealed })
+    }
+
+    /// Seals an open domain key for a root of this node that has no copy of it yet.
+    ///
+    /// # Errors
+    /// [`HsmError::NoSuchRoot`], [`HsmError::DomainKeyNotOpen`], [`HsmError::RootAway`], and what the root
+    /// provider refused with.
+    pub async fn copy_for_root(
+        &self,
+        id: DomainKeyId,
+        root: &RootId,
+    ) -> Result<RootCopy, HsmError> {
+        let root = self.root_of(root)?;
+        let secret = self.domain(id)?;
+        self.wrap(&root, id, &secret).await
     }
 
     /// Whether key material is locked into memory.
@@ -110,42 +329,70 @@ impl Hsm {
 
     // --- Domain keys.
 
-    /// Makes a domain key, seals it for this node's root, and keeps it open.
+    /// Makes a domain key, seals it for every root of this node that answers, and keeps it open.
     ///
     /// # Errors
-    /// What the root provider refused with.
+    /// What the first root provider refused with, when every one refused.
     pub async fn generate_domain_key(&self) -> Result<SealedDomainKey, HsmError> {
         let secret = self.slot(|arena| arena.random(&*self.entropy, DOMAIN_KEY_BYTES))?;
         let id = domain_key_id(&*self.crypto, &secret);
-        let sealed = self.root.wrap(&secret, &wrap_aad(id)).await?;
+        let (mut copies, mut refused) = (Vec::new(), None);
+        for root in self.roots_in_order() {
+            match self.wrap(&root, id, &secret).await {
+                Ok(copy) => copies.push(copy),
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        if let (true, Some(error)) = (copies.is_empty(), refused) {
+            return Err(error);
+        }
         self.domains.write().insert(id, Arc::new(secret));
-        Ok(SealedDomainKey { id, copies: vec![RootCopy { root: self.root_id().clone(), sealed }] })
+        Ok(SealedDomainKey { id, copies })
     }
 
-    /// Opens a domain key with this node's root, and keeps it open.
+    /// Opens a domain key with a root of this node, and keeps it open. The roots that have a copy are tried
+    /// in order, those that failed their last probe at the end.
     ///
     /// # Errors
-    /// [`HsmError::NoCopyForRoot`] when none of the copies is for this root; what the root provider
-    /// refused with; [`HsmError::WrongDomainKey`] when the copy holds another key.
+    /// [`HsmError::NoCopyForRoot`] when none of the copies is for a root of this node. When every root that
+    /// has one fails, what the first one failed with: what the root provider refused with, or
+    /// [`HsmError::WrongDomainKey`] when the copy holds another key.
     pub async fn open_domain_key(&self, sealed: &SealedDomainKey) -> Result<(), HsmError> {
         if self.has_domain_key(sealed.id) {
             return Ok(());
         }
-        let copy = sealed.copy_for(self.root_id()).ok_or_else(|| HsmError::NoCopyForRoot {
-            domain: sealed.id,
-            root: self.root_id().clone(),
-        })?;
-        let aad = wrap_aad(sealed.id);
+        let mut refused = None;
+        for root in self.roots_in_order() {
+            let Some(copy) = sealed.copy_for(root.id()) else { continue };
+            match self.unwrap(&root, sealed.id, copy).await {
+                Ok(secret) => {
+                    self.domains.write().insert(sealed.id, Arc::new(secret));
+                    return Ok(());
+                }
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        let no_copy = || HsmError::NoCopyForRoot { domain: sealed.id, root: self.root_id() };
+        Err(refused.unwrap_or_else(no_copy))
+    }
+
+    async fn unwrap(
+        &self,
+        root: &WatchedRoot,
+        id: DomainKeyId,
+        copy: &RootCopy,
+    ) -> Result<Secret, HsmError> {
+        let aad = wrap_aad(id);
         let secret = loop {
-            match self.root.unwrap(&copy.sealed, &aad, &self.arena).await {
+            let asked = root.provider().unwrap(&copy.sealed, &aad, &self.arena);
+            match self.patiently(asked).await {
                 // As in `slot`: a domain key is worth more than a cached backing key.
                 Err(RootError::Arena(ArenaError::Exhausted { .. })) if self.cache.make_room() => {}
                 unwrapped => break unwrapped?,
             }
         };
-        self.check_domain_key(sealed.id, &secret)?;
-        self.domains.write().insert(sealed.id, Arc::new(secret));
-        Ok(())
+        self.check_domain_key(id, &secret)?;
+        Ok(secret)
     }
 
     fn check_domain_key(&self, id: DomainKeyId, secret: &Secret) -> Result<(), HsmError> {
@@ -167,6 +414,7 @@ impl Hsm {
     }
 
     fn domain(&self, id: DomainKeyId) -> Result<Arc<Secret>, HsmError> {
+        self.admit()?;
         self.domains.read().get(&id).cloned().ok_or(HsmError::DomainKeyNotOpen(id))
     }
 
@@ -192,10 +440,10 @@ impl Hsm {
         reseal::export(&*self.entropy, id, secret.expose(), request)
     }
 
-    /// Opens what a member sealed, seals it for this node's root and keeps it open.
+    /// Opens what a member sealed, seals it for the root of the request and keeps it open.
     ///
     /// # Errors
-    /// [`HsmError::ResealDoesNotOpen`], [`HsmError::WrongDomainKey`], and what the root provider refused
+    /// [`HsmError::ResealDoesNotOpen`], [`HsmError::WrongDomainKey`], [`HsmError::NoSuchRoot`], and what the root provider refused
     /// with.
     pub async fn import_domain_key(
         &self,
@@ -203,14 +451,15 @@ impl Hsm {
         secret: &ResealSecret,
         message: &[u8],
     ) -> Result<RootCopy, HsmError> {
+        let root = self.root_of(secret.root())?;
         let key = {
-            let opened = reseal::import(secret, self.root_id(), id, message)?;
+            let opened = reseal::import(secret, id, message)?;
             self.slot(|arena| arena.copy_in(&opened))?
         };
         self.check_domain_key(id, &key)?;
-        let sealed = self.root.wrap(&key, &wrap_aad(id)).await?;
+        let copy = self.wrap(&root, id, &key).await?;
         self.domains.write().insert(id, Arc::new(key));
-        Ok(RootCopy { root: self.root_id().clone(), sealed })
+        Ok(copy)
     }
 
     // --- Backing keys.
@@ -224,7 +473,7 @@ impl Hsm {
     /// Makes a material for a KMS key, sealed under an open domain key.
     ///
     /// # Errors
-    /// [`HsmError::DomainKeyNotOpen`], [`HsmError::Arena`].
+    /// [`HsmError::DomainKeyNotOpen`], [`HsmError::RootAway`], [`HsmError::Arena`].
     pub fn generate_backing_key(
         &self,
         domain: DomainKeyId,
@@ -304,26 +553,28 @@ impl Hsm {
     /// Encrypts 1 to 4096 bytes. See `docs/decisions/0002-ciphertext-format.md`.
     ///
     /// # Errors
-    /// [`HsmError::Length`].
+    /// [`HsmError::Length`], [`HsmError::RootAway`].
     pub fn encrypt(
         &self,
         key: &BackingKey,
         plaintext: &[u8],
         context: &CanonicalContext,
     ) -> Result<Vec<u8>, HsmError> {
+        self.admit()?;
         ciphertext::encrypt(&*self.crypto, key, &self.salt(), plaintext, context)
     }
 
     /// Decrypts a blob. Which of key, context and bits was wrong is not told.
     ///
     /// # Errors
-    /// [`HsmError::InvalidCiphertext`].
+    /// [`HsmError::InvalidCiphertext`], [`HsmError::RootAway`].
     pub fn decrypt(
         &self,
         key: &BackingKey,
         blob: &ParsedCiphertext<'_>,
         context: &CanonicalContext,
     ) -> Result<SecretVec, HsmError> {
+        self.admit()?;
         if blob.material_id() != key.material_id() || blob.key_id() != key.key_id() {
             return Err(HsmError::InvalidCiphertext);
         }
@@ -373,7 +624,6 @@ impl Hsm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arena::ARENA_BYTES_MIN;
     use crate::root::MemoryRoot;
     use crate::testing::{SeededEntropy, block_on};
 
@@ -391,8 +641,8 @@ mod tests {
         let claimed = DomainKeyId::new([9; 16]);
         for bytes in [DOMAIN_KEY_BYTES, DOMAIN_KEY_BYTES - 1, DOMAIN_KEY_BYTES + 1] {
             let impostor = hsm.arena.zeroed(bytes).unwrap();
-            let sealed = block_on(hsm.root.wrap(&impostor, &wrap_aad(claimed))).unwrap();
-            let copies = vec![RootCopy { root: hsm.root_id().clone(), sealed }];
+            let sealed = block_on(hsm.root().wrap(&impostor, &wrap_aad(claimed))).unwrap();
+            let copies = vec![RootCopy { root: hsm.root_id(), sealed }];
             let refused = block_on(hsm.open_domain_key(&SealedDomainKey { id: claimed, copies }));
             assert!(matches!(refused, Err(HsmError::WrongDomainKey(id)) if id == claimed));
         }

@@ -10,12 +10,14 @@
 //!
 //! # Where to start
 //! [`Hsm`] is the whole boundary for callers. [`Arena`] is the locked memory, [`FileRoot`] and
-//! [`PassphraseRoot`] are the roots, [`ParsedCiphertext`] is the public half of the format.
+//! [`PassphraseRoot`], [`ShamirRoot`] and [`Pkcs11Root`] are the roots, [`Hsm::watch_roots`] sees whether they
+//! answer, [`ParsedCiphertext`] is the public half of the format.
 //! [`CryptoProvider`] is the seam to the library that computes the primitives.
 //!
 //! # What this crate does not know
-//! It knows nothing of networks, of consensus, of permissions or of accounts. It reads and writes two
-//! kinds of file (a root key, a passphrase's parameters), reads a third (a credential), and no other.
+//! It knows nothing of networks, of consensus, of permissions or of accounts. It reads and writes three
+//! kinds of file (a root key, a passphrase's parameters, what is known of a split root), reads a fourth (a
+//! credential), and no other. It loads the library of a PKCS#11 module, when one is configured.
 //!
 //! # Invariants
 //! * What leaves this crate in plaintext is the plaintext of a message that was decrypted
@@ -43,9 +45,9 @@ mod root;
 mod sealing;
 mod secret_vec;
 mod token;
+mod watch;
 
-#[cfg(test)]
-mod testing;
+pub mod testing;
 
 pub use arena::{ARENA_BYTES_DEFAULT, ARENA_BYTES_MIN, Arena, ArenaConfig, SLOT_BYTES, Secret};
 pub use cache::CacheStats;
@@ -53,7 +55,7 @@ pub use ciphertext::{CIPHERTEXT_OVERHEAD_BYTES, ParsedCiphertext};
 pub use context::CanonicalContext;
 pub use domain::{DOMAIN_KEY_BYTES, RootCopy, SealedDomainKey};
 pub use error::{ArenaError, CiphertextError, ContextError, HsmError, RootError};
-pub use hsm::{CACHE_ENTRIES_DEFAULT, Hsm, HsmConfig};
+pub use hsm::{CACHE_ENTRIES_DEFAULT, Hsm, HsmConfig, ROOTS_MAX};
 pub use kdf::counter_hmac_sha256;
 pub use material::{BACKING_KEY_BYTES, BackingKey};
 pub use process::harden_process;
@@ -63,8 +65,11 @@ pub use provider::{
 };
 pub use reseal::{ResealRequest, ResealSecret};
 pub use root::{
-    ArgonParams, FileRoot, MemoryRoot, PASSPHRASE_BYTES_MIN, PassphraseRoot, RootFuture, RootId,
-    RootKind, RootProvider, read_credential,
+    ArgonParams, FileRoot, MemoryRoot, PASSPHRASE_BYTES_MIN, PKCS11_TIMEOUT_DEFAULT,
+    PassphraseRoot, PinSource, Pkcs11Config, Pkcs11Error, Pkcs11Mechanism, Pkcs11Root, RootFuture,
+    RootId, RootKind, RootProvider, SHARES_MAX, ShamirRoot, ShareProgress, ShareText, Shares,
+    TokenName, read_credential,
 };
 pub use secret_vec::SecretVec;
 pub use token::{SEALED_SECRET_BYTES_MAX, SealedToken, TOKEN_BYTES_MAX};
+pub use watch::{EnvClock, RootClock, RootHealth, RootStatus, RootWatchConfig};

@@ -27,7 +27,17 @@ type PublicKey = <DhP256HkdfSha256 as Kem>::PublicKey;
 
 /// The joiner's half of a request: opens what a member seals. Lives for the minute that joining takes, on
 /// the heap or stack, and is wiped on drop by the library that made it. It cannot be printed or cloned.
-pub struct ResealSecret(PrivateKey);
+pub struct ResealSecret {
+    key: PrivateKey,
+    root: RootId,
+}
+
+impl ResealSecret {
+    /// The root that the domain keys are fetched for.
+    pub(crate) fn root(&self) -> &RootId {
+        &self.root
+    }
+}
 
 /// What a joiner shows to a member. Not secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,8 +48,8 @@ pub struct ResealRequest {
     pub public_key: Vec<u8>,
 }
 
-/// Entropy in the shape that `hpke` takes.
-struct Rng<'a>(&'a dyn Entropy);
+/// Entropy in the shape that `hpke` and `vsss-rs` take.
+pub(crate) struct Rng<'a>(pub(crate) &'a dyn Entropy);
 
 impl hpke::rand_core::TryRng for Rng<'_> {
     type Error = std::convert::Infallible;
@@ -68,11 +78,11 @@ fn info(root: &RootId, domain: DomainKeyId) -> Vec<u8> {
     [INFO_LABEL, &[0], domain.bytes(), root.as_str().as_bytes()].concat()
 }
 
-pub(crate) fn request(entropy: &dyn Entropy, root: &RootId) -> (ResealSecret, ResealRequest) {
+pub(crate) fn request(entropy: &dyn Entropy, root: RootId) -> (ResealSecret, ResealRequest) {
     let (private, public) = key_pair(entropy);
     scrub_stack();
     let request = ResealRequest { root: root.clone(), public_key: public.to_bytes().to_vec() };
-    (ResealSecret(private), request)
+    (ResealSecret { key: private, root }, request)
 }
 
 #[inline(never)]
@@ -123,11 +133,10 @@ fn seal_to(
 /// Opens what a member sealed for this request.
 pub(crate) fn import(
     secret: &ResealSecret,
-    root: &RootId,
     domain: DomainKeyId,
     message: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, HsmError> {
-    let opened = open_from(secret, root, domain, message);
+    let opened = open_from(secret, domain, message);
     scrub_stack();
     opened
 }
@@ -136,7 +145,6 @@ pub(crate) fn import(
 #[inline(never)]
 fn open_from(
     secret: &ResealSecret,
-    root: &RootId,
     domain: DomainKeyId,
     message: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, HsmError> {
@@ -146,9 +154,9 @@ fn open_from(
         .map_err(|_| HsmError::ResealDoesNotOpen)?;
     let mut context = setup_receiver::<AesGcm256, HkdfSha256, DhP256HkdfSha256>(
         &OpModeR::Base,
-        &secret.0,
+        &secret.key,
         &encapped,
-        &info(root, domain),
+        &info(&secret.root, domain),
     )
     .map_err(|_| HsmError::ResealDoesNotOpen)?;
     context.open(sealed, &[]).map(Zeroizing::new).map_err(|_| HsmError::ResealDoesNotOpen)

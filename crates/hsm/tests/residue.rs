@@ -7,10 +7,9 @@
 
 mod common;
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use common::memory::{PatternEntropy, occurrences, pattern};
 use common::{block_on, hpke_key_and_nonce};
 use hpke::kem::DhP256HkdfSha256;
 use hpke::{Deserializable, Kem};
@@ -20,21 +19,6 @@ use keyward_hsm::{
     RingProvider, counter_hmac_sha256,
 };
 use keyward_model::KeyId;
-
-/// Byte `i` of every draw.
-fn pattern(i: usize) -> u8 {
-    (i.wrapping_mul(73) ^ (i << 3)).wrapping_add(41) as u8
-}
-
-struct PatternEntropy;
-
-impl Entropy for PatternEntropy {
-    fn fill(&self, bytes: &mut [u8]) {
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = pattern(i);
-        }
-    }
-}
 
 /// The message key that the pattern leads to, each byte inverted.
 const MESSAGE_KEY_INVERTED: [u8; 32] = [
@@ -47,44 +31,6 @@ const HPKE_KEY_INVERTED: [u8; 32] = [
     0x4a, 0xa7, 0x77, 0x49, 0x94, 0x65, 0xa0, 0xde, 0xb9, 0xc7, 0x0e, 0x32, 0xea, 0x6f, 0x7b, 0xdb,
     0x57, 0xfa, 0xcb, 0xad, 0x5e, 0xab, 0x59, 0x6c, 0xc4, 0xea, 0x08, 0xce, 0x63, 0xb3, 0xda, 0x5c,
 ];
-
-/// How often 32 bytes occur in the writable memory of this process, given by their number.
-fn occurrences(byte: impl Fn(usize) -> u8) -> usize {
-    const CHUNK: usize = 1 << 20;
-    const KEY: usize = 32;
-    let memory = File::open("/proc/self/mem").unwrap();
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let mut buffer = vec![0u8; CHUNK + KEY];
-    let own = buffer.as_ptr().addr() as u64..buffer.as_ptr().addr() as u64 + buffer.len() as u64;
-    let mut found = 0;
-    for line in maps.lines() {
-        let mut fields = line.split_whitespace();
-        let (range, modes) = (fields.next().unwrap(), fields.next().unwrap());
-        if !modes.starts_with("rw") {
-            continue;
-        }
-        let (start, end) = range.split_once('-').unwrap();
-        let mut at = u64::from_str_radix(start, 16).unwrap();
-        let end = u64::from_str_radix(end, 16).unwrap();
-        while at < end {
-            let want = usize::try_from(end - at).unwrap().min(buffer.len());
-            let Ok(len) = memory.read_at(&mut buffer[..want], at) else { break };
-            if len < KEY {
-                break;
-            }
-            for i in 0..=len - KEY {
-                let address = at + i as u64;
-                if !own.contains(&address) && (0..KEY).all(|k| buffer[i + k] == byte(k)) {
-                    // Windows that the next chunk begins with are counted there.
-                    found += usize::from(i < CHUNK);
-                }
-            }
-            at += len.min(CHUNK) as u64;
-        }
-    }
-    buffer.fill(0);
-    found
-}
 
 #[test]
 fn keys_are_in_their_slots_and_nowhere_else() {
@@ -131,6 +77,20 @@ fn keys_are_in_their_slots_and_nowhere_else() {
     hsm.evict(&material);
     hsm.forget_domain_key(sealed.id);
     assert_eq!(occurrences(pattern), 0, "keys that were dropped");
+
+    // Keys that leave the cache because others need the room.
+    block_on(hsm.open_domain_key(&sealed)).unwrap();
+    for number in 0..=255 {
+        let key = KeyId::from_random([number; 16]);
+        let (material, token) = hsm.generate_backing_key(sealed.id, key).unwrap();
+        drop(hsm.unseal(key, material, &token).unwrap());
+    }
+    let stats = hsm.cache_stats();
+    assert!(stats.evictions >= 240 && stats.keys <= 16, "{stats:?}");
+    assert_eq!(occurrences(pattern), 1 + stats.keys, "the domain key and keys in the cache");
+    hsm.forget_domain_key(sealed.id);
+    drop(hsm);
+    assert_eq!(occurrences(pattern), 0, "keys of an HSM that is gone");
 
     // The constants above are the keys that were used; only now, for this leaves them in memory.
     let ikm: [u8; 32] = std::array::from_fn(pattern);

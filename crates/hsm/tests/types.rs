@@ -4,8 +4,10 @@ mod common;
 
 use std::fmt::{Debug, Display};
 
+use keyward_hsm::testing::FaultyRoot;
 use keyward_hsm::{
-    BackingKey, FileRoot, Hsm, MemoryRoot, PassphraseRoot, ResealSecret, Secret, SecretVec,
+    BackingKey, FileRoot, Hsm, MemoryRoot, PassphraseRoot, PinSource, Pkcs11Config, Pkcs11Root,
+    ResealSecret, Secret, SecretVec, ShamirRoot, ShareText, Shares,
 };
 
 /// Fails to compile when the type implements the trait: the path below is ambiguous then.
@@ -40,6 +42,13 @@ secret_types!(
     FileRoot,
     PassphraseRoot,
     MemoryRoot,
+    ShamirRoot,
+    ShareText,
+    Pkcs11Root,
+    Pkcs11Config,
+    PinSource,
+    FaultyRoot,
+    Shares,
     Hsm
 );
 

@@ -61,7 +61,7 @@ impl<E: Env> Kms<E> {
     /// Domain keys that this node's root has no copy of come from the HSM of a node that has one, sealed to
     /// ours.
     async fn fetch_domain_keys(&self, state: &State) -> Result<(), KmsError> {
-        let root = self.hsm.root_id();
+        let root = &self.hsm.root_id();
         if state.root_of(self.node.id()).is_none_or(|registered| registered.id != *root) {
             return Ok(());
         }

@@ -5,6 +5,8 @@ mod file;
 mod memory;
 mod params;
 mod passphrase;
+mod pkcs11;
+mod shamir;
 
 use std::fmt;
 use std::future::Future;
@@ -18,6 +20,12 @@ pub use self::file::FileRoot;
 pub use self::memory::MemoryRoot;
 pub use self::params::ArgonParams;
 pub use self::passphrase::{PASSPHRASE_BYTES_MIN, PassphraseRoot, read_credential};
+pub use self::pkcs11::{
+    PKCS11_TIMEOUT_DEFAULT, PinSource, Pkcs11Config, Pkcs11Error, Pkcs11Mechanism, Pkcs11Root,
+    TokenName,
+};
+pub(crate) use self::shamir::SHARE_CHARS;
+pub use self::shamir::{SHARES_MAX, ShamirRoot, ShareProgress, ShareText, Shares};
 use crate::arena::{Arena, Secret};
 use crate::error::RootError;
 
@@ -72,6 +80,10 @@ pub enum RootKind {
     Passphrase,
     /// [`MemoryRoot`].
     Memory,
+    /// [`ShamirRoot`].
+    Shamir,
+    /// [`Pkcs11Root`].
+    Pkcs11,
 }
 
 impl RootKind {
@@ -82,6 +94,8 @@ impl RootKind {
             Self::File => "file",
             Self::Passphrase => "passphrase",
             Self::Memory => "memory",
+            Self::Shamir => "shamir",
+            Self::Pkcs11 => "pkcs11",
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The file beside a passphrase root: salt, Argon2id parameters and a check value, as `name = value` lines.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::str::FromStr;
 
 use crate::error::RootError;
 
@@ -82,18 +84,7 @@ impl ParamsFile {
 
     /// Reads the text back. Every line must be known, and be there once. The error says what is wrong.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let mut values = std::collections::BTreeMap::new();
-        for line in text.lines().map(str::trim) {
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let (name, value) = line
-                .split_once('=')
-                .ok_or_else(|| "a line is not of the form name = value".to_owned())?;
-            if values.insert(name.trim(), value.trim()).is_some() {
-                return Err(format!("`{}` occurs twice", name.trim()));
-            }
-        }
+        let mut values = values(text)?;
         let mut take = |name| values.remove(name).ok_or_else(|| format!("`{name}` is missing"));
         if take("version")? != FORMAT_VERSION.to_string() {
             return Err(format!("only version {FORMAT_VERSION} is known here"));
@@ -118,11 +109,28 @@ impl ParamsFile {
     }
 }
 
-fn number(name: &str, value: &str) -> Result<u32, String> {
+/// The `name = value` lines of a file. Empty lines and those that begin with `#` are passed over.
+pub(super) fn values(text: &str) -> Result<BTreeMap<&str, &str>, String> {
+    let mut values = BTreeMap::new();
+    for line in text.lines().map(str::trim) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (name, value) = line
+            .split_once('=')
+            .ok_or_else(|| "a line is not of the form name = value".to_owned())?;
+        if values.insert(name.trim(), value.trim()).is_some() {
+            return Err(format!("`{}` occurs twice", name.trim()));
+        }
+    }
+    Ok(values)
+}
+
+pub(super) fn number<N: FromStr>(name: &str, value: &str) -> Result<N, String> {
     value.parse().map_err(|_| format!("`{name}` is not a number"))
 }
 
-fn digits<const N: usize>(name: &str, value: &str) -> Result<[u8; N], String> {
+pub(super) fn digits<const N: usize>(name: &str, value: &str) -> Result<[u8; N], String> {
     let mut bytes = [0; N];
     match hex::decode_to_slice(value, &mut bytes) {
         Ok(()) => Ok(bytes),

@@ -169,16 +169,21 @@ fn read_bounded(path: &Path, buffer: &mut [u8]) -> Result<usize, RootError> {
     Ok(len)
 }
 
-fn read_params(path: &Path) -> Result<ParamsFile, RootError> {
+/// Reads a small text file.
+pub(super) fn read_text(path: &Path) -> Result<String, RootError> {
     let params_error = |what| RootError::Params { path: path.to_owned(), what };
     let mut buffer = vec![0; FILE_BYTES_MAX + 1];
     let len = read_bounded(path, &mut buffer)?;
     if len > FILE_BYTES_MAX {
         return Err(params_error(format!("longer than {FILE_BYTES_MAX} bytes")));
     }
-    let text =
-        std::str::from_utf8(&buffer[..len]).map_err(|_| params_error("not text".to_owned()))?;
-    let params = ParamsFile::parse(text).map_err(params_error)?;
+    buffer.truncate(len);
+    String::from_utf8(buffer).map_err(|_| params_error("not text".to_owned()))
+}
+
+fn read_params(path: &Path) -> Result<ParamsFile, RootError> {
+    let params_error = |what| RootError::Params { path: path.to_owned(), what };
+    let params = ParamsFile::parse(&read_text(path)?).map_err(params_error)?;
     params.argon.check().map_err(|error| params_error(error.to_string()))?;
     Ok(params)
 }

@@ -6,6 +6,8 @@
     reason = "each test file uses its own part of these helpers"
 )]
 
+pub mod memory;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
