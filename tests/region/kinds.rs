@@ -131,6 +131,20 @@ async fn every_rpc(client: &Client, key: &str, blob: &[u8]) -> Vec<(&'static str
             v1::TransferLeadershipRequest { to: Some(77) }),
         rpc!(operator Operators, rotate_domain_key, v1::RotateDomainKeyRequest {}),
         rpc!(operator Operators, invite, v1::InviteRequest { valid_seconds: Some(5) }),
+        rpc!(operator Operators, list_roots, v1::ListRootsRequest {}),
+        rpc!(operator Operators, add_root,
+            v1::AddRootRequest { node_id: 1, spec: "provider = \"tape\"".into() }),
+        rpc!(operator Operators, remove_root, v1::RemoveRootRequest {
+            node_id: 1, root_id: "file:00000000000000000000000000000000".into()
+        }),
+        rpc!(operator Operators, offer_share, v1::OfferShareRequest {
+            node_id: 1,
+            root_id: "shamir:00000000000000000000000000000000".into(),
+            share: "x".into(),
+        }),
+        rpc!(operator Operators, take_share, v1::TakeShareRequest {
+            node_id: 1, root_id: "shamir:00000000000000000000000000000000".into()
+        }),
         rpc!(operator Operators, advance_clock, v1::AdvanceClockRequest { milliseconds: 0 }),
         rpc!(operator Operators, create_principal, v1::CreatePrincipalRequest {
             arn: arn(), kinds: vec!["user".into()], ..Default::default()

@@ -8,4 +8,5 @@ mod deletion;
 mod faults;
 mod kinds;
 mod refusals;
+mod roots;
 mod secrets;

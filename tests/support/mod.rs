@@ -40,6 +40,8 @@ pub struct Region {
     pub folder: tempfile::TempDir,
     pub port_base: u16,
     pub nodes: u16,
+    /// What nodes are started with beside the tests' own environment.
+    pub environment: Vec<(String, String)>,
     children: Vec<Option<Child>>,
     _turn: MutexGuard<'static, ()>,
 }
@@ -72,7 +74,8 @@ impl Region {
         drop(lines);
         up.wait().expect("keyward dev up ends");
         let children = (0..nodes).map(|_| None).collect();
-        let mut region = Self { folder, port_base, nodes, children, _turn: turn };
+        let mut region =
+            Self { folder, port_base, nodes, environment: Vec::new(), children, _turn: turn };
         for node in 1..=nodes {
             region.start_node(node);
         }
@@ -104,6 +107,7 @@ impl Region {
         let child = Command::new(KEYWARD)
             .args(["server", "--config"])
             .arg(self.config(node))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stderr(log)
             .spawn()
             .expect("a node");

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use keyward_env::RealEnv;
-use keyward_model::Region;
+use keyward_model::{KmsError, Region};
 use keyward_proto::v1;
 use keyward_proto::v1::operator_service_server::OperatorService;
-use keyward_service::{FoundingRequest, Kms};
+use keyward_service::{FoundingRequest, Kms, RootCommand, RootReply};
 use keyward_state::{Principal, Purpose, Timers};
 use tonic::{Request, Response, Status};
 
@@ -29,6 +29,25 @@ type Answer<T> = Result<Response<T>, Status>;
 
 fn answer<T>(result: Result<T, keyward_model::KmsError>) -> Answer<T> {
     result.map(Response::new).map_err(|error| status(&error))
+}
+
+fn root_id(text: &str) -> Result<keyward_hsm::RootId, Status> {
+    text.parse().map_err(|_| {
+        status(&KmsError::validation(format!(
+            "'{text}' is not a root id: expected one as `keyward root list` shows it"
+        )))
+    })
+}
+
+/// A refusal, or a reply to another command.
+fn odd<T>(result: Result<RootReply, KmsError>) -> Answer<T> {
+    let error = result.err().unwrap_or_else(|| {
+        KmsError::new(
+            keyward_model::ErrorCode::KMSInternalException,
+            "an answer to another command",
+        )
+    });
+    Err(status(&error))
 }
 
 fn principal(principal: &Principal) -> v1::Principal {
@@ -118,7 +137,7 @@ impl OperatorService for OperatorDoor {
                             lease: status.lease,
                             lease_ms: status.lease_ms,
                             fence: status.fence,
-                            root_id: member.root.unwrap_or_default(),
+                            root_ids: member.roots,
                             version: status.version,
                             clock_off_ms: member.clock_off_ms,
                         }
@@ -182,6 +201,91 @@ impl OperatorService for OperatorDoor {
         let (caller, patience) = (caller(&request)?, patience(&request));
         let rotated = self.kms.rotate_domain_key(&caller, patience).await;
         answer(rotated.map(|domain_key_id| v1::RotateDomainKeyResponse { domain_key_id }))
+    }
+
+    async fn list_roots(
+        &self,
+        request: Request<v1::ListRootsRequest>,
+    ) -> Answer<v1::ListRootsResponse> {
+        let listed = self.kms.all_roots(&*caller(&request)?).await;
+        answer(listed.map(|nodes| {
+            let silent = nodes.iter().filter(|(_, roots)| roots.is_none()).map(|(n, _)| *n);
+            v1::ListRootsResponse {
+                silent: silent.collect(),
+                roots: nodes
+                    .iter()
+                    .flat_map(|(node, roots)| roots.iter().flatten().map(move |root| (*node, root)))
+                    .map(|(node, root)| v1::Root {
+                        node_id: node,
+                        root_id: root.id.to_string(),
+                        place: root.place.clone(),
+                        health: root.health.clone(),
+                        reason: root.reason.clone(),
+                        registered: root.registered,
+                        copies: root.copies,
+                        domain_keys: root.domain_keys,
+                    })
+                    .collect(),
+            }
+        }))
+    }
+
+    async fn add_root(&self, request: Request<v1::AddRootRequest>) -> Answer<v1::AddRootResponse> {
+        let (caller, patience) = (caller(&request)?, patience(&request));
+        let r = request.into_inner();
+        let command = RootCommand::Add { spec: r.spec };
+        match self.kms.roots_of_node(&caller, r.node_id, command, patience).await {
+            Ok(RootReply::Added(id)) => {
+                Ok(Response::new(v1::AddRootResponse { root_id: id.to_string() }))
+            }
+            other => odd(other),
+        }
+    }
+
+    async fn remove_root(
+        &self,
+        request: Request<v1::RemoveRootRequest>,
+    ) -> Answer<v1::RemoveRootResponse> {
+        let (caller, patience) = (caller(&request)?, patience(&request));
+        let r = request.into_inner();
+        let command = RootCommand::Remove { root: root_id(&r.root_id)? };
+        match self.kms.roots_of_node(&caller, r.node_id, command, patience).await {
+            Ok(RootReply::Done) => Ok(Response::new(v1::RemoveRootResponse {})),
+            other => odd(other),
+        }
+    }
+
+    async fn offer_share(
+        &self,
+        request: Request<v1::OfferShareRequest>,
+    ) -> Answer<v1::OfferShareResponse> {
+        let (caller, patience) = (caller(&request)?, patience(&request));
+        let r = request.into_inner();
+        let command = RootCommand::Offer { root: root_id(&r.root_id)?, share: r.share };
+        match self.kms.roots_of_node(&caller, r.node_id, command, patience).await {
+            Ok(RootReply::Progress(given, needed)) => Ok(Response::new(v1::OfferShareResponse {
+                given: u32::from(given),
+                needed: u32::from(needed),
+            })),
+            other => odd(other),
+        }
+    }
+
+    async fn take_share(
+        &self,
+        request: Request<v1::TakeShareRequest>,
+    ) -> Answer<v1::TakeShareResponse> {
+        let (caller, patience) = (caller(&request)?, patience(&request));
+        let r = request.into_inner();
+        let command = RootCommand::NextShare { root: root_id(&r.root_id)? };
+        match self.kms.roots_of_node(&caller, r.node_id, command, patience).await {
+            Ok(RootReply::Share(index, share, left)) => Ok(Response::new(v1::TakeShareResponse {
+                index: u32::from(index),
+                share,
+                left: u32::from(left),
+            })),
+            other => odd(other),
+        }
     }
 
     async fn advance_clock(

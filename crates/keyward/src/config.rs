@@ -3,7 +3,9 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use keyward_hsm::RootWatchConfig;
 use keyward_model::{NodeId, Region};
 use keyward_state::Timers;
 use serde::{Deserialize, Serialize};
@@ -90,6 +92,62 @@ pub enum RootSection {
         /// there is one, else a prompt.
         credential: Option<PathBuf>,
     },
+    /// A key in a PKCS#11 token.
+    Pkcs11(TokenSection),
+    /// A key split in shares, of which a few open it. Added to a running node.
+    Shamir {
+        /// Which root is waited for; holds no secret.
+        path: PathBuf,
+        /// So many shares open it. When it is made.
+        needed: Option<u8>,
+        /// Of so many. When it is made.
+        shares: Option<u8>,
+    },
+}
+
+/// A key in a PKCS#11 token.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenSection {
+    /// The module's library.
+    pub module: PathBuf,
+    /// The token, by its label.
+    pub token_label: Option<String>,
+    /// The token, by its serial number.
+    pub token_serial: Option<String>,
+    /// The label of the key in it; made at the first start.
+    pub key_label: String,
+    /// A file of mode 0600 that holds the user's PIN: read at each login.
+    pub pin_file: PathBuf,
+    /// The operator's word that the PIN is right although the token has seen a wrong one. For one start.
+    #[serde(default)]
+    pub pin_retry: bool,
+    /// The longest that a call waits for the token, in seconds.
+    #[serde(default = "token_timeout")]
+    pub timeout_seconds: u64,
+}
+
+const fn token_timeout() -> u64 {
+    keyward_hsm::PKCS11_TIMEOUT_DEFAULT.as_secs()
+}
+
+impl RootSection {
+    /// The files that it names.
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
+        match self {
+            Self::File { path } | Self::Shamir { path, .. } => vec![path],
+            Self::Passphrase { params, credential } => {
+                std::iter::once(params).chain(credential.as_mut()).collect()
+            }
+            Self::Pkcs11(token) => vec![&mut token.module, &mut token.pin_file],
+        }
+    }
+
+    /// A file that it names by a relative path.
+    #[must_use]
+    pub fn relative_path(&self) -> Option<PathBuf> {
+        self.clone().paths().into_iter().find(|path| path.is_relative()).map(|path| path.clone())
+    }
 }
 
 /// The HSM boundary.
@@ -100,11 +158,36 @@ pub struct HsmSection {
     pub cache_max_entries: usize,
     /// Start although memory for keys cannot be locked.
     pub allow_unlocked: bool,
+    /// How long keys that are open are used after a root last answered rightly, in seconds.
+    pub root_grace_seconds: u64,
+    /// Time between probes of the roots, in milliseconds.
+    pub root_probe_interval_ms: u64,
+    /// A probe that takes longer has failed, in milliseconds.
+    pub root_probe_timeout_ms: u64,
+}
+
+impl HsmSection {
+    /// How roots are watched.
+    #[must_use]
+    pub fn watch(&self) -> RootWatchConfig {
+        RootWatchConfig {
+            grace: Duration::from_secs(self.root_grace_seconds),
+            probe_interval: Duration::from_millis(self.root_probe_interval_ms),
+            probe_timeout: Duration::from_millis(self.root_probe_timeout_ms),
+            ..RootWatchConfig::default()
+        }
+    }
 }
 
 impl Default for HsmSection {
     fn default() -> Self {
-        Self { cache_max_entries: keyward_hsm::CACHE_ENTRIES_DEFAULT, allow_unlocked: false }
+        Self {
+            cache_max_entries: keyward_hsm::CACHE_ENTRIES_DEFAULT,
+            allow_unlocked: false,
+            root_grace_seconds: 3600,
+            root_probe_interval_ms: 5000,
+            root_probe_timeout_ms: 2000,
+        }
     }
 }
 
@@ -224,15 +307,7 @@ impl Config {
         if let Some(path) = &mut self.tls.outside_authority {
             anchor(path);
         }
-        match &mut self.root {
-            RootSection::File { path } => anchor(path),
-            RootSection::Passphrase { params, credential } => {
-                anchor(params);
-                if let Some(path) = credential {
-                    anchor(path);
-                }
-            }
-        }
+        self.root.paths().into_iter().for_each(anchor);
     }
 
     fn overlay(&mut self, overrides: &Overrides) {
@@ -268,6 +343,12 @@ impl Config {
         }
         if self.hsm.cache_max_entries == 0 {
             return Err("hsm.cache_max_entries must be 1 or more".to_owned());
+        }
+        if self.hsm.root_probe_interval_ms == 0 || self.hsm.root_probe_timeout_ms == 0 {
+            return Err(
+                "hsm.root_probe_interval_ms and hsm.root_probe_timeout_ms must be 1 or more"
+                    .to_owned(),
+            );
         }
         self.observe
             .log

@@ -10,6 +10,7 @@ mod dev;
 mod error;
 mod observe;
 mod pem;
+mod roots;
 mod server;
 mod setup;
 
@@ -70,6 +71,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             cli::principals::principal(&cli.connect.operator()?, format, command).await
         }
         Command::Cluster(command) => cli::cluster::cluster(&cli.connect, format, command).await,
+        Command::Root(command) => cli::roots::root(&cli.connect.operator()?, format, command).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "keyward", &mut std::io::stdout());
             Ok(())

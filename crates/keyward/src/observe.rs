@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use keyward_env::{Env, RealEnv};
+use keyward_hsm::{RootHealth, RootStatus};
 use keyward_service::Kms;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
@@ -145,8 +146,20 @@ async fn readyz(State(seen): State<Seen>) -> (StatusCode, String) {
     if let Err(refusal) = seen.kms.node().admit_now() {
         return not_ready(refusal.to_string());
     }
-    if let Err(error) = seen.kms.hsm().root().health().await {
-        return not_ready(format!("the root: {error}"));
+    if let Err(error) = seen.kms.hsm().keys_usable() {
+        return not_ready(error.to_string());
+    }
+    let failing = |status: &RootStatus| matches!(status.health, RootHealth::Failing { .. });
+    let roots = seen.kms.hsm().roots();
+    if roots.iter().all(failing) {
+        let reasons = roots.iter().map(|status| match &status.health {
+            RootHealth::Failing { reason, .. } => format!("{}: {reason}", status.id),
+            _ => status.id.to_string(),
+        });
+        return not_ready(format!(
+            "no root answers (keys that are open are used for a while): {}",
+            reasons.collect::<Vec<_>>().join("; ")
+        ));
     }
     (StatusCode::OK, "ready\n".to_owned())
 }

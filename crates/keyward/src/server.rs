@@ -8,18 +8,16 @@ use std::time::Duration;
 
 use keyward_door_grpc::{Door, DoorConfig, GrpcTransport, Key, TlsFiles};
 use keyward_env::{Env, RealEnv};
-use keyward_hsm::{
-    ArenaConfig, ArgonParams, FileRoot, Hsm, HsmConfig, PassphraseRoot, RootProvider, SecretVec,
-    read_credential,
-};
+use keyward_hsm::{ArenaConfig, EnvClock, Hsm, HsmConfig};
 use keyward_model::NodeId;
 use keyward_raft::{Node, NodeConfig, RocksStore};
 use keyward_service::Kms;
 use keyward_state::Table;
 
-use crate::config::{Config, RootSection};
+use crate::config::Config;
 use crate::error::Failure;
 use crate::observe;
+use crate::roots::Roots;
 
 /// A leader that is told to stop hands over for at most this long.
 const HAND_OVER: Duration = Duration::from_millis(1500);
@@ -51,50 +49,6 @@ fn tls_files(config: &Config) -> Result<TlsFiles, Failure> {
         authority: read_file(&config.tls.authority, false)?,
         outside_authority: outside.map(|path| read_file(path, false)).transpose()?,
     })
-}
-
-/// The passphrase: a credential file, a systemd credential, or a prompt. Never an argument.
-fn passphrase(credential: Option<&Path>) -> Result<SecretVec, Failure> {
-    if let Some(path) = credential {
-        return read_credential(path).map_err(Failure::from_error);
-    }
-    if let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") {
-        let path = Path::new(&folder).join("keyward-passphrase");
-        if path.exists() {
-            return read_credential(&path).map_err(Failure::from_error);
-        }
-    }
-    let text = rpassword::prompt_password("Passphrase of the root: ").map_err(|e| {
-        Failure::new(format!("no passphrase: {e}"))
-            .next("set root.credential to a file of mode 0600 that holds it")
-    })?;
-    Ok(SecretVec::new(text.into_bytes()))
-}
-
-/// Opens the root, and makes it at the first start (when the node has no data yet).
-fn open_root(config: &Config) -> Result<Arc<dyn RootProvider>, Failure> {
-    let entropy = RealEnv.entropy();
-    let unlocked = config.hsm.allow_unlocked;
-    let first_start = !config.node.data.join("state").exists();
-    match &config.root {
-        RootSection::File { path } => {
-            let root = if first_start && !path.exists() {
-                FileRoot::create(path, entropy, unlocked)
-            } else {
-                FileRoot::open(path, entropy, unlocked)
-            };
-            Ok(Arc::new(root.map_err(Failure::from_error)?))
-        }
-        RootSection::Passphrase { params, credential } => {
-            let secret = passphrase(credential.as_deref())?;
-            let root = if first_start && !params.exists() {
-                PassphraseRoot::create(params, &secret, ArgonParams::default(), entropy, unlocked)
-            } else {
-                PassphraseRoot::open(params, &secret, entropy, unlocked)
-            };
-            Ok(Arc::new(root.map_err(Failure::from_error)?))
-        }
-    }
 }
 
 /// What a node is run for.
@@ -132,16 +86,23 @@ pub async fn run(
 
     fs::create_dir_all(&config.node.data)
         .map_err(|e| Failure::new(format!("cannot make {}: {e}", config.node.data.display())))?;
-    let root = {
-        let config = config.clone();
-        RealEnv.blocking(move || open_root(&config)).await?
-    };
-    tracing::info!(root = %root.identity(), kind = root.kind().name(), "the root is open");
+    let opening = config.clone();
+    let (roots, open) = RealEnv.blocking(move || Roots::open(&opening)).await?;
+    for root in &open {
+        tracing::info!(root = %root.identity(), kind = root.kind().name(), "a root is open");
+    }
     let hsm_config = HsmConfig {
         cache_max_entries: config.hsm.cache_max_entries,
         arena: ArenaConfig { allow_unlocked: config.hsm.allow_unlocked, ..ArenaConfig::default() },
     };
-    let hsm = Hsm::new(root, RealEnv.entropy(), &hsm_config).map_err(Failure::from_error)?;
+    let mut open = open.into_iter();
+    let first = open.next().ok_or_else(|| Failure::new("this node has no root"))?;
+    let hsm = Hsm::new(first, RealEnv.entropy(), &hsm_config).map_err(Failure::from_error)?;
+    for root in open {
+        hsm.add_root(root).map_err(Failure::from_error)?;
+    }
+    RealEnv.spawn(hsm.watch_roots(EnvClock::shared(RealEnv), config.hsm.watch()));
+    RealEnv.spawn(Arc::clone(&roots).retry(Arc::downgrade(&hsm)));
     if !hsm.is_memory_locked() {
         tracing::warn!("memory for keys is not locked: see hsm.allow_unlocked");
     }
@@ -157,7 +118,7 @@ pub async fn run(
         )));
     }
     drop(state);
-    let kms = Kms::new(node, hsm, run_for == For::Good);
+    let kms = Kms::new(node, hsm, roots, run_for == For::Good);
     kms.start();
     if let Some(listener) = observer {
         RealEnv.spawn(observe::serve(listener, Arc::clone(&kms), metrics));

@@ -205,9 +205,11 @@ fn prepare(args: &NodeArgs, region: &Region, draft: &mut Draft) -> Result<Config
     }
     draft.expect(&config.node.data);
     match &config.root {
-        RootSection::File { path } | RootSection::Passphrase { params: path, .. } => {
-            draft.expect(path);
-        }
+        RootSection::File { path }
+        | RootSection::Passphrase { params: path, .. }
+        | RootSection::Shamir { path, .. } => draft.expect(path),
+        // A key in a token stays: removing it is its owner's to decide.
+        RootSection::Pkcs11(_) => {}
     }
     Ok(config)
 }

@@ -11,7 +11,7 @@ use crate::api::{
     Decrypt, Encrypt, GenerateDataKey, GenerateDataKeyWithoutPlaintext, GenerateRandom, ReEncrypt,
     Response, Secret,
 };
-use crate::kms::{Kms, Permitted, Serving, internal};
+use crate::kms::{Kms, Permitted, Serving, hsm_refused};
 use crate::resolve::{self, Forms};
 
 /// What both operations that make a data key ask for.
@@ -248,7 +248,7 @@ impl<E: Env> Kms<E> {
         plaintext: &[u8],
         context: &CanonicalContext,
     ) -> Result<Vec<u8>, KmsError> {
-        self.hsm.encrypt(key, plaintext, context).map_err(|e| internal("the HSM refused", &e))
+        self.hsm.encrypt(key, plaintext, context).map_err(|e| hsm_refused(&e))
     }
 
     fn unseal_blob(
@@ -262,7 +262,7 @@ impl<E: Env> Kms<E> {
             Err(HsmError::InvalidCiphertext | HsmError::CiphertextFormat(_)) => {
                 Err(KmsError::invalid_ciphertext())
             }
-            Err(error) => Err(internal("the HSM refused", &error)),
+            Err(error) => Err(hsm_refused(&error)),
         }
     }
 }

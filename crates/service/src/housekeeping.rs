@@ -8,7 +8,7 @@ use keyward_env::Env;
 use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId, Timestamp};
 use keyward_state::{Command, RotationKind, State};
 
-use crate::kms::{Kms, internal};
+use crate::kms::{Kms, hsm_refused, internal};
 use crate::peer::{App, AppRequest, AppResponse};
 
 /// Between rounds.
@@ -42,6 +42,7 @@ impl<E: Env> Kms<E> {
         let mut results = vec![
             self.fetch_domain_keys(&state).await,
             self.open_domain_key(&state, facts.active_domain_key).await,
+            self.settle_roots(&state).await,
         ];
         self.evict_deleted(&state);
         if self.for_good {
@@ -62,10 +63,14 @@ impl<E: Env> Kms<E> {
     /// ours.
     async fn fetch_domain_keys(&self, state: &State) -> Result<(), KmsError> {
         let root = &self.hsm.root_id();
-        if state.root_of(self.node.id()).is_none_or(|registered| registered.id != *root) {
+        if state.roots.get(root).is_none_or(|registered| registered.node != self.node.id()) {
             return Ok(());
         }
         for id in state.domain_keys_without(root) {
+            // One that is open here needs nobody's help.
+            if self.hsm.has_domain_key(id) {
+                continue;
+            }
             let copies = state.domain_keys.get(&id).map(|key| key.sealed.copies.as_slice());
             let mut holders = Vec::new();
             for copy in copies.unwrap_or_default() {
@@ -155,12 +160,8 @@ impl<E: Env> Kms<E> {
             if active.is_some_and(|active| active.created > newest.created) {
                 return Ok(());
             }
-            // Introduced and not yet active: as soon as every root has its copy.
-            let everywhere = state
-                .roots
-                .keys()
-                .all(|root| newest.sealed.copies.iter().any(|copy| copy.root == *root));
-            if everywhere {
+            // Introduced and not yet active: as soon as every node has its copy.
+            if state.node_without(&newest.sealed).is_none() {
                 self.node.fence_all(STEP_PATIENCE).await.map_err(|error| {
                     KmsError::new(ErrorCode::DependencyTimeoutException, error.to_string())
                 })?;
@@ -175,13 +176,12 @@ impl<E: Env> Kms<E> {
         Ok(())
     }
 
-    /// First half of a domain-key rotation. The second half follows once every root has its copy.
+    /// First half of a domain-key rotation. The second half follows once every node has its copy.
     pub(crate) async fn introduce_domain_key(
         &self,
         deadline: Duration,
     ) -> Result<DomainKeyId, KmsError> {
-        let sealed =
-            self.hsm.generate_domain_key().await.map_err(|e| internal("the HSM refused", &e))?;
+        let sealed = self.hsm.generate_domain_key().await.map_err(|e| hsm_refused(&e))?;
         let id = sealed.id;
         self.change(deadline, Command::AddDomainKey { sealed }).await?;
         Ok(id)
@@ -200,13 +200,8 @@ impl<E: Env> Kms<E> {
                 return Ok(());
             }
             if env.boot_now() >= deadline {
-                let waits_for = state.domain_keys.get(&id).and_then(|key| {
-                    state
-                        .roots
-                        .values()
-                        .find(|root| key.sealed.copies.iter().all(|copy| copy.root != root.id))
-                        .map(|root| root.node)
-                });
+                let waits_for =
+                    state.domain_keys.get(&id).and_then(|key| state.node_without(&key.sealed));
                 let why = match waits_for {
                     Some(node) => format!("node {node} has not fetched it yet: is it up?"),
                     None => "it is about to".to_owned(),

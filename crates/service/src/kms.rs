@@ -18,6 +18,7 @@ use crate::api::{Call, Request, Response};
 use crate::authorize::{Authorize, ByKind, Question, authenticate, note_refusal};
 use crate::deletion::Alarm;
 use crate::resolve::{Forms, View};
+use crate::roots::RootKeeper;
 
 /// How long a data-plane call waits at most for a lease or a fence where waiting helps.
 const ADMIT_PATIENCE: Duration = Duration::from_secs(3);
@@ -30,6 +31,8 @@ pub struct Kms<E: Env> {
     authorizer: Arc<dyn Authorize>,
     /// The node runs for good, and not just to join.
     pub(crate) for_good: bool,
+    /// Opens, makes and remembers the roots of this node.
+    pub(crate) roots: Arc<dyn RootKeeper>,
     /// Speaks up when keys that wait for their deletion are used.
     pub(crate) alarm: Alarm,
     /// Up to which deletion open material has left memory.
@@ -61,7 +64,12 @@ impl<E: Env> Kms<E> {
     /// The service on a node and its HSM. A node that runs only to join (`for_good` is false) does not ask for
     /// its vote.
     #[must_use]
-    pub fn new(node: Arc<Node<E>>, hsm: Arc<Hsm>, for_good: bool) -> Arc<Self> {
+    pub fn new(
+        node: Arc<Node<E>>,
+        hsm: Arc<Hsm>,
+        roots: Arc<dyn RootKeeper>,
+        for_good: bool,
+    ) -> Arc<Self> {
         let entropy = node.env().entropy();
         Arc::new(Self {
             node,
@@ -69,6 +77,7 @@ impl<E: Env> Kms<E> {
             entropy,
             authorizer: Arc::new(ByKind),
             for_good,
+            roots,
             alarm: Alarm::default(),
             evicted: AtomicU64::new(0),
         })
@@ -258,7 +267,7 @@ impl<E: Env> Kms<E> {
             .domain_key_id()
             .ok_or_else(|| internal("a sealed token is damaged", &material.id))?;
         self.open_domain_key(s.state, domain_key).await?;
-        self.hsm.unseal(key.id, material.id, &token).map_err(|e| internal("the HSM refused", &e))
+        self.hsm.unseal(key.id, material.id, &token).map_err(|e| hsm_refused(&e))
     }
 
     /// Has the HSM open a domain key with this node's root, if it is not open already.
@@ -298,6 +307,16 @@ pub(crate) fn not_founded() -> KmsError {
 
 fn no_lease(refusal: NotServing) -> KmsError {
     KmsError::new(ErrorCode::DependencyTimeoutException, format!("{refusal}; try another node"))
+}
+
+/// The HSM could not do it. A root that has been away for too long is known by name, and comes back by itself.
+pub(crate) fn hsm_refused(error: &keyward_hsm::HsmError) -> KmsError {
+    match error {
+        keyward_hsm::HsmError::RootAway { .. } => {
+            KmsError::new(ErrorCode::KeyUnavailableException, error.to_string())
+        }
+        _ => internal("the HSM refused", error),
+    }
 }
 
 /// Something broke that the caller can do nothing about. The cause goes to the log, not to the caller.

@@ -16,6 +16,7 @@ mod kms;
 mod operator;
 mod peer;
 mod resolve;
+mod roots;
 mod rotation;
 mod stack;
 
@@ -25,4 +26,5 @@ pub use authorize::{Authorize, ByKind, Question};
 pub use joining::{Invited, Joined};
 pub use kms::Kms;
 pub use operator::{ClusterStatus, FoundingRequest, MemberStatus};
+pub use roots::{KeptRoot, RootCommand, RootInfo, RootKeeper, RootReply};
 pub use stack::{Deadline, Measure, Serve, Shed, Stack, stack};

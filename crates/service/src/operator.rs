@@ -13,7 +13,7 @@ use crate::api::{Caller, Listing};
 use crate::authority::{self, Authority, Issued};
 use crate::authorize::{authenticate, note_refusal};
 use crate::joining::was_invited;
-use crate::kms::{Kms, internal, not_founded};
+use crate::kms::{Kms, hsm_refused, internal, not_founded};
 use crate::peer::{AppRequest, AppResponse, LeaderCommand, LeaderReply};
 use crate::resolve;
 
@@ -46,7 +46,7 @@ pub struct MemberStatus {
     pub node: NodeId,
     pub address: String,
     pub voter: bool,
-    pub root: Option<String>,
+    pub roots: Vec<String>,
     /// How far its wall clock is off the median, as the leader sees it.
     pub clock_off_ms: Option<i64>,
     pub status: Option<NodeStatus>,
@@ -97,7 +97,7 @@ impl<E: Env> Kms<E> {
         Ok(state)
     }
 
-    fn require_operator(&self, state: &State, caller: &Caller) -> Result<(), KmsError> {
+    pub(crate) fn require_operator(&self, state: &State, caller: &Caller) -> Result<(), KmsError> {
         if state.region.is_none() {
             return Err(not_founded());
         }
@@ -143,12 +143,11 @@ impl<E: Env> Kms<E> {
         }
         Authority::open(&request.ca_certificate, &request.ca_private_key)
             .map_err(|e| KmsError::validation(format!("the authority cannot be used: {e}")))?;
-        let domain_key =
-            self.hsm.generate_domain_key().await.map_err(|e| internal("the HSM refused", &e))?;
+        let domain_key = self.hsm.generate_domain_key().await.map_err(|e| hsm_refused(&e))?;
         let ca_private_key = self
             .hsm
             .seal_secret(domain_key.id, CA_LABEL, &request.ca_private_key)
-            .map_err(|e| internal("the HSM refused", &e))?;
+            .map_err(|e| hsm_refused(&e))?;
         let mut region_id = [0; 16];
         self.entropy.fill(&mut region_id);
         self.node.found().await.map_err(refused)?;
@@ -161,7 +160,7 @@ impl<E: Env> Kms<E> {
             ca_private_key,
             domain_key,
             node: self.node.id(),
-            root: self.hsm.root_id().clone(),
+            root: self.hsm.root_id(),
             operator: request.operator,
             operator_certificate: (caller.serial.clone(), caller.not_after),
         }));
@@ -190,7 +189,7 @@ impl<E: Env> Kms<E> {
                 node: member.node,
                 address: member.address.clone(),
                 voter: member.voter,
-                root: state.root_of(member.node).map(|root| root.id.to_string()),
+                roots: state.roots_of(member.node).map(|root| root.id.to_string()).collect(),
                 clock_off_ms: clocks
                     .iter()
                     .find(|(node, _)| *node == member.node)
@@ -509,10 +508,8 @@ impl<E: Env> Kms<E> {
         let damaged = || internal("the authority's key is damaged", &"no domain key named");
         let domain_key = facts.ca_private_key.domain_key_id().ok_or_else(damaged)?;
         self.open_domain_key(state, domain_key).await?;
-        let key = self
-            .hsm
-            .open_secret(&facts.ca_private_key, CA_LABEL)
-            .map_err(|e| internal("the HSM refused", &e))?;
+        let key =
+            self.hsm.open_secret(&facts.ca_private_key, CA_LABEL).map_err(|e| hsm_refused(&e))?;
         Authority::open(&facts.ca_certificate, key.expose())
             .map_err(|e| internal("the authority cannot be opened", &e))
     }

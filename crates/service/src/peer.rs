@@ -12,6 +12,7 @@ use keyward_state::{DiskMark, Timers, codec};
 use serde::{Deserialize, Serialize};
 
 use crate::kms::Kms;
+use crate::roots::{RootCommand, RootReply};
 
 /// A message to the service layer of another node.
 #[derive(Debug, Serialize, Deserialize)]
@@ -20,6 +21,8 @@ pub(crate) enum AppRequest {
     Hello,
     /// Domain keys, please, sealed to the HSM that asks. Its root must be registered.
     Reseal { request: ResealRequest, domain_keys: Vec<DomainKeyId> },
+    /// An operator's command about the roots of the node that is asked. The sender has checked the operator.
+    Roots(RootCommand),
     /// An operator's command for the leader. The sender has checked the operator.
     Operate { command: LeaderCommand, patience_ms: u64 },
 }
@@ -65,6 +68,7 @@ pub(crate) enum AppResponse {
     },
     Resealed(Vec<(DomainKeyId, Vec<u8>)>),
     Operated(Result<LeaderReply, KmsError>),
+    Roots(Result<RootReply, KmsError>),
 }
 
 impl<E: Env> Kms<E> {
@@ -86,7 +90,7 @@ impl<E: Env> Kms<E> {
     ) -> Result<AppResponse, String> {
         match request {
             AppRequest::Hello => Ok(AppResponse::Hello {
-                root: self.hsm.root_id().clone(),
+                root: self.hsm.root_id(),
                 region_id: self.node.state().region.as_ref().map(|facts| facts.region_id),
                 timers: self.node.timers(),
                 wall_ms: self.node.env().wall_now_ms(),
@@ -95,6 +99,7 @@ impl<E: Env> Kms<E> {
             AppRequest::Reseal { request, domain_keys } => {
                 self.reseal(from, &request, &domain_keys).await.map(AppResponse::Resealed)
             }
+            AppRequest::Roots(command) => Ok(AppResponse::Roots(self.command_roots(command).await)),
             AppRequest::Operate { command: LeaderCommand::Promote { node }, .. }
                 if node != from =>
             {
@@ -124,7 +129,8 @@ impl<E: Env> Kms<E> {
         domain_keys: &[DomainKeyId],
     ) -> Result<Vec<(DomainKeyId, Vec<u8>)>, String> {
         let state = self.node.state();
-        let registered = state.root_of(from).is_some_and(|root| root.id == request.root);
+        let registered =
+            state.roots.get(&request.root).is_some_and(|registered| registered.node == from);
         if !registered {
             return Err(format!(
                 "the root {} of node {from} is not registered: an operator adds the node first",

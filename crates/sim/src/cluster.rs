@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward_env::Env;
-use keyward_hsm::{ARENA_BYTES_MIN, ArenaConfig, Hsm, HsmConfig, MemoryRoot};
+use keyward_hsm::{
+    ARENA_BYTES_MIN, ArenaConfig, Hsm, HsmConfig, MemoryRoot, RootId, RootProvider, SecretVec,
+};
 use keyward_model::{KmsError, NodeId, Timestamp};
 use keyward_raft::{BoxFuture, Node, NodeConfig, StartError};
-use keyward_service::{Caller, FoundingRequest, Kms, Stack, stack};
+use keyward_service::{Caller, FoundingRequest, KeptRoot, Kms, RootKeeper, Stack, stack};
 use keyward_state::{MemStore, Timers};
 use parking_lot::Mutex;
 
@@ -98,6 +100,37 @@ fn start_node<E: Env>(
     transport: Arc<SimTransport>,
 ) -> BoxFuture<'static, Result<Arc<Node<E>>, StartError>> {
     Box::pin(Node::start(config, env, Arc::new(log), Arc::new(state), transport))
+}
+
+/// A node's only root, which is never changed here.
+struct OneRoot(RootId);
+
+impl OneRoot {
+    fn refuse<T: Send + 'static>() -> BoxFuture<'static, Result<T, String>> {
+        Box::pin(std::future::ready(Err("a simulated node's root is not changed".to_owned())))
+    }
+}
+
+impl RootKeeper for OneRoot {
+    fn kept(&self) -> Vec<KeptRoot> {
+        vec![KeptRoot { id: self.0.clone(), place: "memory".to_owned() }]
+    }
+
+    fn add(&self, _: String) -> BoxFuture<'_, Result<Arc<dyn RootProvider>, String>> {
+        Self::refuse()
+    }
+
+    fn forget(&self, _: RootId) -> BoxFuture<'_, Result<(), String>> {
+        Self::refuse()
+    }
+
+    fn offer(&self, _: RootId, _: SecretVec) -> BoxFuture<'_, Result<(u8, u8), String>> {
+        Self::refuse()
+    }
+
+    fn next_share(&self, _: RootId) -> BoxFuture<'_, Result<(u8, String, u8), String>> {
+        Self::refuse()
+    }
 }
 
 const OPERATOR_SERIAL: u8 = 1;
@@ -200,8 +233,9 @@ impl Cluster {
         let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
         // Few: open keys are evicted, and opened again from their tokens.
         let config = HsmConfig { cache_max_entries: 64, arena };
+        let kept: Arc<dyn RootKeeper> = Arc::new(OneRoot(root.identity().clone()));
         let hsm = Hsm::new(Arc::new(root), entropy, &config).map_err(|e| e.to_string())?;
-        let kms = Kms::new(Arc::clone(&node), hsm, true);
+        let kms = Kms::new(Arc::clone(&node), hsm, kept, true);
         kms.start();
         self.net.listen(id, group, node);
         Ok(Running { group, stack: stack(Arc::clone(&kms)), kms })

@@ -220,6 +220,12 @@ pub enum Command {
         /// The node that is gone.
         node: NodeId,
     },
+    /// Forgets one root of a node, and the copies sealed for it. Refused where another root of the node has no
+    /// copy of a domain key.
+    RemoveRoot {
+        /// The root.
+        root: RootId,
+    },
     /// First half of a domain-key rotation: the key is known; nothing is sealed under it yet.
     AddDomainKey {
         /// The key, sealed for the root of the node that made it.

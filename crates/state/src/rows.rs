@@ -275,7 +275,7 @@ pub struct CertificateRecord {
     pub revoked: bool,
 }
 
-/// A root key that domain keys are sealed for. Each node has its own.
+/// A root key that domain keys are sealed for. Each node has its own, one or several.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Root {
     /// Its id.

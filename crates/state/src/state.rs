@@ -389,10 +389,18 @@ impl State {
         self.tombstones.get(key)
     }
 
-    /// The node's own root, as registered.
+    /// The node's own roots, as registered.
+    pub fn roots_of(&self, node: NodeId) -> impl Iterator<Item = &Root> {
+        self.roots.values().filter(move |root| root.node == node)
+    }
+
+    /// A node none of whose roots has a copy of the domain key.
     #[must_use]
-    pub fn root_of(&self, node: NodeId) -> Option<&Root> {
-        self.roots.values().find(|root| root.node == node)
+    pub fn node_without(&self, key: &keyward_hsm::SealedDomainKey) -> Option<NodeId> {
+        let has_copy = |node| {
+            self.roots_of(node).any(|root| key.copies.iter().any(|copy| copy.root == root.id))
+        };
+        self.roots.values().map(|root| root.node).find(|node| !has_copy(*node))
     }
 
     /// Domain keys that `root` has no copy of.

@@ -129,7 +129,7 @@ fn show(format: Format, status: v1::ClusterStatusResponse) {
         "Lease",
         "LeaseMs",
         "ClockOffMs",
-        "Root",
+        "Roots",
     ];
     let rows: Vec<Vec<Value>> = status
         .nodes
@@ -146,7 +146,7 @@ fn show(format: Format, status: v1::ClusterStatusResponse) {
                 json!(node.lease),
                 json!(node.lease_ms),
                 json!(node.clock_off_ms),
-                json!(node.root_id),
+                json!(node.root_ids),
             ]
         })
         .collect();

@@ -6,6 +6,7 @@ pub mod file;
 pub mod keys;
 pub mod output;
 pub mod principals;
+pub mod roots;
 
 use std::path::PathBuf;
 
@@ -73,6 +74,9 @@ pub enum Command {
     /// The nodes of the Region (operators only)
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// The roots that everything is sealed for (operators only)
+    #[command(subcommand)]
+    Root(roots::RootCommand),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  keyward completions bash > /etc/bash_completion.d/keyward")]
     Completions {

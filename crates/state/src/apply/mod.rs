@@ -96,6 +96,7 @@ impl Tx<'_> {
             }
             Command::RevokeCertificate { arn, serial } => self.revoke_certificate(arn, serial),
             Command::RegisterRoot { root, node } => self.register_root(root, *node),
+            Command::RemoveRoot { root } => self.remove_one_root(root),
             Command::ForgetRoot { node } => self.forget_root(*node),
             Command::AddDomainKey { sealed } => self.add_domain_key(sealed),
             Command::AddRootCopy { domain_key, copy } => self.add_root_copy(*domain_key, copy),

@@ -13,6 +13,8 @@ use crate::rows::{
     RegionFacts, Root,
 };
 
+/// Roots of one node.
+const ROOTS_PER_NODE_MAX: usize = keyward_hsm::ROOTS_MAX;
 /// Invitations at once, used and ended ones included.
 const INVITATIONS_MAX: usize = 1000;
 /// How long an ended invitation is remembered: who comes late is told so.
@@ -242,10 +244,10 @@ impl Tx<'_> {
                 format!("root {root} belongs to node {}: a root is never shared", known.node),
             ));
         }
-        if let Some(known) = self.state.root_of(node) {
+        if self.state.roots_of(node).count() >= ROOTS_PER_NODE_MAX {
             return Err(KmsError::new(
-                ErrorCode::AlreadyExistsException,
-                format!("node {node} has registered another root, {}", known.id),
+                ErrorCode::LimitExceededException,
+                format!("node {node} has {ROOTS_PER_NODE_MAX} roots, the most allowed"),
             ));
         }
         self.put_root(Root { id: root.clone(), node });
@@ -257,27 +259,67 @@ impl Tx<'_> {
         let mut counters = BTreeMap::clone(&self.state.counters);
         counters.entry(node).or_default();
         self.put_counters(counters);
-        let Some(root) = self.state.root_of(node).cloned() else { return DONE };
-        if self.state.roots.len() == 1 {
+        let roots: Vec<Root> = self.state.roots_of(node).cloned().collect();
+        if roots.len() == self.state.roots.len() && !roots.is_empty() {
             return Err(KmsError::new(
                 ErrorCode::KMSInvalidStateException,
-                format!("{} is the last root: without it no key could be opened again", root.id),
+                format!("node {node} has the last root: without it no key could be opened again"),
             ));
         }
+        for root in roots {
+            self.drop_root(&root);
+        }
+        DONE
+    }
+
+    pub(super) fn remove_one_root(&mut self, id: &RootId) -> Outcome {
+        let Some(root) = self.state.roots.get(id).cloned() else { return DONE };
+        let others: Vec<RootId> = self
+            .state
+            .roots_of(root.node)
+            .filter(|other| other.id != *id)
+            .map(|other| other.id.clone())
+            .collect();
+        if others.is_empty() {
+            return Err(KmsError::new(
+                ErrorCode::KMSInvalidStateException,
+                format!("{id} is the last root of node {}: add another one first", root.node),
+            ));
+        }
+        let missing = self.state.domain_keys.values().find(|key| {
+            let copies = &key.sealed.copies;
+            copies.iter().any(|copy| copy.root == *id)
+                && copies.iter().all(|copy| !others.contains(&copy.root))
+        });
+        if let Some(key) = missing {
+            return Err(KmsError::new(
+                ErrorCode::KMSInvalidStateException,
+                format!(
+                    "no other root of node {} has a copy of domain key {} yet: try again when `keyward root \
+                     list` shows them",
+                    root.node, key.sealed.id
+                ),
+            ));
+        }
+        self.drop_root(&root);
+        DONE
+    }
+
+    fn drop_root(&mut self, root: &Root) {
         let keys: Vec<DomainKey> =
             self.state.domain_keys.values().map(|k| DomainKey::clone(k)).collect();
         for mut key in keys {
+            let before = key.sealed.copies.len();
             key.sealed.copies.retain(|copy| copy.root != root.id);
             if key.sealed.copies.is_empty() {
-                // Nobody can open it any more. It never was active (that takes a copy for each root), so
+                // Nobody can open it any more. It never was active (that takes a copy for each node), so
                 // nothing is sealed under it.
                 self.remove_domain_key(key.sealed.id);
-            } else {
+            } else if key.sealed.copies.len() < before {
                 self.put_domain_key(key);
             }
         }
-        self.remove_root(&root);
-        DONE
+        self.remove_root(root);
     }
 
     pub(super) fn add_domain_key(&mut self, sealed: &SealedDomainKey) -> Outcome {
@@ -311,15 +353,11 @@ impl Tx<'_> {
 
     pub(super) fn activate_domain_key(&mut self, id: DomainKeyId) -> Outcome {
         let key = self.known_domain_key(id)?;
-        let missing = self
-            .state
-            .roots
-            .values()
-            .find(|root| key.sealed.copies.iter().all(|copy| copy.root != root.id));
-        if let Some(root) = missing {
+        // One copy a node is enough: its other roots get theirs when they are there.
+        if let Some(node) = self.state.node_without(&key.sealed) {
             return Err(KmsError::new(
                 ErrorCode::KMSInvalidStateException,
-                format!("node {} has no copy of domain key {id} yet", root.node),
+                format!("node {node} has no copy of domain key {id} yet"),
             ));
         }
         let Some(facts) = self.state.region.as_deref() else { return DONE };
