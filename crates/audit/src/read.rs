@@ -135,8 +135,11 @@ fn api_name(code: &str) -> String {
 
 impl Facts<'_> {
     fn touches(&self, key: &str) -> bool {
-        let names = |text: &str| {
-            text == key || text.strip_suffix(key).is_some_and(|before| before.ends_with(":key/"))
+        // A bare id stands for the key of any ARN that ends with it.
+        let names = |text: &str| match (text.rsplit_once(":key/"), key.rsplit_once(":key/")) {
+            (Some((_, id)), None) => id == key,
+            (None, Some((_, id))) => id == text,
+            (Some(_), Some(_)) | (None, None) => text == key,
         };
         let asked = self.request_parameters.iter().flat_map(|asked| {
             [&asked.key_id, &asked.target_key_id, &asked.source_key_id, &asked.destination_key_id]
