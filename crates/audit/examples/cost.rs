@@ -8,9 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use keyward_audit::{
-    Identity, RealFiles, Record, Ticket, Tls, Trail, TrailConfig, Value,
-};
+use keyward_audit::{Identity, RealFiles, Record, Ticket, Tls, Trail, TrailConfig, Value};
 use keyward_env::{Env, RealEnv};
 use keyward_model::{Operation, PrincipalArn, Region, Timestamp};
 use rustix::time::{ClockId, clock_gettime};
@@ -72,7 +70,8 @@ async fn in_flight(trail: &Arc<Trail>, sample: &Arc<Sample>, tasks: u64) {
         let (trail, sample, left) = (Arc::clone(trail), Arc::clone(sample), Arc::clone(&left));
         let done = done.clone();
         RealEnv.spawn(async move {
-            let claim = || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+            let claim =
+                || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
             while claim().is_ok() {
                 sample.append(&trail).await.unwrap_or_else(|error| panic!("{error}"));
             }
@@ -105,7 +104,8 @@ fn inline_writes(folder: &Path, line: &[u8]) {
 fn main() {
     let folder = std::env::args().nth(1).unwrap_or_else(|| "target/audit-cost".to_owned());
     let folder = Path::new(&folder);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.unwrap_or_else(|error| panic!("{error}"));
     let config = TrailConfig {
         keep: keyward_audit::Keep { bytes: Some(256 << 20), days: None },

@@ -59,7 +59,7 @@ pub trait SegmentFile: Send + Sync {
     fn truncate(&self, len: u64) -> io::Result<()>;
 
     /// Its length in bytes.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
 }
 
 /// The real file system.
@@ -137,7 +137,7 @@ impl SegmentFile for RealFile {
         self.0.set_len(len)
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
 }

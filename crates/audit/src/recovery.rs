@@ -100,7 +100,7 @@ fn recover_last(
         let bytes = data_end - records_end;
         recovery.cut = Some(Cut { file: path, offset: records_end, bytes });
     }
-    if file.len()? > records_end {
+    if file.length()? > records_end {
         file.truncate(records_end)?;
         file.sync()?;
     }

@@ -126,7 +126,7 @@ fn look(shared: &Shared, first: u64) -> Result<Held, AuditError> {
     let path = segment::path(&shared.config.folder, first);
     let read = || -> io::Result<Held> {
         let file = shared.files.open(&path, false)?;
-        let bytes = file.len()?;
+        let bytes = file.length()?;
         let mut walk = Walk::new(path.clone(), file, first, None);
         let begins = match walk.step(true)? {
             Step::Record(_) => crate::read::time_of(walk.line()),

@@ -308,7 +308,7 @@ impl SegmentFile for FaultyFile {
         Ok(())
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         let mut disk = self.disk.lock();
         disk.reach()?;
         Ok(disk.inode(self.inode).seen.len)

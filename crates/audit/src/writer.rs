@@ -1,7 +1,7 @@
 //! What touches the disk: one segment is written, synced, rolled, and replaced after a failure.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use keyward_model::NodeId;
@@ -220,10 +220,10 @@ impl Writer {
         Ok(())
     }
 
-    fn make_segment(&self, unfinished: &PathBuf, first: u64) -> Result<Segment, AuditError> {
+    fn make_segment(&self, unfinished: &Path, first: u64) -> Result<Segment, AuditError> {
         let folder = &self.folder;
         let path = segment::path(folder, first);
-        let wrong = |what| AuditError::file(what, unfinished.clone());
+        let wrong = |what| AuditError::file(what, unfinished.to_owned());
         let header = segment::header(self.node, first);
         let length = (header.len() + self.unsynced.len()) as u64;
         self.files.create_folder(folder).map_err(AuditError::file("make", folder.clone()))?;

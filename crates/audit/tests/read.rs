@@ -1,5 +1,7 @@
 //! Looking at the trail: filters, both orders, and following it while it grows.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+
 mod common;
 
 use std::path::Path;

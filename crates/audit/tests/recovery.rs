@@ -1,5 +1,7 @@
 //! What a crash leaves, and what the next start makes of it.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+
 mod common;
 
 use std::path::Path;
@@ -162,8 +164,12 @@ struct Life {
 
 fn life() -> impl Strategy<Value = Life> {
     let kept = prop::collection::vec(prop_oneof![Just(0), Just(usize::MAX), 1..2000usize], 1..12);
-    (any::<bool>(), 0..25usize, 0..4u8, kept)
-        .prop_map(|(always, records, fault, kept)| Life { always, records, fault, kept })
+    (any::<bool>(), 0..25usize, 0..4u8, kept).prop_map(|(always, records, fault, kept)| Life {
+        always,
+        records,
+        fault,
+        kept,
+    })
 }
 
 proptest! {

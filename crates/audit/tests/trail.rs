@@ -1,5 +1,7 @@
 //! The trail while it runs: many callers, restarts, rolls, full and failing disks, retention.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+
 mod common;
 
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,5 @@
 //! What the tests share: a runtime, a sample record, and the whole trail as a list.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, dead_code, reason = "helpers of tests, each of which uses a part")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
