@@ -246,3 +246,41 @@ impl Writer {
         segment.file.truncate(segment.length).map_err(AuditError::file("cut", segment.path.clone()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FaultyFiles;
+
+    #[test]
+    fn lines_that_came_while_a_write_failed_follow_it_into_the_next_segment() {
+        let disk = FaultyFiles::new();
+        let files: Arc<dyn Files> = Arc::new(disk.clone());
+        let region = "eu-west-1".parse().expect("a Region");
+        let config = TrailConfig::new(PathBuf::from("/audit"), 1, region);
+        let mut writer = Writer::new(files, &config, 1);
+        writer.start_segment().expect("a segment");
+        let line = |sequence| {
+            let mut line = Vec::new();
+            segment::line(&mut line, sequence, 1, 0, b"}}");
+            line
+        };
+        let write = |writer: &mut Writer, sequence| {
+            writer.take(&mut line(sequence));
+            writer.write(sequence + 1)
+        };
+        write(&mut writer, 1).expect("written");
+        disk.set_faults(|faults| faults.torn_writes = Some(10));
+        write(&mut writer, 2).expect_err("torn");
+        writer.hold(&mut line(3), 4);
+        assert!(writer.begin_sync().is_none(), "a segment that failed is not synced again");
+        writer.start_segment().expect_err("still torn");
+        disk.set_faults(|faults| faults.torn_writes = None);
+        writer.start_segment().expect("a segment");
+        write(&mut writer, 4).expect("written");
+        writer.finish().expect("synced");
+        let text = disk.content(&segment::path(&config.folder, 1)).expect("the segment");
+        let whole = [segment::header(1, 1), line(1), line(2), line(3), line(4)].concat();
+        assert_eq!(text, whole);
+    }
+}

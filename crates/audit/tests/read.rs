@@ -7,11 +7,11 @@ mod common;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{FOLDER, append, config, key_of, open, region, runtime, segment_path, until};
+use common::{FOLDER, append, config, health, key_of, open, region, runtime, segment_path, until};
 use keyward_audit::testing::FaultyFiles;
 use keyward_audit::{
-    Entry, Files, Filter, Follower, Health, Identity, Order, ReadError, Record, SyncMode,
-    TrailConfig, Value, follow, read,
+    Entry, Files, Filter, Follower, Identity, Order, ReadError, Record, SyncMode, TrailConfig,
+    Value, follow, read,
 };
 use keyward_model::{ErrorCode, KmsError, Operation, Timestamp};
 
@@ -142,7 +142,6 @@ fn following_goes_on_over_a_failure_that_replaced_the_segment() {
         for (sync, before) in [(SyncMode::Soon, 1), (SyncMode::Always, 3)] {
             let (trail, _) = open(&files, TrailConfig { sync, ..config(folder) });
             let mut follower = follow(Arc::clone(&files), folder, Filter::default(), None).unwrap();
-            let mut watch = trail.watch();
             let mut expected = Vec::new();
             if sync == SyncMode::Soon {
                 disk.set_faults(|faults| faults.failing_syncs = true);
@@ -158,9 +157,9 @@ fn following_goes_on_over_a_failure_that_replaced_the_segment() {
                 expected.push("doubtful".to_owned());
                 seen.extend(drain(&mut follower));
             }
-            watch.wait_for(|health| !health.is_good()).await.unwrap();
+            health(&trail, false).await;
             disk.set_faults(|faults| faults.failing_syncs = false);
-            watch.wait_for(Health::is_good).await.unwrap();
+            health(&trail, true).await;
             append(&trail, "after").unwrap().await.unwrap();
             expected.push("after".to_owned());
             until("the last record", || {

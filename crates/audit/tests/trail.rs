@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{
-    FOLDER, append, config, open, read_all, region, runtime, segment_path, sound_keys, until,
+    FOLDER, append, config, health, open, read_all, region, runtime, segment_path, sound_keys,
+    until,
 };
 use keyward_audit::testing::FaultyFiles;
 use keyward_audit::{
@@ -149,7 +150,6 @@ fn fails_and_comes_back(
     let folder = Path::new(FOLDER);
     let reason = runtime().block_on(async {
         let (trail, _) = open(&files, TrailConfig { sync, segment_bytes, ..config(folder) });
-        let mut watch = trail.watch();
         let mut acknowledged = Vec::new();
         for n in 0..5 {
             append(&trail, &format!("before {n}")).unwrap().await.unwrap();
@@ -168,7 +168,7 @@ fn fails_and_comes_back(
             }
             RealEnv.sleep(Duration::from_millis(1)).await;
         }
-        watch.wait_for(|health| !health.is_good()).await.unwrap();
+        health(&trail, false).await;
         let Health::Failing { since, reason } = trail.health() else { panic!("it fails") };
         assert!((RealEnv.wall_now_ms() - since.0).abs() < 60_000);
         assert!(trail.check().unwrap_err().is_failure());
@@ -177,7 +177,7 @@ fn fails_and_comes_back(
         RealEnv.sleep(Duration::from_millis(600)).await;
         assert!(append(&trail, "refused").is_err());
         mend_it(&disk);
-        watch.wait_for(Health::is_good).await.unwrap();
+        health(&trail, true).await;
         trail.check().unwrap();
         append(&trail, "after").unwrap().await.unwrap();
         acknowledged.push("after".to_owned());
@@ -189,6 +189,11 @@ fn fails_and_comes_back(
         }
         trail.close().await.unwrap();
         let keys = sound_keys(&files, folder);
+        // What was rewritten is in one file only, and no half record in any.
+        let texts: Vec<_> = disk.names().iter().map(|path| disk.content(path).unwrap()).collect();
+        assert!(texts.iter().all(|text| text.ends_with(b"\n")));
+        let lines = texts.iter().flatten().filter(|byte| **byte == b'\n').count();
+        assert_eq!(lines, texts.len() + keys.len(), "headers and records");
         let certain: Vec<_> = keys.iter().filter(|key| !doubtful.contains(key)).collect();
         assert_eq!(certain, acknowledged.iter().collect::<Vec<_>>());
         reason

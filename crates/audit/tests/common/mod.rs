@@ -84,3 +84,11 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         RealEnv.sleep(Duration::from_millis(2)).await;
     }
 }
+
+/// Waits until the trail fails, or is good again: 10 s at most.
+pub async fn health(trail: &Trail, good: bool) {
+    let mut watch = trail.watch();
+    let changed = async { watch.wait_for(|health| health.is_good() == good).await.is_ok() };
+    let changed = RealEnv.timeout(Duration::from_secs(10), changed).await;
+    assert_eq!(changed, Some(true), "the trail's health did not become {good}");
+}
