@@ -82,6 +82,22 @@ async fn in_flight(trail: &Arc<Trail>, sample: &Arc<Sample>, tasks: u64) {
     let _ = all_done.recv().await;
 }
 
+/// Append without waiting, on this thread: writing the record, and its part under the lock.
+fn append_alone(trail: &Trail, sample: &Sample) -> Duration {
+    const APPENDS: u32 = 2000;
+    let now = || clock_gettime(ClockId::ThreadCPUTime);
+    let (mut best, mut tickets) = (Duration::MAX, Vec::new());
+    for _ in 0..200 {
+        let began = now();
+        tickets.extend((0..APPENDS).map(|_| sample.append(trail)));
+        let ended = now();
+        let took_ns = (ended.tv_sec - began.tv_sec) * 1_000_000_000 + ended.tv_nsec - began.tv_nsec;
+        best = best.min(Duration::from_nanos(took_ns.unsigned_abs()) / APPENDS);
+        tickets.drain(..).for_each(|ticket| ticket.wait().unwrap_or_else(|e| panic!("{e}")));
+    }
+    best
+}
+
 fn best(what: &str, per: u64, mut round: impl FnMut()) {
     let best = (0..ROUNDS).map(|_| {
         let (cpu_began, began) = (cpu(), RealEnv.boot_now());
@@ -115,6 +131,8 @@ fn main() {
     runtime.block_on(async {
         let opened = Trail::open(&RealEnv, Arc::new(RealFiles), config);
         let trail = Arc::new(opened.unwrap_or_else(|error| panic!("{error}")).0);
+        let alone = tokio::task::block_in_place(|| append_alone(&trail, &sample));
+        println!("append alone, without the writer's part: {} ns", alone.as_nanos());
         for tasks in [1, 8, 64, 512] {
             let per = RECORDS / if tasks == 1 { 20 } else { 1 };
             best(&format!("append and wait, {tasks} in flight"), per, || {
