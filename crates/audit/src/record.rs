@@ -1,0 +1,497 @@
+//! One record: a CloudTrail event (CloudTrail user guide, "CloudTrail record contents"; AWS KMS developer
+//! guide, "Logging AWS KMS API calls with AWS CloudTrail") on one line.
+
+use std::net::IpAddr;
+
+use keyward_model::{
+    AccountId, ErrorCode, KmsError, Operation, Plane, PrincipalArn, Region, Timestamp,
+};
+
+use crate::json::{self, Pair, Value};
+
+/// The version of CloudTrail's format that the fields follow.
+const EVENT_VERSION: &str = "1.11";
+
+/// The longest line, in bytes. The largest request that a door takes has 256 KiB, and a byte of it grows
+/// to six at most (`\u0000`); the rest of a record has a few KiB.
+pub const RECORD_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Who acted.
+#[derive(Clone, Copy, Debug)]
+pub enum Identity<'a> {
+    /// A principal that the connection's certificate names.
+    Principal {
+        /// Its ARN.
+        arn: &'a PrincipalArn,
+        /// The certificate's serial number.
+        certificate_serial: &'a [u8],
+    },
+    /// A caller who could not be told.
+    Unknown,
+    /// Keyward itself.
+    Service,
+}
+
+/// Whose operation it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The key service: `kms.amazonaws.com`.
+    Kms,
+    /// The operator service, which AWS has no like of: `operator.keyward`.
+    Operator,
+}
+
+/// What kind of event it is.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind<'a> {
+    /// A call: `AwsApiCall`.
+    ApiCall,
+    /// Something that Keyward did by itself: `AwsServiceEvent`, with its `serviceEventDetails`.
+    ServiceEvent(&'a [Pair<'a>]),
+}
+
+/// The connection's TLS.
+#[derive(Clone, Copy, Debug)]
+pub struct Tls<'a> {
+    /// The version, as CloudTrail writes it: `TLSv1.3`.
+    pub version: &'a str,
+    /// The cipher suite's name: `TLS_AES_256_GCM_SHA384`.
+    pub cipher_suite: &'a str,
+    /// The host that the client asked for.
+    pub host: Option<&'a str>,
+}
+
+/// One event. All is borrowed; what is not known is `None` and left out, or `null` where CloudTrail
+/// writes that. The trail adds what it alone knows: `eventID`, and `additionalEventData.keyward`.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// When, on the node's wall clock. Records are in the order of their sequence numbers, not of this.
+    pub time: Timestamp,
+    /// The Region.
+    pub region: &'a Region,
+    /// Whose operation.
+    pub source: Source,
+    /// The operation, by AWS's name.
+    pub name: &'a str,
+    /// True when it changes nothing.
+    pub read_only: bool,
+    /// A call, or an event of Keyward's own.
+    pub kind: Kind<'a>,
+    /// Who.
+    pub identity: Identity<'a>,
+    /// From where.
+    pub source_ip: Option<IpAddr>,
+    /// The client program, as it names itself.
+    pub user_agent: Option<&'a str>,
+    /// The connection's TLS.
+    pub tls: Option<Tls<'a>>,
+    /// The request's id, as the caller got it.
+    pub request_id: Option<[u8; 16]>,
+    /// What was asked. `None` is written as `null`.
+    pub parameters: Option<&'a [Pair<'a>]>,
+    /// What was answered: only operations that change something tell. `None` is written as `null`.
+    pub response: Option<&'a [Pair<'a>]>,
+    /// Members of `additionalEventData`, such as `keyMaterialId`.
+    pub additional: &'a [Pair<'a>],
+    /// The ARNs of the keys that it touched.
+    pub key_arns: &'a [&'a str],
+    /// Why it was refused.
+    pub refusal: Option<&'a KmsError>,
+}
+
+impl<'a> Record<'a> {
+    /// A call of the key service, with all that may be unknown left open: use it with `..`.
+    #[must_use]
+    pub fn call(
+        operation: Operation,
+        time: Timestamp,
+        region: &'a Region,
+        identity: Identity<'a>,
+    ) -> Self {
+        Self {
+            time,
+            region,
+            source: Source::Kms,
+            name: operation.name(),
+            read_only: operation.plane() != Plane::Manage,
+            kind: Kind::ApiCall,
+            identity,
+            source_ip: None,
+            user_agent: None,
+            tls: None,
+            request_id: None,
+            parameters: None,
+            response: None,
+            additional: &[],
+            key_arns: &[],
+            refusal: None,
+        }
+    }
+
+    /// A call of the operator service.
+    #[must_use]
+    pub fn operator_call(
+        name: &'a str,
+        read_only: bool,
+        time: Timestamp,
+        region: &'a Region,
+        identity: Identity<'a>,
+    ) -> Self {
+        let any = Self::call(Operation::CreateKey, time, region, identity);
+        Self { source: Source::Operator, name, read_only, ..any }
+    }
+
+    /// Something that Keyward did by itself.
+    #[must_use]
+    pub fn service_event(
+        name: &'a str,
+        time: Timestamp,
+        region: &'a Region,
+        details: &'a [Pair<'a>],
+    ) -> Self {
+        let any = Self::call(Operation::CreateKey, time, region, Identity::Service);
+        Self { name, read_only: false, kind: Kind::ServiceEvent(details), ..any }
+    }
+
+    /// Writes the body of a line: what stands between the node's id and the event's (`segment::line`).
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        self.keyward_members(out);
+        out.push(b'}');
+        json::members(out, self.additional);
+        out.push(b'}');
+        json::member(out, "eventVersion", EVENT_VERSION);
+        self.user_identity(out);
+        json::name(out, "eventTime");
+        out.push(b'"');
+        json::iso_8601(out, self.time);
+        out.push(b'"');
+        json::member(
+            out,
+            "eventSource",
+            match self.source {
+                Source::Kms => "kms.amazonaws.com",
+                Source::Operator => "operator.keyward",
+            },
+        );
+        json::member(out, "eventName", self.name);
+        json::member(out, "awsRegion", self.region.as_str());
+        self.client(out);
+        if let Some(refusal) = self.refusal {
+            json::member(out, "errorCode", error_code(refusal.code));
+            if !refusal.message.is_empty() {
+                json::member(out, "errorMessage", &refusal.message);
+            }
+        }
+        for (key, pairs) in
+            [("requestParameters", self.parameters), ("responseElements", self.response)]
+        {
+            json::name(out, key);
+            match pairs {
+                Some(pairs) => json::object(out, pairs),
+                None => out.extend_from_slice(b"null"),
+            }
+        }
+        if let Some(id) = &self.request_id {
+            json::name(out, "requestID");
+            json::uuid(out, id);
+        }
+        json::name(out, "readOnly");
+        json::bool(out, self.read_only);
+        self.resources(out);
+        match self.kind {
+            Kind::ApiCall => json::member(out, "eventType", "AwsApiCall"),
+            Kind::ServiceEvent(details) => {
+                json::member(out, "eventType", "AwsServiceEvent");
+                json::name(out, "serviceEventDetails");
+                json::object(out, details);
+            }
+        }
+        // All of KMS is management in CloudTrail, cryptographic operations too.
+        json::name(out, "managementEvent");
+        json::bool(out, true);
+        if let Identity::Principal { arn, .. } = self.identity {
+            json::member(out, "recipientAccountId", account_in(arn.as_str()).unwrap_or_default());
+        }
+        json::member(out, "eventCategory", "Management");
+    }
+
+    /// What CloudTrail has no field for.
+    fn keyward_members(&self, out: &mut Vec<u8>) {
+        if let Identity::Principal { certificate_serial, .. } = self.identity {
+            json::name(out, "certificateSerial");
+            out.push(b'"');
+            json::hex(out, certificate_serial);
+            out.push(b'"');
+        }
+        if self.refusal.is_some_and(|refusal| refusal.outcome_unknown) {
+            json::members(out, &[("outcomeUnknown", Value::Bool(true))]);
+        }
+    }
+
+    fn user_identity(&self, out: &mut Vec<u8>) {
+        json::name(out, "userIdentity");
+        match self.identity {
+            Identity::Principal { arn, .. } => {
+                let arn = arn.as_str();
+                let (path, name) = arn.rsplit_once('/').unwrap_or((arn, ""));
+                let user = path.split('/').next().is_some_and(|kind| kind.ends_with(":user"));
+                out.extend_from_slice(if user {
+                    b"{\"type\":\"IAMUser\""
+                } else {
+                    b"{\"type\":\"Role\""
+                });
+                json::member(out, "arn", arn);
+                json::member(out, "accountId", account_in(arn).unwrap_or_default());
+                if user {
+                    json::member(out, "userName", name);
+                }
+            }
+            Identity::Unknown => out.extend_from_slice(b"{\"type\":\"Unknown\""),
+            Identity::Service => out.extend_from_slice(b"{\"invokedBy\":\"Keyward\""),
+        }
+        out.push(b'}');
+    }
+
+    fn client(&self, out: &mut Vec<u8>) {
+        if let Some(ip) = self.source_ip {
+            use std::io::Write;
+            json::name(out, "sourceIPAddress");
+            write!(out, "\"{ip}\"").expect("a vector takes every write");
+        }
+        if let Some(agent) = self.user_agent {
+            json::member(out, "userAgent", agent);
+        }
+        if let Some(tls) = self.tls {
+            json::name(out, "tlsDetails");
+            let host = ("clientProvidedHostHeader", tls.host.into());
+            let suite = ("cipherSuite", Value::Str(tls.cipher_suite));
+            json::object(out, &[("tlsVersion", Value::Str(tls.version)), suite, host]);
+        }
+    }
+
+    fn resources(&self, out: &mut Vec<u8>) {
+        json::name(out, "resources");
+        out.push(b'[');
+        for (index, arn) in self.key_arns.iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            let account = ("accountId", account_in(arn).into());
+            let kind = ("type", Value::Str("AWS::KMS::Key"));
+            json::object(out, &[account, kind, ("ARN", Value::Str(arn))]);
+        }
+        out.push(b']');
+    }
+}
+
+/// The account in an ARN: `arn:partition:service:region:account:resource`.
+fn account_in(arn: &str) -> Option<&str> {
+    arn.split(':').nth(4).filter(|account| account.parse::<AccountId>().is_ok())
+}
+
+/// The name that CloudTrail shows for a refusal: that of the API, but for the one that IAM's own words
+/// stand for.
+#[must_use]
+pub fn error_code(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::AccessDeniedException => "AccessDenied",
+        other => other.name(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::segment;
+
+    const KEY: &str = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+
+    fn line(record: &Record<'_>) -> String {
+        let (mut body, mut out) = (Vec::new(), Vec::new());
+        record.write(&mut body);
+        segment::line(&mut out, 42, 3, 7, &body);
+        assert_eq!(out.pop(), Some(b'\n'));
+        assert_eq!(segment::check_line(&out), Ok(42));
+        String::from_utf8(out).unwrap()
+    }
+
+    fn parsed(record: &Record<'_>) -> serde_json::Value {
+        let mut value: serde_json::Value = serde_json::from_str(&line(record)).unwrap();
+        let keyward = &mut value["additionalEventData"]["keyward"];
+        assert_eq!(keyward["crc32"].take().as_str().map(str::len), Some(8));
+        keyward.as_object_mut().unwrap().remove("crc32");
+        value
+    }
+
+    #[test]
+    fn a_decrypt_is_recorded_as_cloudtrail_does() {
+        let region = "eu-west-1".parse().unwrap();
+        let arn = "arn:aws:iam::111122223333:user/team/alice".parse().unwrap();
+        let context = BTreeMap::from([("Department".to_owned(), "Engineering".to_owned())]);
+        let identity = Identity::Principal { arn: &arn, certificate_serial: &[0x0a, 0xff] };
+        let time = Timestamp(1_618_253_910_123);
+        let record = Record {
+            source_ip: Some("192.0.2.1".parse().unwrap()),
+            user_agent: Some("aws-cli/2"),
+            tls: Some(Tls {
+                version: "TLSv1.3",
+                cipher_suite: "TLS_AES_256_GCM_SHA384",
+                host: Some("kms.example"),
+            }),
+            request_id: Some([0x11; 16]),
+            parameters: Some(&[
+                ("encryptionAlgorithm", Value::Str("SYMMETRIC_DEFAULT")),
+                ("keyId", Value::Absent),
+                ("encryptionContext", (&context).into()),
+            ]),
+            additional: &[("keyMaterialId", Value::Str("ab"))],
+            key_arns: &[KEY],
+            ..Record::call(Operation::Decrypt, time, &region, identity)
+        };
+        let expected = json!({
+            "additionalEventData": {
+                "keyward": {"sequence": 42, "nodeId": 3, "certificateSerial": "0aff"},
+                "keyMaterialId": "ab",
+            },
+            "eventVersion": "1.11",
+            "userIdentity": {
+                "type": "IAMUser",
+                "arn": "arn:aws:iam::111122223333:user/team/alice",
+                "accountId": "111122223333",
+                "userName": "alice",
+            },
+            "eventTime": "2021-04-12T18:58:30.123Z",
+            "eventSource": "kms.amazonaws.com",
+            "eventName": "Decrypt",
+            "awsRegion": "eu-west-1",
+            "sourceIPAddress": "192.0.2.1",
+            "userAgent": "aws-cli/2",
+            "tlsDetails": {
+                "tlsVersion": "TLSv1.3",
+                "cipherSuite": "TLS_AES_256_GCM_SHA384",
+                "clientProvidedHostHeader": "kms.example",
+            },
+            "requestParameters": {
+                "encryptionAlgorithm": "SYMMETRIC_DEFAULT",
+                "encryptionContext": {"Department": "Engineering"},
+            },
+            "responseElements": null,
+            "requestID": "11111111-1111-1111-1111-111111111111",
+            "eventID": "00000000-0000-802a-8000-000000000001",
+            "readOnly": true,
+            "resources": [{"accountId": "111122223333", "type": "AWS::KMS::Key", "ARN": KEY}],
+            "eventType": "AwsApiCall",
+            "managementEvent": true,
+            "recipientAccountId": "111122223333",
+            "eventCategory": "Management",
+        });
+        assert_eq!(parsed(&record), expected);
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out_and_nothing_is_made_up() {
+        let region = "eu-west-1".parse().unwrap();
+        let refusal = KmsError::invalid_ciphertext();
+        let record = Record {
+            refusal: Some(&refusal),
+            ..Record::call(Operation::EnableKey, Timestamp(0), &region, Identity::Unknown)
+        };
+        let value = parsed(&record);
+        assert_eq!(value["userIdentity"], json!({"type": "Unknown"}));
+        assert_eq!(value["errorCode"], "InvalidCiphertextException");
+        assert_eq!(value["requestParameters"], json!(null));
+        assert_eq!(value["resources"], json!([]));
+        assert_eq!(value["readOnly"], false);
+        for absent in [
+            "errorMessage",
+            "sourceIPAddress",
+            "userAgent",
+            "tlsDetails",
+            "requestID",
+            "recipientAccountId",
+            "serviceEventDetails",
+        ] {
+            assert!(value.get(absent).is_none(), "{absent}");
+        }
+    }
+
+    #[test]
+    fn refusals_say_when_the_outcome_is_unknown_and_bear_cloudtrails_names() {
+        let region = "eu-west-1".parse().unwrap();
+        let arn = "arn:aws:iam::111122223333:role/app".parse().unwrap();
+        let identity = Identity::Principal { arn: &arn, certificate_serial: &[1] };
+        let call = Record::call(Operation::DisableKey, Timestamp(0), &region, identity);
+        let unknown = KmsError::unknown_outcome("later");
+        let value = parsed(&Record { refusal: Some(&unknown), ..call });
+        assert_eq!(value["additionalEventData"]["keyward"]["outcomeUnknown"], true);
+        assert_eq!(value["errorMessage"], "later");
+        assert_eq!(value["userIdentity"]["type"], "Role");
+        assert!(value["userIdentity"].get("userName").is_none());
+        let denied = KmsError::new(ErrorCode::AccessDeniedException, "no");
+        let value = parsed(&Record { refusal: Some(&denied), ..call });
+        assert_eq!(value["errorCode"], "AccessDenied");
+    }
+
+    #[test]
+    fn operator_calls_and_service_events_say_whose_they_are() {
+        let region = "eu-west-1".parse().unwrap();
+        let time = Timestamp(0);
+        let call = Record::operator_call("AddNode", false, time, &region, Identity::Unknown);
+        assert_eq!(parsed(&call)["eventSource"], "operator.keyward");
+        let details = [("keyId", Value::Str("k"))];
+        let event = parsed(&Record::service_event("DeleteKey", time, &region, &details));
+        assert_eq!(event["eventType"], "AwsServiceEvent");
+        assert_eq!(event["serviceEventDetails"], json!({"keyId": "k"}));
+        assert_eq!(event["userIdentity"], json!({"invokedBy": "Keyward"}));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_texts_read_back_as_they_were(
+            texts in prop::collection::vec("[\\PC\\x00-\\x1f\"\\\\{}\\[\\],:\u{2028}]{0,40}", 6),
+            map in prop::collection::btree_map(".{0,20}", ".{0,20}", 1..4),
+            number in any::<i64>(),
+        ) {
+            let region = "eu-west-1".parse().unwrap();
+            let refusal = KmsError::new(ErrorCode::ValidationException, texts[0].clone());
+            let lists = &texts[..3];
+            let tags = [(&*texts[3], &*texts[4])];
+            let record = Record {
+                user_agent: Some(&texts[1]),
+                tls: Some(Tls { version: &texts[2], cipher_suite: &texts[3], host: Some(&texts[4]) }),
+                parameters: Some(&[
+                    ("keyId", Value::Str(&texts[5])),
+                    ("encryptionContext", Value::Map(&map)),
+                    ("tagKeys", Value::StrList(lists)),
+                    ("tags", Value::Tags(&tags)),
+                    ("limit", Value::Int(number)),
+                ]),
+                response: Some(&[("aliasName", Value::Str(&texts[0]))]),
+                additional: &[("grantId", Value::Str(&texts[1]))],
+                key_arns: &[&texts[2], &texts[3]],
+                refusal: Some(&refusal),
+                ..Record::call(Operation::TagResource, Timestamp(number), &region, Identity::Unknown)
+            };
+            prop_assert!(!line(&record).bytes().any(|byte| byte < 0x20));
+            let value = parsed(&record);
+            prop_assert_eq!(&value["userAgent"], &texts[1]);
+            prop_assert_eq!(&value["tlsDetails"]["clientProvidedHostHeader"], &texts[4]);
+            let asked = &value["requestParameters"];
+            prop_assert_eq!(&asked["keyId"], &texts[5]);
+            prop_assert_eq!(&asked["encryptionContext"], &json!(map));
+            prop_assert_eq!(&asked["tagKeys"], &json!(lists));
+            prop_assert_eq!(&asked["tags"], &json!([{"tagKey": tags[0].0, "tagValue": tags[0].1}]));
+            prop_assert_eq!(&asked["limit"], &json!(number));
+            prop_assert_eq!(&value["responseElements"]["aliasName"], &texts[0]);
+            prop_assert_eq!(&value["additionalEventData"]["grantId"], &texts[1]);
+            prop_assert_eq!(&value["resources"][1]["ARN"], &texts[3]);
+            let message = value["errorMessage"].as_str().unwrap_or_default();
+            prop_assert_eq!(message, &texts[0]);
+        }
+    }
+}
