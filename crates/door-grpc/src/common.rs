@@ -5,17 +5,19 @@ use std::time::Duration;
 
 use keyward_model::limits::{CALL_DEADLINE_DEFAULT, CALL_DEADLINE_MAX};
 use keyward_model::{ErrorCode, KmsError, Timestamp};
-use keyward_service::Caller;
-use tonic::{Request, Status};
+use keyward_service::{Caller, Trace};
+use tonic::{Request, Response, Status};
 
 use crate::errors::status;
-use crate::tls::Identity;
+use crate::tls::{Identity, Peer};
+
+/// Tells a caller the id of its call, as the audit trail has it.
+const REQUEST_ID: &str = "keyward-request-id";
 
 /// The principal behind a request; nodes and strangers are refused.
-pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, Status> {
-    let refuse =
-        |why: String| Err(status(&KmsError::new(ErrorCode::UnrecognizedClientException, why)));
-    match request.extensions().get::<Identity>() {
+pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, KmsError> {
+    let refuse = |why: String| Err(KmsError::new(ErrorCode::UnrecognizedClientException, why));
+    match request.extensions().get::<Peer>().map(|peer| &peer.identity) {
         Some(Identity::Principal(caller)) => Ok(Arc::clone(caller)),
         Some(Identity::Node(_)) => {
             refuse("a node's certificate is not let in here: use a principal's".to_owned())
@@ -27,6 +29,31 @@ pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, Status> {
         None => refuse("the connection has no identity".to_owned()),
     }
 }
+
+/// What the audit trail keeps of a request beside its content.
+pub(crate) fn trace<T>(request: &Request<T>, request_id: [u8; 16]) -> Trace {
+    let agent = request.metadata().get("user-agent").and_then(|value| value.to_str().ok());
+    Trace {
+        origin: request.extensions().get::<Peer>().map(|peer| Arc::clone(&peer.origin)),
+        user_agent: agent.map(str::to_owned),
+        request_id,
+    }
+}
+
+/// An answer that tells the call's id.
+pub(crate) fn answer<T>(result: Result<T, KmsError>, request_id: [u8; 16]) -> Answer<T> {
+    let mut answer = result.map(Response::new).map_err(|error| status(&error));
+    if let Ok(id) = hex::encode(request_id).parse() {
+        match &mut answer {
+            Ok(response) => response.metadata_mut().insert(REQUEST_ID, id),
+            Err(status) => status.metadata_mut().insert(REQUEST_ID, id),
+        };
+    }
+    answer
+}
+
+/// What an RPC answers.
+pub(crate) type Answer<T> = Result<Response<T>, Status>;
 
 /// How long the caller waits: its `grpc-timeout`, a little less so that a typed answer still gets back.
 pub(crate) fn patience<T>(request: &Request<T>) -> Duration {

@@ -1,16 +1,17 @@
 //! `keyward.v1.KeyService`: translation into a [`Call`] and back, nothing else.
 
+use std::sync::Arc;
+
 use keyward_env::RealEnv;
 use keyward_model::{ErrorCode, KeyState, KmsError};
 use keyward_proto::v1;
 use keyward_proto::v1::key_service_server::KeyService;
 use keyward_service::api::{self, AliasEntry, KeyMetadata, RotationEntry, Secret, Tag};
-use keyward_service::{Call, Response as Reply, Stack};
+use keyward_service::{Call, Kms, Response as Reply, Stack};
 use tonic::{Request, Response, Status};
 use tower::Service;
 
-use crate::common::{caller, date, patience};
-use crate::errors::status;
+use crate::common::{answer, caller, date, patience, trace};
 
 /// The one algorithm of the keys that there are.
 const ALGORITHM: &str = "SYMMETRIC_DEFAULT";
@@ -18,6 +19,7 @@ const ALGORITHM: &str = "SYMMETRIC_DEFAULT";
 /// The key service on one node.
 pub struct KeyDoor {
     pub(crate) stack: Stack<RealEnv>,
+    pub(crate) kms: Arc<Kms<RealEnv>>,
 }
 
 impl KeyDoor {
@@ -25,18 +27,30 @@ impl KeyDoor {
         &self,
         request: Request<In>,
         translate: impl FnOnce(In) -> api::Request,
-        answer: impl FnOnce(Reply) -> Option<Out>,
+        shape: impl FnOnce(Reply) -> Option<Out>,
     ) -> Result<Response<Out>, Status> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
-        let call = Call { caller, patience, request: translate(request.into_inner()) };
-        let reply = self.stack.clone().call(call).await.map_err(|error| status(&error))?;
-        let odd = || {
-            status(&KmsError::new(
-                ErrorCode::KMSInternalException,
-                "an answer of another operation",
-            ))
+        let audit = self.kms.audit();
+        let id = audit.next_request_id();
+        let (trace, patience) = (trace(&request, id), patience(&request));
+        let caller = match caller(&request) {
+            Ok(caller) => caller,
+            Err(refusal) => {
+                let now = self.kms.node().wall_now();
+                let name = translate(request.into_inner()).operation().name();
+                let told =
+                    audit.other_call(name, false, false, now, None, &trace, &[], Some(&refusal));
+                return answer(Err(told.await.err().unwrap_or(refusal)), id);
+            }
         };
-        answer(reply).map(Response::new).ok_or_else(odd)
+        let mut call = Call::new(caller, translate(request.into_inner()), patience);
+        call.trace = trace;
+        let reply = match self.stack.clone().call(call).await {
+            Ok(reply) => reply,
+            Err(refusal) => return answer(Err(refusal), id),
+        };
+        let odd =
+            || KmsError::new(ErrorCode::KMSInternalException, "an answer of another operation");
+        answer(shape(reply).ok_or_else(odd), id)
     }
 }
 

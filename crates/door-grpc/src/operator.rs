@@ -1,16 +1,17 @@
 //! `keyward.v1.OperatorService`: translation, nothing else.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use keyward_env::RealEnv;
 use keyward_model::{KmsError, Region};
 use keyward_proto::v1;
 use keyward_proto::v1::operator_service_server::OperatorService;
-use keyward_service::{FoundingRequest, Kms, RootCommand, RootReply};
+use keyward_service::{Caller, FoundingRequest, Kms, RootCommand, RootReply, Trace};
 use keyward_state::{Principal, Purpose, Timers};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Status};
 
-use crate::common::{caller, date, patience};
+use crate::common::{Answer, answer, caller, date, patience, trace};
 use crate::errors::status;
 
 /// How long an invitation holds when nobody says.
@@ -25,29 +26,125 @@ pub struct OperatorDoor {
     pub(crate) timers: Timers,
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+/// What the audit trail keeps of a request's parameters.
+type Parameters = Vec<(&'static str, String)>;
 
-fn answer<T>(result: Result<T, keyward_model::KmsError>) -> Answer<T> {
-    result.map(Response::new).map_err(|error| status(&error))
+/// An operator's call under way.
+struct Begun<'a> {
+    door: &'a OperatorDoor,
+    caller: Arc<Caller>,
+    patience: Duration,
+    name: &'static str,
+    changes: bool,
+    trace: Trace,
+    parameters: Parameters,
 }
 
-fn root_id(text: &str) -> Result<keyward_hsm::RootId, Status> {
+impl OperatorDoor {
+    /// Begins a call: refused where the caller is nobody, or where nothing could be recorded.
+    async fn begin<T>(
+        &self,
+        request: &Request<T>,
+        (name, changes): (&'static str, bool),
+        parameters: Parameters,
+    ) -> Result<Begun<'_>, Status> {
+        let audit = self.kms.audit();
+        let trace = trace(request, audit.next_request_id());
+        audit.check().map_err(|refusal| status(&refusal))?;
+        match caller(request) {
+            Ok(caller) => Ok(Begun {
+                door: self,
+                caller,
+                patience: patience(request),
+                name,
+                changes,
+                trace,
+                parameters,
+            }),
+            Err(refusal) => {
+                let now = self.kms.node().wall_now();
+                let told = audit.other_call(
+                    name,
+                    changes,
+                    true,
+                    now,
+                    None,
+                    &trace,
+                    &parameters,
+                    Some(&refusal),
+                );
+                Err(status(&told.await.err().unwrap_or(refusal)))
+            }
+        }
+    }
+}
+
+impl OperatorDoor {
+    fn founding(&self, request: v1::FoundRegionRequest) -> Result<FoundingRequest, KmsError> {
+        let operator = request
+            .operator_arn
+            .parse()
+            .map_err(|e| KmsError::validation(format!("OperatorArn is {e}")))?;
+        let purpose = match request.purpose.as_deref() {
+            None | Some("production") => Purpose::Production,
+            Some("dev") => Purpose::Dev,
+            Some(other) => {
+                return Err(KmsError::constraint_on(
+                    "purpose",
+                    other,
+                    "Member must satisfy enum value set: [production, dev]",
+                ));
+            }
+        };
+        Ok(FoundingRequest {
+            region: self.region.clone(),
+            timers: self.timers,
+            purpose,
+            operator,
+            ca_certificate: request.ca_certificate,
+            ca_private_key: zeroize::Zeroizing::new(request.ca_private_key),
+        })
+    }
+}
+
+impl Begun<'_> {
+    /// Puts the call on record, then lets its answer go.
+    async fn end<T>(self, result: Result<T, KmsError>) -> Answer<T> {
+        let kms = &self.door.kms;
+        let put = kms.audit().other_call(
+            self.name,
+            self.changes,
+            true,
+            kms.node().wall_now(),
+            Some(&self.caller),
+            &self.trace,
+            &self.parameters,
+            result.as_ref().err(),
+        );
+        let result = match put.await {
+            Ok(()) => result,
+            Err(unwritten) => Err(unwritten),
+        };
+        answer(result, self.trace.request_id)
+    }
+}
+
+fn root_id(text: &str) -> Result<keyward_hsm::RootId, KmsError> {
     text.parse().map_err(|_| {
-        status(&KmsError::validation(format!(
+        KmsError::validation(format!(
             "'{text}' is not a root id: expected one as `keyward root list` shows it"
-        )))
+        ))
     })
 }
 
 /// A refusal, or a reply to another command.
-fn odd<T>(result: Result<RootReply, KmsError>) -> Answer<T> {
-    let error = result.err().unwrap_or_else(|| {
+fn odd<T>(result: Result<RootReply, KmsError>) -> Result<T, KmsError> {
+    Err(result.err().unwrap_or_else(|| {
         KmsError::new(
             keyward_model::ErrorCode::KMSInternalException,
             "an answer to another command",
         )
-    });
-    Err(status(&error))
+    }))
 }
 
 fn principal(principal: &Principal) -> v1::Principal {
@@ -80,40 +177,23 @@ impl OperatorService for OperatorDoor {
         &self,
         request: Request<v1::FoundRegionRequest>,
     ) -> Answer<v1::FoundRegionResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
-        let request = request.into_inner();
-        let operator = request.operator_arn.parse().map_err(|e| {
-            status(&keyward_model::KmsError::validation(format!("OperatorArn is {e}")))
-        })?;
-        let purpose = match request.purpose.as_deref() {
-            None | Some("production") => Purpose::Production,
-            Some("dev") => Purpose::Dev,
-            Some(other) => {
-                return Err(status(&keyward_model::KmsError::constraint_on(
-                    "purpose",
-                    other,
-                    "Member must satisfy enum value set: [production, dev]",
-                )));
-            }
+        let arn = vec![("operatorArn", request.get_ref().operator_arn.clone())];
+        let call = self.begin(&request, ("FoundRegion", true), arn).await?;
+        let founded = match self.founding(request.into_inner()) {
+            Ok(founding) => self.kms.found(&call.caller, founding, call.patience).await,
+            Err(refusal) => Err(refusal),
         };
-        let founding = FoundingRequest {
-            purpose,
-            region: self.region.clone(),
-            timers: self.timers,
-            operator,
-            ca_certificate: request.ca_certificate,
-            ca_private_key: zeroize::Zeroizing::new(request.ca_private_key),
-        };
-        let founded = self.kms.found(&caller, founding, patience).await;
-        answer(founded.map(|region_id| v1::FoundRegionResponse { region_id }))
+        call.end(founded.map(|region_id| v1::FoundRegionResponse { region_id })).await
     }
 
     async fn cluster_status(
         &self,
         request: Request<v1::ClusterStatusRequest>,
     ) -> Answer<v1::ClusterStatusResponse> {
-        let status = self.kms.cluster_status(&*caller(&request)?).await;
-        answer(status.map(|cluster| {
+        let call = self.begin(&request, ("ClusterStatus", false), Vec::new()).await?;
+        let caller = Arc::clone(&call.caller);
+        let status = self.kms.cluster_status(&caller).await;
+        call.end(status.map(|cluster| {
             v1::ClusterStatusResponse {
                 region: cluster.region,
                 region_id: cluster.region_id,
@@ -151,13 +231,15 @@ impl OperatorService for OperatorDoor {
                 clock_offset_ms: cluster.clock_offset_ms,
             }
         }))
+        .await
     }
 
     async fn invite(&self, request: Request<v1::InviteRequest>) -> Answer<v1::InviteResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self.begin(&request, ("Invite", true), Vec::new()).await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let seconds = request.into_inner().valid_seconds.unwrap_or(INVITATION_SECONDS);
         let invited = self.kms.invite(&caller, i64::from(seconds) * 1000, patience).await;
-        answer(invited.map(|invited| v1::InviteResponse {
+        call.end(invited.map(|invited| v1::InviteResponse {
             region: invited.region,
             node_id: invited.node,
             expires: Some(date(invited.expires)),
@@ -166,49 +248,77 @@ impl OperatorService for OperatorDoor {
             certificate: invited.certificate,
             private_key: invited.private_key.to_vec(),
         }))
+        .await
     }
 
     async fn add_node(&self, request: Request<v1::AddNodeRequest>) -> Answer<v1::AddNodeResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("AddNode", true),
+                vec![
+                    ("nodeId", request.get_ref().node_id.to_string()),
+                    ("address", request.get_ref().address.clone()),
+                ],
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let r = request.into_inner();
         let added = self.kms.add_node(&caller, r.node_id, r.address, r.learner, patience).await;
-        answer(added.map(|()| v1::AddNodeResponse {}))
+        call.end(added.map(|()| v1::AddNodeResponse {})).await
     }
 
     async fn remove_node(
         &self,
         request: Request<v1::RemoveNodeRequest>,
     ) -> Answer<v1::RemoveNodeResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("RemoveNode", true),
+                vec![("nodeId", request.get_ref().node_id.to_string())],
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let removed = self.kms.remove_node(&caller, request.into_inner().node_id, patience).await;
-        answer(removed.map(|()| v1::RemoveNodeResponse {}))
+        call.end(removed.map(|()| v1::RemoveNodeResponse {})).await
     }
 
     async fn transfer_leadership(
         &self,
         request: Request<v1::TransferLeadershipRequest>,
     ) -> Answer<v1::TransferLeadershipResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("TransferLeadership", true),
+                request.get_ref().to.iter().map(|to| ("to", to.to_string())).collect(),
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let to = request.into_inner().to;
         let transferred = self.kms.transfer_leadership(&caller, to, patience).await;
-        answer(transferred.map(|leader_id| v1::TransferLeadershipResponse { leader_id }))
+        call.end(transferred.map(|leader_id| v1::TransferLeadershipResponse { leader_id })).await
     }
 
     async fn rotate_domain_key(
         &self,
         request: Request<v1::RotateDomainKeyRequest>,
     ) -> Answer<v1::RotateDomainKeyResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self.begin(&request, ("RotateDomainKey", true), Vec::new()).await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let rotated = self.kms.rotate_domain_key(&caller, patience).await;
-        answer(rotated.map(|domain_key_id| v1::RotateDomainKeyResponse { domain_key_id }))
+        call.end(rotated.map(|domain_key_id| v1::RotateDomainKeyResponse { domain_key_id })).await
     }
 
     async fn list_roots(
         &self,
         request: Request<v1::ListRootsRequest>,
     ) -> Answer<v1::ListRootsResponse> {
-        let listed = self.kms.all_roots(&*caller(&request)?).await;
-        answer(listed.map(|nodes| {
+        let call = self.begin(&request, ("ListRoots", false), Vec::new()).await?;
+        let caller = Arc::clone(&call.caller);
+        let listed = self.kms.all_roots(&caller).await;
+        call.end(listed.map(|nodes| {
             let silent = nodes.iter().filter(|(_, roots)| roots.is_none()).map(|(n, _)| *n);
             v1::ListRootsResponse {
                 silent: silent.collect(),
@@ -228,81 +338,150 @@ impl OperatorService for OperatorDoor {
                     .collect(),
             }
         }))
+        .await
     }
 
     async fn add_root(&self, request: Request<v1::AddRootRequest>) -> Answer<v1::AddRootResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("AddRoot", true),
+                vec![
+                    ("nodeId", request.get_ref().node_id.to_string()),
+                    ("spec", request.get_ref().spec.clone()),
+                ],
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let r = request.into_inner();
         let command = RootCommand::Add { spec: r.spec };
-        match self.kms.roots_of_node(&caller, r.node_id, command, patience).await {
-            Ok(RootReply::Added(id)) => {
-                Ok(Response::new(v1::AddRootResponse { root_id: id.to_string() }))
-            }
+        let result = match self.kms.roots_of_node(&caller, r.node_id, command, patience).await {
+            Ok(RootReply::Added(id)) => Ok(v1::AddRootResponse { root_id: id.to_string() }),
             other => odd(other),
-        }
+        };
+        call.end(result).await
     }
 
     async fn remove_root(
         &self,
         request: Request<v1::RemoveRootRequest>,
     ) -> Answer<v1::RemoveRootResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("RemoveRoot", true),
+                vec![
+                    ("nodeId", request.get_ref().node_id.to_string()),
+                    ("rootId", request.get_ref().root_id.clone()),
+                ],
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let r = request.into_inner();
-        let command = RootCommand::Remove { root: root_id(&r.root_id)? };
-        match self.kms.roots_of_node(&caller, r.node_id, command, patience).await {
-            Ok(RootReply::Done) => Ok(Response::new(v1::RemoveRootResponse {})),
+        let root_id = match root_id(&r.root_id) {
+            Ok(id) => id,
+            Err(refusal) => return call.end(Err(refusal)).await,
+        };
+        let command = RootCommand::Remove { root: root_id };
+        let result = match self.kms.roots_of_node(&caller, r.node_id, command, patience).await {
+            Ok(RootReply::Done) => Ok(v1::RemoveRootResponse {}),
             other => odd(other),
-        }
+        };
+        call.end(result).await
     }
 
     async fn offer_share(
         &self,
         request: Request<v1::OfferShareRequest>,
     ) -> Answer<v1::OfferShareResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("OfferShare", true),
+                vec![
+                    ("nodeId", request.get_ref().node_id.to_string()),
+                    ("rootId", request.get_ref().root_id.clone()),
+                ],
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let r = request.into_inner();
-        let command = RootCommand::Offer { root: root_id(&r.root_id)?, share: r.share };
-        match self.kms.roots_of_node(&caller, r.node_id, command, patience).await {
-            Ok(RootReply::Progress(given, needed)) => Ok(Response::new(v1::OfferShareResponse {
-                given: u32::from(given),
-                needed: u32::from(needed),
-            })),
+        let root_id = match root_id(&r.root_id) {
+            Ok(id) => id,
+            Err(refusal) => return call.end(Err(refusal)).await,
+        };
+        let command = RootCommand::Offer { root: root_id, share: r.share };
+        let result = match self.kms.roots_of_node(&caller, r.node_id, command, patience).await {
+            Ok(RootReply::Progress(given, needed)) => {
+                Ok(v1::OfferShareResponse { given: u32::from(given), needed: u32::from(needed) })
+            }
             other => odd(other),
-        }
+        };
+        call.end(result).await
     }
 
     async fn take_share(
         &self,
         request: Request<v1::TakeShareRequest>,
     ) -> Answer<v1::TakeShareResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("TakeShare", true),
+                vec![
+                    ("nodeId", request.get_ref().node_id.to_string()),
+                    ("rootId", request.get_ref().root_id.clone()),
+                ],
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let r = request.into_inner();
-        let command = RootCommand::NextShare { root: root_id(&r.root_id)? };
-        match self.kms.roots_of_node(&caller, r.node_id, command, patience).await {
-            Ok(RootReply::Share(index, share, left)) => Ok(Response::new(v1::TakeShareResponse {
-                index: u32::from(index),
-                share,
-                left: u32::from(left),
-            })),
+        let root_id = match root_id(&r.root_id) {
+            Ok(id) => id,
+            Err(refusal) => return call.end(Err(refusal)).await,
+        };
+        let command = RootCommand::NextShare { root: root_id };
+        let result = match self.kms.roots_of_node(&caller, r.node_id, command, patience).await {
+            Ok(RootReply::Share(index, share, left)) => {
+                Ok(v1::TakeShareResponse { index: u32::from(index), share, left: u32::from(left) })
+            }
             other => odd(other),
-        }
+        };
+        call.end(result).await
     }
 
     async fn advance_clock(
         &self,
         request: Request<v1::AdvanceClockRequest>,
     ) -> Answer<v1::AdvanceClockResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("AdvanceClock", true),
+                vec![("milliseconds", request.get_ref().milliseconds.to_string())],
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let milliseconds = request.into_inner().milliseconds;
         let moved = self.kms.advance_clock(&caller, milliseconds, patience).await;
-        answer(moved.map(|offset| v1::AdvanceClockResponse { offset_milliseconds: offset }))
+        call.end(moved.map(|offset| v1::AdvanceClockResponse { offset_milliseconds: offset })).await
     }
 
     async fn create_principal(
         &self,
         request: Request<v1::CreatePrincipalRequest>,
     ) -> Answer<v1::CreatePrincipalResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("CreatePrincipal", true),
+                vec![
+                    ("arn", request.get_ref().arn.clone()),
+                    ("kinds", request.get_ref().kinds.join(",")),
+                ],
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let r = request.into_inner();
         let created = self
             .kms
@@ -315,71 +494,106 @@ impl OperatorService for OperatorDoor {
                 patience,
             )
             .await;
-        answer(created.map(|(created, certificate)| v1::CreatePrincipalResponse {
+        call.end(created.map(|(created, certificate)| v1::CreatePrincipalResponse {
             principal: Some(principal(&created)),
             certificate,
         }))
+        .await
     }
 
     async fn issue_certificate(
         &self,
         request: Request<v1::IssueCertificateRequest>,
     ) -> Answer<v1::IssueCertificateResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("IssueCertificate", true),
+                vec![("arn", request.get_ref().arn.clone())],
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let r = request.into_inner();
         let signing_request = &r.certificate_signing_request;
         let issued = self
             .kms
             .issue_certificate(&caller, &r.arn, signing_request, r.validity_in_days, patience)
             .await;
-        answer(issued.map(|issued| v1::IssueCertificateResponse {
+        call.end(issued.map(|issued| v1::IssueCertificateResponse {
             serial_number: hex::encode(&issued.serial),
             certificate: issued.certificate,
         }))
+        .await
     }
 
     async fn list_principals(
         &self,
         request: Request<v1::ListPrincipalsRequest>,
     ) -> Answer<v1::ListPrincipalsResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self.begin(&request, ("ListPrincipals", false), Vec::new()).await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let r = request.into_inner();
         let listed =
             self.kms.list_principals(&caller, r.limit, r.marker.as_deref(), patience).await;
-        answer(listed.map(|page| v1::ListPrincipalsResponse {
+        call.end(listed.map(|page| v1::ListPrincipalsResponse {
             principals: page.items.iter().map(|p| principal(p)).collect(),
             truncated: page.next_marker.is_some(),
             next_marker: page.next_marker,
         }))
+        .await
     }
 
     async fn disable_principal(
         &self,
         request: Request<v1::DisablePrincipalRequest>,
     ) -> Answer<v1::DisablePrincipalResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("DisablePrincipal", true),
+                vec![("arn", request.get_ref().arn.clone())],
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let arn = request.into_inner().arn;
         let done = self.kms.set_principal_disabled(&caller, &arn, true, patience).await;
-        answer(done.map(|()| v1::DisablePrincipalResponse {}))
+        call.end(done.map(|()| v1::DisablePrincipalResponse {})).await
     }
 
     async fn enable_principal(
         &self,
         request: Request<v1::EnablePrincipalRequest>,
     ) -> Answer<v1::EnablePrincipalResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("EnablePrincipal", true),
+                vec![("arn", request.get_ref().arn.clone())],
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let arn = request.into_inner().arn;
         let done = self.kms.set_principal_disabled(&caller, &arn, false, patience).await;
-        answer(done.map(|()| v1::EnablePrincipalResponse {}))
+        call.end(done.map(|()| v1::EnablePrincipalResponse {})).await
     }
 
     async fn revoke_certificate(
         &self,
         request: Request<v1::RevokeCertificateRequest>,
     ) -> Answer<v1::RevokeCertificateResponse> {
-        let (caller, patience) = (caller(&request)?, patience(&request));
+        let call = self
+            .begin(
+                &request,
+                ("RevokeCertificate", true),
+                vec![
+                    ("arn", request.get_ref().arn.clone()),
+                    ("serialNumber", request.get_ref().serial_number.clone()),
+                ],
+            )
+            .await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let r = request.into_inner();
         let done = self.kms.revoke_certificate(&caller, &r.arn, &r.serial_number, patience).await;
-        answer(done.map(|()| v1::RevokeCertificateResponse {}))
+        call.end(done.map(|()| v1::RevokeCertificateResponse {})).await
     }
 }

@@ -15,7 +15,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Code, Request, Response, Status};
 
 use crate::errors::status;
-use crate::tls::{Identity, TlsFiles};
+use crate::tls::{Identity, Peer, TlsFiles};
 
 /// One append may carry hundreds of commands with long descriptions.
 pub(crate) const PEER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -37,7 +37,7 @@ impl PeerService for PeerDoor {
     ) -> Result<Response<v1::PeerFrame>, Status> {
         let refuse =
             |why: String| Err(status(&KmsError::new(ErrorCode::AccessDeniedException, why)));
-        let from = match request.extensions().get::<Identity>() {
+        let from = match request.extensions().get::<Peer>().map(|peer| &peer.identity) {
             Some(Identity::Node(node)) => *node,
             _ => return refuse("only a node of this Region is let in here".to_owned()),
         };

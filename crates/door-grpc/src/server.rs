@@ -96,8 +96,11 @@ impl Door {
         let (connections, incoming) = mpsc::channel(CONNECTIONS_WAITING_MAX);
         RealEnv.spawn(self.terminator.accept(self.listener, connections));
 
-        let key = KeyServiceServer::new(KeyDoor { stack: stack(Arc::clone(&kms)) })
-            .max_decoding_message_size(REQUEST_BYTES_MAX);
+        let key = KeyServiceServer::new(KeyDoor {
+            stack: stack(Arc::clone(&kms)),
+            kms: Arc::clone(&kms),
+        })
+        .max_decoding_message_size(REQUEST_BYTES_MAX);
         let operator = OperatorServiceServer::new(OperatorDoor {
             kms: Arc::clone(&kms),
             region: self.config.region,
@@ -137,7 +140,9 @@ impl Door {
 async fn report_health(reporter: tonic_health::server::HealthReporter, kms: Arc<Kms<RealEnv>>) {
     let services = ["", "keyward.v1.KeyService", "keyward.v1.OperatorService"];
     while !kms.node().is_stopped() {
-        let serves = kms.node().admit_now().is_ok() && kms.node().state().region.is_some();
+        let serves = kms.node().admit_now().is_ok()
+            && kms.node().state().region.is_some()
+            && kms.audit().failing().is_none();
         let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in services {
             reporter.set_service_status(service, status).await;

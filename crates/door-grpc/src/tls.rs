@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use keyward_env::{Env, RealEnv};
 use keyward_model::{NodeId, Timestamp};
-use keyward_service::{Caller, Subject};
+use keyward_service::{Caller, Origin, Subject};
 use keyward_state::InvitationId;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
@@ -73,6 +73,15 @@ pub enum Identity {
     Invitation(InvitationId),
     /// A valid certificate that names nobody we know how to address, and why.
     Nobody(String),
+}
+
+/// The other end of a connection, and how it is reached.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Who.
+    pub identity: Identity,
+    /// From where, and over which TLS.
+    pub origin: Arc<Origin>,
 }
 
 /// Why a certificate or key cannot be used.
@@ -171,13 +180,25 @@ impl Terminator {
     async fn handshake(&self, socket: TcpStream) -> io::Result<Connection> {
         socket.set_nodelay(true)?;
         let stream = self.acceptor.accept(socket).await?;
-        let (_, session) = stream.get_ref();
+        let (socket, session) = stream.get_ref();
+        let origin = Arc::new(Origin {
+            ip: socket.peer_addr()?.ip(),
+            tls_version: match session.protocol_version() {
+                Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+                _ => "TLSv1.3",
+            },
+            cipher_suite: session
+                .negotiated_cipher_suite()
+                .and_then(|suite| suite.suite().as_str())
+                .map(|name| name.replace("TLS13_", "TLS_"))
+                .unwrap_or_default(),
+        });
         let leaf = session.peer_certificates().and_then(<[_]>::first);
         let identity = match leaf {
             Some(leaf) => self.identify(leaf),
             None => Identity::Nobody("no client certificate was shown".to_owned()),
         };
-        Ok(Connection { stream, identity })
+        Ok(Connection { stream, peer: Peer { identity, origin } })
     }
 
     /// Reads a certificate that was verified already.
@@ -242,14 +263,14 @@ fn refused(error: &io::Error, peer: std::net::SocketAddr) {
 /// A connection whose handshake is done.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
-    identity: Identity,
+    peer: Peer,
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Identity;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> Identity {
-        self.identity.clone()
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use keyward_audit::{SEGMENT_BYTES_DEFAULT, SyncMode};
 use keyward_hsm::RootWatchConfig;
 use keyward_model::{NodeId, Region};
 use keyward_state::Timers;
@@ -23,6 +24,9 @@ pub struct Config {
     /// The HSM boundary.
     #[serde(default)]
     pub hsm: HsmSection,
+    /// The audit trail.
+    #[serde(default)]
+    pub audit: AuditSection,
     /// Logs, metrics, health.
     #[serde(default)]
     pub observe: ObserveSection,
@@ -191,6 +195,34 @@ impl Default for HsmSection {
     }
 }
 
+/// The audit trail.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditSection {
+    /// Where its segments are; `audit` in the data folder when absent.
+    pub folder: Option<PathBuf>,
+    /// `soon` (within 100 ms) or `always` (before the answer leaves).
+    pub sync: SyncMode,
+    /// Bytes that a segment takes from the disk at once.
+    pub segment_bytes: u64,
+    /// Bytes on disk that all segments together may have; no bound when absent.
+    pub keep_bytes: Option<u64>,
+    /// Days that a record is kept at least; for ever when absent.
+    pub keep_days: Option<u32>,
+}
+
+impl Default for AuditSection {
+    fn default() -> Self {
+        Self {
+            folder: None,
+            sync: SyncMode::default(),
+            segment_bytes: SEGMENT_BYTES_DEFAULT,
+            keep_bytes: None,
+            keep_days: None,
+        }
+    }
+}
+
 /// Logs, metrics and health.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -307,6 +339,9 @@ impl Config {
         if let Some(path) = &mut self.tls.outside_authority {
             anchor(path);
         }
+        if let Some(path) = &mut self.audit.folder {
+            anchor(path);
+        }
         self.root.paths().into_iter().for_each(anchor);
     }
 
@@ -355,6 +390,12 @@ impl Config {
             .parse::<tracing_subscriber::EnvFilter>()
             .map_err(|e| format!("observe.log is not a log filter: {e}"))?;
         Ok(())
+    }
+
+    /// Where the segments of the audit trail are.
+    #[must_use]
+    pub fn audit_folder(&self) -> PathBuf {
+        self.audit.folder.clone().unwrap_or_else(|| self.node.data.join("audit"))
     }
 
     /// `host:port` at which peers reach this node.

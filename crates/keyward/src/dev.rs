@@ -19,8 +19,8 @@ use tokio::process::{Child, Command};
 use crate::cli::connect::ConnectArgs;
 use crate::cli::output::done;
 use crate::config::{
-    Config, HsmSection, NodeSection, ObserveSection, Overrides, RootSection, TimerProfile,
-    TlsSection,
+    AuditSection, Config, HsmSection, NodeSection, ObserveSection, Overrides, RootSection,
+    TimerProfile, TlsSection,
 };
 use crate::error::Failure;
 use crate::{demo, pem, server};
@@ -289,6 +289,8 @@ impl Home {
             root: RootSection::File { path: "root.key".into() },
             // A laptop's memory limits must not keep anybody from trying; the node warns.
             hsm: HsmSection { allow_unlocked: true, ..HsmSection::default() },
+            // A laptop's disk: segments are taken whole.
+            audit: AuditSection { segment_bytes: 8 * 1024 * 1024, ..AuditSection::default() },
             observe: ObserveSection {
                 listen: Some(local(port + OBSERVE_OFFSET)),
                 ..ObserveSection::default()

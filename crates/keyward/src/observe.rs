@@ -146,6 +146,9 @@ async fn readyz(State(seen): State<Seen>) -> (StatusCode, String) {
     if let Err(refusal) = seen.kms.node().admit_now() {
         return not_ready(refusal.to_string());
     }
+    if let Some(why) = seen.kms.audit().failing() {
+        return not_ready(format!("the audit trail cannot be written: {why}"));
+    }
     if let Err(error) = seen.kms.hsm().keys_usable() {
         return not_ready(error.to_string());
     }

@@ -6,12 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyward_audit::{Keep, RealFiles, Trail, TrailConfig};
 use keyward_door_grpc::{Door, DoorConfig, GrpcTransport, Key, TlsFiles};
 use keyward_env::{Env, RealEnv};
 use keyward_hsm::{ArenaConfig, EnvClock, Hsm, HsmConfig};
 use keyward_model::NodeId;
 use keyward_raft::{Node, NodeConfig, RocksStore};
-use keyward_service::Kms;
+use keyward_service::{Audit, Kms};
 use keyward_state::Table;
 
 use crate::config::Config;
@@ -118,7 +119,8 @@ pub async fn run(
         )));
     }
     drop(state);
-    let kms = Kms::new(node, hsm, roots, run_for == For::Good);
+    let audit = open_trail(&config, id).await?;
+    let kms = Kms::new(node, hsm, roots, audit, run_for == For::Good);
     kms.start();
     if let Some(listener) = observer {
         RealEnv.spawn(observe::serve(listener, Arc::clone(&kms), metrics));
@@ -127,6 +129,34 @@ pub async fn run(
     tracing::info!(node = id, region = %config.node.region, listen = %config.node.listen,
         "the node is up");
     serve(door, kms, stop).await
+}
+
+/// Opens the audit trail: a node must not start without.
+async fn open_trail(config: &Config, id: NodeId) -> Result<Audit, Failure> {
+    let kept = TrailConfig {
+        segment_bytes: config.audit.segment_bytes,
+        sync: config.audit.sync,
+        keep: Keep { bytes: config.audit.keep_bytes, days: config.audit.keep_days },
+        ..TrailConfig::new(config.audit_folder(), id, config.node.region.clone())
+    };
+    let folder = kept.folder.display().to_string();
+    let opened = RealEnv
+        .blocking(move || Trail::open(&RealEnv, Arc::new(RealFiles), kept))
+        .await
+        .map_err(|error| {
+        Failure::new(format!("the audit trail in {folder} cannot be opened: {error}"))
+            .next("a node serves nothing that it cannot record: see to the folder and its disk")
+    })?;
+    let (trail, recovery) = opened;
+    if let Some(cut) = &recovery.cut {
+        tracing::warn!(?cut, "a half-written audit record of an earlier end was cut off");
+    }
+    for damage in &recovery.damaged {
+        tracing::error!(?damage, "the audit trail is damaged");
+    }
+    let mut boot = [0; 8];
+    RealEnv.entropy().fill(&mut boot);
+    Ok(Audit::new(Some(trail), config.node.region.clone(), boot))
 }
 
 /// The node's id: its certificate says it, and the configuration must not say otherwise.

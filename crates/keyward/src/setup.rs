@@ -19,8 +19,8 @@ use serde_json::json;
 
 use crate::cli::output::{Format, date, one, sayln};
 use crate::config::{
-    Config, HsmSection, NodeSection, ObserveSection, Overrides, RootSection, TimerProfile,
-    TlsSection,
+    AuditSection, Config, HsmSection, NodeSection, ObserveSection, Overrides, RootSection,
+    TimerProfile, TlsSection,
 };
 use crate::error::Failure;
 use crate::{pem, server};
@@ -172,6 +172,7 @@ fn prepare(args: &NodeArgs, region: &Region, draft: &mut Draft) -> Result<Config
             },
             root: RootSection::File { path: "root.key".into() },
             hsm: HsmSection::default(),
+            audit: AuditSection::default(),
             observe: ObserveSection { listen: args.observe, ..ObserveSection::default() },
             timers: TimerProfile::Default,
         };

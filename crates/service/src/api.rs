@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::audit::Trace;
 use keyward_model::{KeyState, Operation, PrincipalArn, Timestamp};
 
 /// Who calls, as the connection's certificate says. One for each connection.
@@ -26,9 +27,19 @@ pub struct Call {
     /// Who.
     pub caller: Arc<Caller>,
     /// What.
-    pub request: Request,
+    pub request: Arc<Request>,
     /// How long the caller waits.
     pub patience: Duration,
+    /// For the audit trail.
+    pub trace: Trace,
+}
+
+impl Call {
+    /// A call of which nothing but this is known.
+    #[must_use]
+    pub fn new(caller: Arc<Caller>, request: Request, patience: Duration) -> Self {
+        Self { caller, request: Arc::new(request), patience, trace: Trace::default() }
+    }
 }
 
 /// An encryption context as it came in.

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use keyward_audit::Value;
 use keyward_env::Env;
 use keyward_model::{KeyId, KmsError, key_arn};
 use keyward_raft::Member;
@@ -61,10 +62,31 @@ impl<E: Env> Kms<E> {
                 return;
             }
             match self.change(self.step_end(), Command::DeleteKey { key, date }).await {
-                Ok(_) => tracing::info!(%key, "a key was deleted for good"),
+                Ok(_) => {
+                    tracing::info!(%key, "a key was deleted for good");
+                    self.note_event(
+                        "DeleteKey",
+                        state,
+                        key,
+                        &[("deletionDate", Value::Date(date))],
+                    );
+                }
                 Err(error) => tracing::warn!(%key, %error, "a deletion is tried again"),
             }
         }
+    }
+
+    /// Puts on record what Keyward did to a key by itself.
+    pub(crate) fn note_event(
+        &self,
+        name: &str,
+        state: &State,
+        key: KeyId,
+        details: &[keyward_audit::Pair<'_>],
+    ) {
+        let (Some(facts), Some(key)) = (&state.region, state.key(&key)) else { return };
+        let arn = key_arn(&facts.region, key.account, key.id);
+        self.audit.event(name, self.node.wall_now(), &arn, details);
     }
 
     /// Opened material of keys that are gone leaves this node's memory.

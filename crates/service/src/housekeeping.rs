@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyward_audit::Value;
 use keyward_env::Env;
 use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId, Timestamp};
 use keyward_state::{Command, RotationKind, State};
@@ -45,6 +46,7 @@ impl<E: Env> Kms<E> {
             self.settle_roots(&state).await,
         ];
         self.evict_deleted(&state);
+        self.hand_over_unrecorded().await;
         if self.for_good {
             results.push(self.ask_for_vote(&state).await);
         }
@@ -56,6 +58,18 @@ impl<E: Env> Kms<E> {
         }
         for error in results.into_iter().filter_map(Result::err) {
             tracing::debug!(%error, "housekeeping tries again");
+        }
+    }
+
+    /// A node that cannot write its audit trail serves nothing, so it must not lead.
+    async fn hand_over_unrecorded(&self) {
+        let Some(why) = self.audit.failing() else { return };
+        let others = self.node.members().iter().any(|m| m.voter && m.node != self.node.id());
+        if self.node.leads() && others {
+            tracing::error!(%why, "the audit trail cannot be written: leadership is handed over");
+            if let Err(error) = self.node.transfer(None, STEP_PATIENCE / 5).await {
+                tracing::warn!(%error, "leadership was not handed over");
+            }
         }
     }
 
@@ -144,6 +158,13 @@ impl<E: Env> Kms<E> {
                 self.introduce(state, self.step_end(), key, RotationKind::Automatic).await;
             if let Err(error) = introduced {
                 tracing::warn!(%key, %error, "an automatic rotation did not begin");
+            } else {
+                self.note_event(
+                    "RotateKey",
+                    state,
+                    key,
+                    &[("rotationType", Value::Str("AUTOMATIC"))],
+                );
             }
         }
     }

@@ -15,6 +15,7 @@ use keyward_raft::{Node, NotServing, ProposeError};
 use keyward_state::{Command, Envelope, Key, Material, Principal, Reply, State};
 
 use crate::api::{Call, Request, Response};
+use crate::audit::Audit;
 use crate::authorize::{Authorize, ByKind, Question, authenticate, note_refusal};
 use crate::deletion::Alarm;
 use crate::resolve::{Forms, View};
@@ -31,6 +32,8 @@ pub struct Kms<E: Env> {
     authorizer: Arc<dyn Authorize>,
     /// The node runs for good, and not just to join.
     pub(crate) for_good: bool,
+    /// Where everything is on record.
+    pub(crate) audit: Audit,
     /// Opens, makes and remembers the roots of this node.
     pub(crate) roots: Arc<dyn RootKeeper>,
     /// Speaks up when keys that wait for their deletion are used.
@@ -68,6 +71,7 @@ impl<E: Env> Kms<E> {
         node: Arc<Node<E>>,
         hsm: Arc<Hsm>,
         roots: Arc<dyn RootKeeper>,
+        audit: Audit,
         for_good: bool,
     ) -> Arc<Self> {
         let entropy = node.env().entropy();
@@ -77,6 +81,7 @@ impl<E: Env> Kms<E> {
             entropy,
             authorizer: Arc::new(ByKind),
             for_good,
+            audit,
             roots,
             alarm: Alarm::default(),
             evicted: AtomicU64::new(0),
@@ -87,6 +92,12 @@ impl<E: Env> Kms<E> {
     #[must_use]
     pub fn node(&self) -> &Arc<Node<E>> {
         &self.node
+    }
+
+    /// The audit trail.
+    #[must_use]
+    pub fn audit(&self) -> &Audit {
+        &self.audit
     }
 
     /// The HSM.

@@ -5,6 +5,7 @@
 //! for no disk once its key is open; a control-plane call is exactly one Raft command (a rotation: two).
 
 pub mod api;
+mod audit;
 mod authority;
 mod authorize;
 mod crypto;
@@ -21,6 +22,7 @@ mod rotation;
 mod stack;
 
 pub use api::{Call, Caller, Request, Response};
+pub use audit::{Audit, Origin, Recorded, Trace};
 pub use authority::{Authority, AuthorityError, Issued, NODE_URN, Subject, signing_request};
 pub use authorize::{Authorize, ByKind, Question};
 pub use joining::{Invited, Joined};

@@ -1,5 +1,5 @@
-//! The stack that every door calls, readable from top to bottom in [`stack`]: measure, shed, deadline,
-//! serve. Each is one small tower layer with one concern.
+//! The stack that every door calls, readable from top to bottom in [`stack`]: measure, record, shed,
+//! deadline, serve. Each is one small tower layer with one concern.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,16 +13,18 @@ use keyward_raft::BoxFuture;
 use tower::{Layer, Service, ServiceBuilder};
 
 use crate::api::{Call, Response};
+use crate::audit::{RecordLayer, Recorded};
 use crate::kms::Kms;
 
 /// The whole stack, as one service.
-pub type Stack<E> = Measure<E, Shed<Deadline<E, Serve<E>>>>;
+pub type Stack<E> = Measure<E, Recorded<E, Shed<Deadline<E, Serve<E>>>>>;
 
 /// Builds the stack on a node's service.
 pub fn stack<E: Env>(kms: Arc<Kms<E>>) -> Stack<E> {
     let env = kms.node().env().clone();
     ServiceBuilder::new()
         .layer(MeasureLayer(env.clone()))
+        .layer(RecordLayer(Arc::clone(&kms)))
         .layer(ShedLayer)
         .layer(DeadlineLayer(env))
         .service(Serve(kms))

@@ -115,7 +115,7 @@ impl Callers {
         let told = self.cluster.world.spawn_in(running.group, async move {
             let request = this.request(&change);
             let begun = this.book.lock().begin(change, world.step());
-            let call = Call { caller: Arc::clone(&this.caller), request, patience };
+            let call = Call::new(Arc::clone(&this.caller), request, patience);
             let result = running.stack.oneshot(call).await.map(|response| match response {
                 Response::Key(metadata) => Some(metadata.key_id),
                 _ => None,
@@ -213,7 +213,7 @@ impl Callers {
             let patience = Duration::from_millis(this.throw(|dice| dice.pick(&[200, 1000, 4000])));
             let world = &this.cluster.world;
             let (began, began_at) = (world.step(), world.now());
-            let call = Call { caller: Arc::clone(&this.caller), request, patience };
+            let call = Call::new(Arc::clone(&this.caller), request, patience);
             let result = running.stack.oneshot(call).await;
             let (ended, held) = (world.step(), world.now() > began_at + HELD);
             world.note(match &result {
@@ -320,8 +320,7 @@ impl Callers {
     /// A call whose answer the harness waits for. `None`: the node is down, or died.
     pub async fn ask(&self, index: usize, request: Request) -> Option<Result<Response, KmsError>> {
         let running = self.cluster.running(index)?;
-        let call =
-            Call { caller: Arc::clone(&self.caller), request, patience: Duration::from_secs(5) };
+        let call = Call::new(Arc::clone(&self.caller), request, Duration::from_secs(5));
         let stack = running.stack;
         self.cluster.world.spawn_in(running.group, stack.oneshot(call)).await.ok()
     }

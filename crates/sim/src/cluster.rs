@@ -10,7 +10,7 @@ use keyward_hsm::{
 };
 use keyward_model::{KmsError, NodeId, Timestamp};
 use keyward_raft::{BoxFuture, Node, NodeConfig, StartError};
-use keyward_service::{Caller, FoundingRequest, KeptRoot, Kms, RootKeeper, Stack, stack};
+use keyward_service::{Audit, Caller, FoundingRequest, KeptRoot, Kms, RootKeeper, Stack, stack};
 use keyward_state::{MemStore, Timers};
 use parking_lot::Mutex;
 
@@ -235,7 +235,9 @@ impl Cluster {
         let config = HsmConfig { cache_max_entries: 64, arena };
         let kept: Arc<dyn RootKeeper> = Arc::new(OneRoot(root.identity().clone()));
         let hsm = Hsm::new(Arc::new(root), entropy, &config).map_err(|e| e.to_string())?;
-        let kms = Kms::new(Arc::clone(&node), hsm, kept, true);
+        let region = "eu-west-1".parse().map_err(|_| "a Region's name")?;
+        let audit = Audit::new(None, region, [0; 8]);
+        let kms = Kms::new(Arc::clone(&node), hsm, kept, audit, true);
         kms.start();
         self.net.listen(id, group, node);
         Ok(Running { group, stack: stack(Arc::clone(&kms)), kms })

@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod audit;
 pub mod cluster;
 pub mod connect;
 pub mod file;
@@ -77,6 +78,9 @@ pub enum Command {
     /// The roots that everything is sealed for (operators only)
     #[command(subcommand)]
     Root(roots::RootCommand),
+    /// What this machine's node has on record
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  keyward completions bash > /etc/bash_completion.d/keyward")]
     Completions {
@@ -102,5 +106,16 @@ impl Cli {
     /// How answers are printed.
     pub fn format(&self) -> Format {
         self.connect.output
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    /// No two arguments share a name where both can be given.
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
     }
 }
