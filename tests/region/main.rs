@@ -8,6 +8,7 @@ mod command_line;
 mod deletion;
 mod faults;
 mod kinds;
+mod recover;
 mod refusals;
 mod roots;
 mod secrets;

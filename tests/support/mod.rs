@@ -122,6 +122,12 @@ impl Region {
         self.child(node).id()
     }
 
+    /// True once the node's process has ended by itself.
+    pub fn has_ended(&mut self, node: u16) -> bool {
+        let child = self.children[usize::from(node) - 1].as_mut().expect("the node was started");
+        child.try_wait().expect("its state").is_some()
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self, node: u16) {
         let mut child = self.children[usize::from(node) - 1].take().expect("the node runs");

@@ -10,6 +10,7 @@ mod dev;
 mod error;
 mod observe;
 mod pem;
+mod recover;
 mod roots;
 mod server;
 mod setup;

@@ -54,6 +54,9 @@ pub struct Roots {
     ceremonies: Mutex<Vec<(RootId, Arc<Ceremony>)>>,
 }
 
+/// The record of a node's roots, and those that are open.
+pub type OpenRoots = (Arc<Roots>, Vec<Arc<dyn RootProvider>>);
+
 /// The passphrase: a credential file, a systemd credential, or a prompt. Never an argument.
 fn passphrase(credential: Option<&Path>) -> Result<SecretVec, Failure> {
     if let Some(path) = credential {
@@ -179,7 +182,7 @@ fn place(spec: &RootSection) -> String {
 impl Roots {
     /// Opens the node's roots; makes the configured one at the first start. One that opens is enough: what does
     /// not open is told, and tried again ([`Roots::retry`]). Blocks.
-    pub fn open(config: &Config) -> Result<(Arc<Self>, Vec<Arc<dyn RootProvider>>), Failure> {
+    pub fn open(config: &Config) -> Result<OpenRoots, Failure> {
         let path = config.node.data.join(RECORD);
         let unlocked = config.hsm.allow_unlocked;
         let roots = Self {

@@ -42,7 +42,8 @@ fn read_file(path: &Path, private: bool) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-fn tls_files(config: &Config) -> Result<TlsFiles, Failure> {
+/// The files that the configuration names.
+pub fn tls_files(config: &Config) -> Result<TlsFiles, Failure> {
     let outside = config.tls.outside_authority.as_deref();
     Ok(TlsFiles {
         certificate: read_file(&config.tls.certificate, false)?,
@@ -160,7 +161,7 @@ async fn open_trail(config: &Config, id: NodeId) -> Result<Audit, Failure> {
 }
 
 /// The node's id: its certificate says it, and the configuration must not say otherwise.
-fn node_id(config: &Config, tls: &TlsFiles) -> Result<NodeId, Failure> {
+pub fn node_id(config: &Config, tls: &TlsFiles) -> Result<NodeId, Failure> {
     let path = config.tls.certificate.display();
     let certified = keyward_door_grpc::node_of(&tls.certificate).ok_or_else(|| {
         Failure::new(format!("{path} is not the certificate of a node"))

@@ -22,9 +22,11 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::lease::Keeper;
+use crate::recover::Recovery;
 use crate::types::{LogEntry, LogId, Membership, TypeConfig, Vote};
 
-const VOTE: &[u8] = b"vote";
+/// The vote.
+pub(crate) const LAST_VOTE: &[u8] = b"vote";
 const PURGED: &[u8] = b"purged";
 /// Up to which deletion this node's disks hold nothing of deleted keys.
 const PURGED_OF_KEYS: &[u8] = b"purged_of_keys";
@@ -34,6 +36,8 @@ const COUNTER: &[u8] = b"counter";
 const KNOWN_COUNTERS: &[u8] = b"known_counters";
 /// Why this node may not take part any more.
 const CONDEMNED: &[u8] = b"condemned";
+/// A recovery that is not in the state yet.
+pub(crate) const RECOVERY: &[u8] = b"recovery";
 /// Whose log this is.
 pub(crate) const IDENTITY: &[u8] = b"identity";
 
@@ -113,7 +117,7 @@ impl<E: Env> Clone for LogStore<E> {
     }
 }
 
-fn log_key(index: u64) -> [u8; 8] {
+pub(crate) fn log_key(index: u64) -> [u8; 8] {
     index.to_be_bytes()
 }
 
@@ -132,7 +136,7 @@ impl<E: Env> LogStore<E> {
         base: Membership,
     ) -> io::Result<Self> {
         let read = |key: &[u8]| store.get(Table::LogMeta, key);
-        let vote = match read(VOTE)? {
+        let vote = match read(LAST_VOTE)? {
             Some(bytes) => Some(codec::decode(&bytes).map_err(|e| damaged("vote", e))?),
             None => None,
         };
@@ -281,6 +285,8 @@ pub(crate) struct Remembered {
     pub(crate) counters: BTreeMap<NodeId, DiskMark>,
     /// Why this node may not take part any more.
     pub(crate) condemned: Option<String>,
+    /// A recovery, maybe not in the state yet.
+    pub(crate) recovery: Option<Recovery>,
 }
 
 /// Reads what an earlier start left on the disk.
@@ -293,7 +299,11 @@ pub(crate) fn remembered(store: &dyn Store) -> io::Result<Remembered> {
         Some(bytes) => Some(codec::decode(&bytes).map_err(|e| damaged("condemned", e))?),
         None => None,
     };
-    Ok(Remembered { counters, condemned })
+    let recovery = match store.get(Table::LogMeta, RECOVERY)? {
+        Some(bytes) => Some(codec::decode(&bytes).map_err(|e| damaged("recovery", e))?),
+        None => None,
+    };
+    Ok(Remembered { counters, condemned, recovery })
 }
 
 /// How far the writer has come.
@@ -412,7 +422,7 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
         // Told before the vote can leave: a leader that votes for another serves no longer.
         self.keeper.voted(*vote.leader_id(), self.env.boot_now());
         let mut batch = Batch::default();
-        batch.put(Table::LogMeta, VOTE, codec::encode(vote));
+        batch.put(Table::LogMeta, LAST_VOTE, codec::encode(vote));
         self.write_through(batch).await?;
         self.cache.lock().vote = Some(*vote);
         Ok(())

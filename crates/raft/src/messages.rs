@@ -84,6 +84,11 @@ pub enum PeerRequest<E: Env> {
         /// Why, and what to do.
         why: String,
     },
+    /// The Region went on without the receiver (`recover.rs`): it may not take part any more.
+    Banish {
+        /// Why, and what to do.
+        why: String,
+    },
     /// A node that has started asks whether its disk is the one it last ran with.
     Confirm {
         /// This start, and the counter that the disk had then.

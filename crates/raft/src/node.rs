@@ -31,6 +31,7 @@ use crate::messages::{
     BoxFuture, Member, NodeStatus, PeerRequest, PeerResponse, ProposeError, Transport,
 };
 use crate::network::Network;
+use crate::recover::Recovery;
 use crate::region_time::{Look, RegionTime};
 use crate::types::{LeaderId, Proposal, SnapshotData, TypeConfig};
 
@@ -147,6 +148,8 @@ pub struct Node<E: Env> {
     incoming: Mutex<Option<Incoming>>,
     /// Rule 6: neither votes nor stands before this point.
     mute_until: Duration,
+    /// A recovery that this node began, and that may not be in the state yet.
+    recovery: Option<Recovery>,
     /// Woken when a fence is wanted.
     fence_wanted: Notify,
     /// Woken when a fence was answered.
@@ -263,6 +266,7 @@ impl<E: Env> Node<E> {
             time: RegionTime::default(),
             incoming: Mutex::new(None),
             mute_until,
+            recovery: remembered.recovery,
             fence_wanted: Notify::new(),
             fence_answered: Notify::new(),
             fencing: Mutex::default(),
@@ -272,6 +276,7 @@ impl<E: Env> Node<E> {
         });
         node.spawn(Self::prove_disk);
         node.spawn(Self::count);
+        node.spawn(Self::keep_the_lost_out);
         node.spawn(Self::stand_when_allowed);
         node.spawn(Self::renew_leases);
         node.spawn(Self::send_fences);

@@ -289,7 +289,7 @@ fn with_parameters<T>(request: &Request, record: impl FnOnce(&[Pair<'_>]) -> T) 
 }
 
 /// The key that a request names, for the record of a call that did not get to answer.
-fn named_key<'a>(request: &'a Request) -> Option<&'a str> {
+fn named_key(request: &Request) -> Option<&str> {
     match request {
         Request::CreateKey(_)
         | Request::ListKeys(_)

@@ -128,7 +128,7 @@ impl<E: Env> Kms<E> {
     }
 
     /// Lets the node in that has used this invitation: its root is registered and it catches up. It follows
-    /// until it runs for good, and then asks for its vote ([`Self::ask_for_vote`]): a node that is about to be
+    /// until it runs for good, and then asks for its vote (`ask_for_vote`): a node that is about to be
     /// started again must not cost the Region its majority.
     pub async fn enter(
         self: &Arc<Self>,

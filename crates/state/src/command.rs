@@ -102,6 +102,13 @@ pub enum Command {
         /// The counters.
         counters: BTreeMap<NodeId, DiskMark>,
     },
+    /// The Region goes on without nodes that are given up, in a new history.
+    Recover {
+        /// Names the history.
+        history: [u8; 16],
+        /// Those nodes, and where they were.
+        lost: BTreeMap<NodeId, String>,
+    },
     /// Moves Region time ahead, for rehearsals. Only Regions that are not for production accept it.
     AdvanceClock {
         /// By how much, in milliseconds.

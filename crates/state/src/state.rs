@@ -23,6 +23,10 @@ pub(crate) const META_REGION: &[u8] = b"region";
 pub(crate) const META_TIME: &[u8] = b"time";
 /// Key of the row that holds how far the clock was moved ahead.
 pub(crate) const META_OFFSET: &[u8] = b"clock_offset";
+/// Key of the row that holds the nodes that were given up.
+pub(crate) const META_LOST: &[u8] = b"lost";
+/// Key of the row that holds the present history.
+pub(crate) const META_HISTORY: &[u8] = b"history";
 /// Key of the row that holds how far the counters on the nodes' disks had come.
 pub(crate) const META_COUNTERS: &[u8] = b"counters";
 
@@ -37,6 +41,10 @@ pub struct State {
     pub clock_offset_ms: i64,
     /// How far the counters on the nodes' disks had come lately, of nodes that were removed too.
     pub counters: Arc<BTreeMap<NodeId, DiskMark>>,
+    /// Nodes that were given up in recoveries, and where they were.
+    pub lost: Arc<BTreeMap<NodeId, String>>,
+    /// Names the history since the last recovery; none before the first.
+    pub history: Option<[u8; 16]>,
     /// The facts; none before the founding.
     pub region: Option<Arc<RegionFacts>>,
     pub(crate) keys: RedBlackTreeMapSync<KeyId, Arc<Key>>,
@@ -71,6 +79,8 @@ impl Default for State {
             time: Timestamp::default(),
             clock_offset_ms: 0,
             counters: Arc::default(),
+            lost: Arc::default(),
+            history: None,
             region: None,
             keys: RedBlackTreeMapSync::new_sync(),
             account_keys: RedBlackTreeMapSync::new_sync(),
@@ -128,6 +138,12 @@ impl State {
         }
         if let Some(bytes) = store.get(Table::Meta, META_COUNTERS)? {
             state.counters = Arc::new(row(Table::Meta, &bytes)?);
+        }
+        if let Some(bytes) = store.get(Table::Meta, META_LOST)? {
+            state.lost = Arc::new(row(Table::Meta, &bytes)?);
+        }
+        if let Some(bytes) = store.get(Table::Meta, META_HISTORY)? {
+            state.history = Some(row(Table::Meta, &bytes)?);
         }
         store.scan(Table::Tombstones, &mut |_, bytes| {
             state.index_tombstone(Arc::new(row(Table::Tombstones, bytes)?));

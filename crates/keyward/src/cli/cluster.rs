@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::connect::ConnectArgs;
 use super::output::{Format, date, done, list, one, sayln};
 use crate::error::Failure;
-use crate::setup;
+use crate::{recover, setup};
 
 #[derive(Subcommand)]
 pub enum ClusterCommand {
@@ -31,6 +31,12 @@ pub enum ClusterCommand {
         after_help = "Example:\n  keyward cluster join TOKEN --address kms-2.example.com:7100"
     )]
     Join(setup::JoinArgs),
+    /// Go on alone after a majority was lost for good. To be run on the survivor, with its node stopped. Without
+    /// --lost it only shows what it would do
+    #[command(
+        after_help = "Example:\n  keyward cluster recover --config /etc/keyward/keyward.toml --lost 2,3"
+    )]
+    Recover(recover::RecoverArgs),
     /// Show the nodes, who leads, leases and roots
     Status,
     /// Add a node that is running and waits
@@ -64,6 +70,7 @@ pub async fn cluster(
     let operator = || connect.operator();
     match command {
         ClusterCommand::Init(args) => setup::init(args, format).await?,
+        ClusterCommand::Recover(args) => recover::recover(args, format).await?,
         ClusterCommand::Join(args) => setup::join(args, format).await?,
         ClusterCommand::Invite { valid } => setup::invite(&operator()?, format, valid).await?,
         ClusterCommand::Status => {

@@ -72,6 +72,16 @@ impl<E: Env> Node<E> {
                 Err(error) => PeerResponse::Failed(error.to_string()),
             }
         }
+        // The Region went on without them: nothing of theirs counts (`recover.rs`).
+        if let Some(why) = self.is_lost(from) {
+            return match request {
+                PeerRequest::Confirm { .. } => PeerResponse::Confirmed(Confirmation {
+                    refused: Some(why),
+                    leader_lives: self.leader_lives(),
+                }),
+                _ => PeerResponse::Failed(why),
+            };
+        }
         // A disk is proved before anything of it counts (`disk.rs`).
         match &request {
             PeerRequest::Append(_)
@@ -163,6 +173,14 @@ impl<E: Env> Node<E> {
             PeerRequest::Condemn { why, .. } => {
                 self.condemn(&why).await;
                 PeerResponse::Ok
+            }
+            PeerRequest::Banish { why } => {
+                if self.members().iter().any(|member| member.node == from) {
+                    self.condemn(&why).await;
+                    PeerResponse::Ok
+                } else {
+                    PeerResponse::Failed(format!("node {from} is not a member here"))
+                }
             }
             PeerRequest::Confirm { found } => PeerResponse::Confirmed(Confirmation {
                 refused: self.disks.judge(from, found).err(),

@@ -92,6 +92,44 @@ impl<E: Env> Node<E> {
         }
     }
 
+    /// Why the Region takes nothing from a node any more, if it was given up in a recovery.
+    pub(super) fn is_lost(&self, node: NodeId) -> Option<String> {
+        self.visible.load().lost.contains_key(&node).then(|| {
+            format!(
+                "node {node} was given up when the Region went on without it (`keyward cluster recover`): its \
+                 history is another one now. Empty its data folder, and have it join under a new id (`keyward \
+                 cluster invite`)"
+            )
+        })
+    }
+
+    /// Puts a recovery into the state, and tells those who were given up whenever they can be reached.
+    pub(super) async fn keep_the_lost_out(self: Arc<Self>) {
+        let mut put = self.recovery.is_none();
+        while !self.is_stopped() {
+            if let Some(recovery) = self.recovery.as_ref().filter(|_| !put)
+                && self.leads()
+            {
+                let Recovery { history, lost } = recovery.clone();
+                let command = Command::Recover { history, lost };
+                // Its name is the attempt's: however often it is proposed, it takes effect once.
+                let envelope = Envelope { id: history, time: Timestamp(0), command };
+                let patience = Duration::from_millis(self.config.timers.lease_ttl_ms);
+                put = self.propose(envelope, patience).await.is_ok();
+            }
+            if self.leads() {
+                let lost = Arc::clone(&self.visible.load().lost);
+                for (node, address) in lost.iter() {
+                    let Some(why) = self.is_lost(*node) else { continue };
+                    let target = BasicNode::new(address.clone());
+                    let banish = PeerRequest::Banish { why };
+                    drop(self.ask(*node, &target, &banish, ANSWER_PATIENCE).await);
+                }
+            }
+            self.env.sleep(COUNT_EVERY * 2).await;
+        }
+    }
+
     pub(super) fn heard_leader(&self) {
         let now = u64::try_from(self.env.boot_now().as_nanos()).unwrap_or(u64::MAX);
         self.heard_ns.store(now, Ordering::Relaxed);

@@ -16,7 +16,9 @@ use crate::rows::{
     Alias, DiskMark, DomainKey, Invitation, InvitationId, Key, Principal, RegionFacts, Root,
     Tombstone,
 };
-use crate::state::{META_COUNTERS, META_OFFSET, META_REGION, META_TIME, State};
+use crate::state::{
+    META_COUNTERS, META_HISTORY, META_LOST, META_OFFSET, META_REGION, META_TIME, State,
+};
 use crate::store::{Batch, Table};
 
 /// Changes the state, and records each changed row.
@@ -67,6 +69,7 @@ impl Tx<'_> {
             Command::Invite { id, valid_ms, by } => self.invite(*id, *valid_ms, by),
             Command::UseInvitation { id, address } => self.use_invitation(id, address),
             Command::NoteCounters { counters } => self.note_counters(counters),
+            Command::Recover { history, lost } => self.recover(*history, lost),
             Command::AdvanceClock { milliseconds } => self.advance_clock(*milliseconds),
             Command::CreateAlias { account, name, target } => {
                 self.create_alias(*account, name, *target)
@@ -138,6 +141,13 @@ impl Tx<'_> {
     pub(crate) fn remove_invitation(&mut self, id: &InvitationId) {
         self.batch.delete(Table::Invitations, *id);
         Arc::make_mut(&mut self.state.invitations).remove(id);
+    }
+
+    pub(crate) fn put_recovery(&mut self, history: [u8; 16], lost: BTreeMap<NodeId, String>) {
+        self.batch.put(Table::Meta, META_LOST, codec::encode(&lost));
+        self.batch.put(Table::Meta, META_HISTORY, codec::encode(&history));
+        self.state.lost = Arc::new(lost);
+        self.state.history = Some(history);
     }
 
     pub(crate) fn put_counters(&mut self, counters: BTreeMap<NodeId, DiskMark>) {

@@ -120,6 +120,27 @@ impl Tx<'_> {
         Ok(Reply::Node(node))
     }
 
+    /// Their roots go with them; their ids are never given to others.
+    pub(super) fn recover(
+        &mut self,
+        history: [u8; 16],
+        given_up: &BTreeMap<NodeId, String>,
+    ) -> Outcome {
+        let mut lost = BTreeMap::clone(&self.state.lost);
+        lost.extend(given_up.iter().map(|(node, address)| (*node, address.clone())));
+        let mut counters = BTreeMap::clone(&self.state.counters);
+        for node in given_up.keys() {
+            counters.entry(*node).or_default();
+            let roots: Vec<Root> = self.state.roots_of(*node).cloned().collect();
+            for root in roots {
+                self.drop_root(&root);
+            }
+        }
+        self.put_counters(counters);
+        self.put_recovery(history, lost);
+        DONE
+    }
+
     /// They never go back.
     pub(super) fn note_counters(&mut self, told: &BTreeMap<NodeId, DiskMark>) -> Outcome {
         let mut counters = BTreeMap::clone(&self.state.counters);
