@@ -4,6 +4,7 @@
 mod support;
 
 mod audit;
+mod clocks;
 mod command_line;
 mod deletion;
 mod faults;

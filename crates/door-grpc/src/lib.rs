@@ -20,7 +20,9 @@ mod tls;
 pub use errors::status;
 pub use peer::GrpcTransport;
 pub use server::{Door, DoorConfig, DoorError};
-pub use tls::{Identity, Terminator, TlsError, TlsFiles, node_of, zeroize_on_drop::Key};
+pub use tls::{
+    Identity, Terminator, TlsError, TlsFiles, node_of, validity_of, zeroize_on_drop::Key,
+};
 
 /// An error with its causes on one line: tonic's own text leaves the cause out.
 #[must_use]

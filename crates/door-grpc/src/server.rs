@@ -94,6 +94,7 @@ impl Door {
         stop: impl Future<Output = ()>,
     ) -> Result<(), DoorError> {
         let (connections, incoming) = mpsc::channel(CONNECTIONS_WAITING_MAX);
+        self.terminator.time().follow(kms.node());
         RealEnv.spawn(self.terminator.accept(self.listener, connections));
 
         let key = KeyServiceServer::new(KeyDoor {

@@ -2,18 +2,20 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use keyward_env::{Env, RealEnv};
 use keyward_model::{NodeId, Timestamp};
+use keyward_raft::Node;
 use keyward_service::{Caller, Origin, Subject};
 use keyward_state::InvitationId;
 use rustls::server::WebPkiClientVerifier;
+use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -103,10 +105,42 @@ fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'st
     if list.is_empty() { Err(tls_error(what)(&"no certificate in it")) } else { Ok(list) }
 }
 
+/// The time by which certificates are judged in handshakes: the Region's, once the node serves (one wrong wall
+/// clock lets nobody in and keeps nobody out); before that, the node's own.
+#[derive(Debug, Default)]
+pub(crate) struct HandshakeTime {
+    node: OnceLock<WeakNode>,
+}
+
+struct WeakNode(Weak<Node<RealEnv>>);
+
+impl std::fmt::Debug for WeakNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WeakNode")
+    }
+}
+
+impl HandshakeTime {
+    pub(crate) fn follow(&self, node: &Arc<Node<RealEnv>>) {
+        // A door serves one node, once.
+        let _ = self.node.set(WeakNode(Arc::downgrade(node)));
+    }
+}
+
+impl TimeProvider for HandshakeTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let node = self.node.get().and_then(|node| node.0.upgrade());
+        let now = node.map_or_else(|| RealEnv.wall_now_ms(), |node| node.wall_now().0);
+        let since = Duration::from_millis(u64::try_from(now).ok()?);
+        Some(UnixTime::since_unix_epoch(since))
+    }
+}
+
 /// Terminates TLS and tells who is there.
 #[derive(Clone)]
 pub struct Terminator {
     acceptor: TlsAcceptor,
+    time: Arc<HandshakeTime>,
     /// The Region's own authority, DER.
     authority: Arc<CertificateDer<'static>>,
 }
@@ -132,7 +166,9 @@ impl Terminator {
         let chain = certificates(&files.certificate, "the node's certificate")?;
         let key = PrivateKeyDer::from_pem_slice(files.private_key.bytes())
             .map_err(|e| tls_error("the node's private key")(&e))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let time = Arc::new(HandshakeTime::default());
+        let clock: Arc<dyn TimeProvider> = Arc::<HandshakeTime>::clone(&time);
+        let mut config = ServerConfig::builder_with_details(provider, clock)
             .with_safe_default_protocol_versions()
             .map_err(|e| tls_error("TLS versions")(&e))?
             .with_client_cert_verifier(verifier)
@@ -143,7 +179,16 @@ impl Terminator {
             .into_iter()
             .next()
             .ok_or_else(|| tls_error("the Region's CA certificate")(&"no certificate in it"))?;
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), authority: Arc::new(authority) })
+        Ok(Self {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            time,
+            authority: Arc::new(authority),
+        })
+    }
+
+    /// The clock of handshakes.
+    pub(crate) fn time(&self) -> &HandshakeTime {
+        &self.time
     }
 
     /// Accepts connections for ever; each arrives with its identity once its handshake is done. Refused
@@ -312,6 +357,16 @@ impl AsyncWrite for Connection {
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
+}
+
+/// Begin and end of a certificate (PEM).
+#[must_use]
+pub fn validity_of(certificate: &[u8]) -> Option<(Timestamp, Timestamp)> {
+    let chain = certificates(certificate, "the node's certificate").ok()?;
+    let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+    let validity = leaf.validity();
+    let at = |time: &x509_parser::time::ASN1Time| Timestamp(time.timestamp() * 1000);
+    Some((at(&validity.not_before), at(&validity.not_after)))
 }
 
 /// The node that a certificate (PEM) names, if it names one.

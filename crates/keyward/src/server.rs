@@ -10,7 +10,7 @@ use keyward_audit::{Keep, RealFiles, Trail, TrailConfig};
 use keyward_door_grpc::{Door, DoorConfig, GrpcTransport, Key, TlsFiles};
 use keyward_env::{Env, RealEnv};
 use keyward_hsm::{ArenaConfig, EnvClock, Hsm, HsmConfig};
-use keyward_model::NodeId;
+use keyward_model::{NodeId, Timestamp};
 use keyward_raft::{Node, NodeConfig, RocksStore};
 use keyward_service::{Audit, Kms};
 use keyward_state::Table;
@@ -167,6 +167,22 @@ pub fn node_id(config: &Config, tls: &TlsFiles) -> Result<NodeId, Failure> {
         Failure::new(format!("{path} is not the certificate of a node"))
             .next("`keyward cluster init` and `keyward cluster join` make one")
     })?;
+    if let Some((begins, ends)) = keyward_door_grpc::validity_of(&tls.certificate) {
+        let now = RealEnv.wall_now_ms();
+        if now < begins.0 {
+            return Err(Failure::new(format!(
+                "by this machine's clock {path} is not valid yet, for another {} days: the clock is wrong",
+                (begins.0 - now) / Timestamp::DAY_MS
+            ))
+            .next("set the clock (chrony or ntpd keeps it right), then start the node again"));
+        }
+        if now >= ends.0 {
+            return Err(Failure::new(format!(
+                "{path} has expired, or this machine's clock is wrong"
+            ))
+            .next("look at `date`; if the clock is right, have the node join anew"));
+        }
+    }
     match config.node.id {
         Some(id) if id != certified => Err(Failure::new(format!(
             "node.id is {id}, and {path} is the certificate of node {certified}: name the right one, or leave \
