@@ -3,6 +3,7 @@
 #
 #   C++ compiler, libclang   RocksDB and its bindings
 #   python3-venv             clients of other languages, for the tests
+#   libfaketime, iproute2    wrong clocks and networks of one's own, for the tests
 #   softhsm2, opensc         a PKCS#11 token in software and a tool that looks into it, for the tests
 set -eu
 
@@ -14,12 +15,16 @@ need() { # need PACKAGE COMMAND...: PACKAGE is missing when COMMAND fails
 }
 has_libclang() { ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* 2>/dev/null | grep -q .; }
 
+has_faketime() { ls /usr/lib/*/faketime/libfaketime.so.1 2>/dev/null | grep -q .; }
+
 need g++ g++ --version
 need make make --version
 need libclang-dev has_libclang
 need python3-venv python3 -c 'import venv, ensurepip'
 need softhsm2 softhsm2-util --version
 need opensc command -v pkcs11-tool
+need libfaketime has_faketime
+need iproute2 command -v ip
 need ca-certificates test -d /etc/ssl/certs
 
 [ -n "$missing" ] || exit 0

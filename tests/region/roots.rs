@@ -296,3 +296,50 @@ async fn a_root_in_shares_is_opened_by_its_keepers() {
         assert_eq!(crate::support::found_in(region.folder.path(), share.as_bytes()), None);
     }
 }
+
+/// A root that is gone: open keys go on for the configured time, then a typed refusal; readiness says so; all comes
+/// back by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_that_is_gone_ends_the_use_of_keys_after_the_grace_and_not_before() {
+    let mut region = Region::start(3);
+    region.wait_serving(3).await;
+    let key = create_key(&region.client(&[])).await.expect("a key");
+    let text = std::fs::read_to_string(region.config(2)).expect("read");
+    let changed = text
+        .replace("root_grace_seconds = 3600", "root_grace_seconds = 3")
+        .replace("root_probe_interval_ms = 5000", "root_probe_interval_ms = 100");
+    assert_ne!(text, changed);
+    std::fs::write(region.config(2), changed).expect("written");
+    region.stop(2);
+    region.start_node(2);
+    region.wait_serving(3).await;
+    let client = region.client(&[2]);
+    assert_eq!(code(encrypt(&client, &key).await), "ok");
+    let (root, away) = (region.node_folder(2).join("root.key"), region.folder.path().join("away"));
+    std::fs::rename(&root, &away).expect("moved");
+    let gone = RealEnv.boot_now();
+    let mut served = Duration::ZERO;
+    wait_until("the grace is over", Duration::from_secs(20), async || {
+        match encrypt(&client, &key).await {
+            Ok(_) => {
+                served = RealEnv.boot_now() - gone;
+                false
+            }
+            Err(error) => error.code.as_deref() == Some("KeyUnavailableException"),
+        }
+    })
+    .await;
+    assert!(served > Duration::from_secs(2), "open keys went on for {served:?} only");
+    let error = encrypt(&client, &key).await.expect_err("refused");
+    assert!(error.retryable, "{error}");
+    assert_eq!(code(encrypt(&region.client(&[1]), &key).await), "ok", "the others serve");
+    let status = region.run(&["root", "status"]);
+    assert!(!status.status.success());
+    assert!(String::from_utf8_lossy(&status.stdout).contains("failing"));
+    std::fs::rename(&away, &root).expect("back");
+    wait_until("it is back", Duration::from_secs(10), async || {
+        encrypt(&client, &key).await.is_ok()
+    })
+    .await;
+    region.run_ok(&["root", "status"]);
+}

@@ -8,6 +8,7 @@ mod config;
 mod demo;
 mod dev;
 mod error;
+mod notify;
 mod observe;
 mod pem;
 mod recover;

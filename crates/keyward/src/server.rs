@@ -17,8 +17,8 @@ use keyward_state::Table;
 
 use crate::config::Config;
 use crate::error::Failure;
-use crate::observe;
 use crate::roots::Roots;
+use crate::{notify, observe};
 
 /// A leader that is told to stop hands over for at most this long.
 const HAND_OVER: Duration = Duration::from_millis(1500);
@@ -129,7 +129,7 @@ pub async fn run(
     }
     tracing::info!(node = id, region = %config.node.region, listen = %config.node.listen,
         "the node is up");
-    serve(door, kms, stop).await
+    serve(door, kms, stop, run_for).await
 }
 
 /// Opens the audit trail: a node must not start without.
@@ -222,6 +222,7 @@ async fn serve(
     door: Door,
     kms: Arc<Kms<RealEnv>>,
     stop: impl Future<Output = ()> + Send,
+    run_for: For,
 ) -> Result<(), Failure> {
     let (closing, closed) = tokio::sync::oneshot::channel::<()>();
     let service = Arc::clone(&kms);
@@ -230,6 +231,9 @@ async fn serve(
         let result = door.serve(service, async { drop(closed.await) }).await;
         drop(ended.send(result));
     });
+    if run_for == For::Good {
+        notify::tell(notify::READY);
+    }
     let fatal = async {
         loop {
             if let Some(why) = kms.node().fatal() {
@@ -247,6 +251,9 @@ async fn serve(
             _ => Err(Failure::new("the gRPC door closed by itself")),
         },
     };
+    if run_for == For::Good {
+        notify::tell(notify::STOPPING);
+    }
     // Told to stop: leadership goes first, so that others lose nothing; then calls under way finish.
     if outcome.is_ok()
         && kms.node().leads()
