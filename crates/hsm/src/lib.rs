@@ -68,7 +68,7 @@ pub use root::{
     ArgonParams, FileRoot, MemoryRoot, PASSPHRASE_BYTES_MIN, PKCS11_TIMEOUT_DEFAULT,
     PassphraseRoot, PinSource, Pkcs11Config, Pkcs11Error, Pkcs11Mechanism, Pkcs11Root, RootFuture,
     RootId, RootKind, RootProvider, SHARES_MAX, ShamirRoot, ShareProgress, ShareText, Shares,
-    TokenName, read_credential,
+    TokenName, leave_pkcs11_modules, read_credential,
 };
 pub use secret_vec::SecretVec;
 pub use token::{SEALED_SECRET_BYTES_MAX, SealedToken, TOKEN_BYTES_MAX};

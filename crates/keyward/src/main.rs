@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime.block_on(run(cli)),
         Err(error) => Err(Failure::new(format!("the async runtime did not start: {error}"))),
     };
+    keyward_hsm::leave_pkcs11_modules();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -23,6 +23,11 @@ const GAUGE_ROUND: Duration = Duration::from_secs(1);
 pub fn start_log(section: &ObserveSection) {
     let filter = tracing_subscriber::EnvFilter::try_new(&section.log)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // A line for each mechanism that a token has and it does not know, each time: of no use to anybody.
+    let filter = match "cryptoki::mechanism=off".parse() {
+        Ok(quiet) if !section.log.contains("cryptoki") => filter.add_directive(quiet),
+        _ => filter,
+    };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match section.log_format {
         LogFormat::Text => builder.with_ansi(false).try_init(),

@@ -20,6 +20,7 @@ pub use self::file::FileRoot;
 pub use self::memory::MemoryRoot;
 pub use self::params::ArgonParams;
 pub use self::passphrase::{PASSPHRASE_BYTES_MIN, PassphraseRoot, read_credential};
+pub use self::pkcs11::leave_pkcs11_modules;
 pub use self::pkcs11::{
     PKCS11_TIMEOUT_DEFAULT, PinSource, Pkcs11Config, Pkcs11Error, Pkcs11Mechanism, Pkcs11Root,
     TokenName,

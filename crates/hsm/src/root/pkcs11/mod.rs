@@ -24,6 +24,7 @@ use keyward_env::Entropy;
 
 pub use self::error::Pkcs11Error;
 use self::module::Module;
+pub use self::module::leave_pkcs11_modules;
 use self::pin::Pin;
 pub use self::pin::PinSource;
 use self::pool::{Pool, Work};

@@ -32,6 +32,20 @@ pub(super) struct Module {
     pins: Mutex<BTreeMap<String, PinGuard>>,
 }
 
+/// Ends the use of every PKCS#11 module by this process, which is about to exit: its exit handlers take a
+/// module's memory apart, and a thread that is inside one then crashes. Waits for such threads for at most half a
+/// second a module, finalises it, and lets nobody in any more: later calls wait until the process is gone.
+pub fn leave_pkcs11_modules() {
+    let modules: Vec<Arc<Module>> = MODULES.lock().values().map(Arc::clone).collect();
+    for module in modules {
+        if let Some(epoch) = module.epoch.try_write_for(INSIDE_MAX) {
+            // It may be finalised already.
+            let _ = module.context.clone().finalize();
+            std::mem::forget(epoch);
+        }
+    }
+}
+
 fn initialize(context: &Pkcs11) -> Result<(), Error> {
     match context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
         Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(()),
