@@ -33,6 +33,8 @@ pub enum PeerRequest<E: Env> {
     SnapshotPiece {
         /// Chosen by the sender; one transfer at a time is received.
         transfer: u64,
+        /// Which piece of the transfer, from 0 on. Only the next one is taken.
+        number: u64,
         /// The file.
         file: String,
         /// Where in the file.
@@ -44,6 +46,8 @@ pub enum PeerRequest<E: Env> {
     SnapshotDone {
         /// The transfer.
         transfer: u64,
+        /// How many pieces it had.
+        pieces: u64,
         /// The leader's vote.
         vote: Vote,
         /// The last entry that the snapshot covers.

@@ -212,6 +212,8 @@ impl<E: Env> Peer<E> {
             return Err(odd("only an own snapshot is sent").into());
         };
         let transfer = self.transfers.fetch_add(1, Ordering::Relaxed);
+        let committed = snapshot.meta.last_log_id.map_or(0, |id| id.index);
+        let mut number = 0;
         for (file, len) in checkpoint.files() {
             let mut offset = 0;
             // An empty file is sent too: its one piece is empty.
@@ -223,9 +225,18 @@ impl<E: Env> Peer<E> {
                     .await
                     .map_err(odd)?;
                 let sent = bytes.len() as u64;
-                let piece =
-                    PeerRequest::SnapshotPiece { transfer, file: file.clone(), offset, bytes };
-                self.ask(&piece, PIECE_PATIENCE).await?;
+                let file = file.clone();
+                let piece = PeerRequest::SnapshotPiece { transfer, number, file, offset, bytes };
+                let mut answer = self.ask(&piece, PIECE_PATIENCE).await?;
+                if let PeerResponse::Unproved { found } = answer {
+                    // It took nothing of that: it is sent again once its disk is proved.
+                    self.prove(found, committed, PIECE_PATIENCE).await?;
+                    answer = self.ask(&piece, PIECE_PATIENCE).await?;
+                }
+                if !matches!(answer, PeerResponse::Ok) {
+                    return Err(unexpected().into());
+                }
+                number += 1;
                 offset += sent;
                 if offset >= len || sent == 0 {
                     break;
@@ -234,6 +245,7 @@ impl<E: Env> Peer<E> {
         }
         let done = PeerRequest::SnapshotDone {
             transfer,
+            pieces: number,
             vote,
             last_log_id: snapshot.meta.last_log_id,
             membership: snapshot.meta.last_membership,

@@ -127,6 +127,8 @@ pub trait PeerApp: Send + Sync + 'static {
 struct Incoming {
     from: NodeId,
     transfer: u64,
+    /// The piece that comes next.
+    next: u64,
     install: Box<dyn Install>,
 }
 

@@ -118,12 +118,13 @@ impl<E: Env> Node<E> {
                 self.keeper.asked_to_stand();
                 or_failed(self.raft.handle_transfer_leader(rpc).await, |_| PeerResponse::Ok)
             }
-            PeerRequest::SnapshotPiece { transfer, file, offset, bytes } => {
-                let written = self.receive_piece(from, transfer, file, offset, bytes).await;
+            PeerRequest::SnapshotPiece { transfer, number, file, offset, bytes } => {
+                let written =
+                    self.receive_piece(from, (transfer, number), file, offset, bytes).await;
                 or_failed(written, |()| PeerResponse::Ok)
             }
-            PeerRequest::SnapshotDone { transfer, vote, last_log_id, membership } => {
-                let Some(install) = self.take_incoming(from, transfer) else {
+            PeerRequest::SnapshotDone { transfer, pieces, vote, last_log_id, membership } => {
+                let Some(install) = self.take_incoming(from, transfer, pieces) else {
                     return PeerResponse::Failed("no such snapshot transfer".to_owned());
                 };
                 let snapshot = openraft::Snapshot {
@@ -214,14 +215,17 @@ impl<E: Env> Node<E> {
     pub(super) async fn receive_piece(
         &self,
         from: NodeId,
-        transfer: u64,
+        (transfer, number): (u64, u64),
         file: String,
         offset: u64,
         bytes: Vec<u8>,
     ) -> io::Result<()> {
-        let mut incoming = match self.take_incoming(from, transfer) {
+        // A transfer begins with its first piece: one that was received in part by an earlier start, or that
+        // lost a piece, is not gone on with.
+        let mut incoming = match self.take_incoming(from, transfer, number) {
             Some(install) => install,
-            None => self.state_store.begin_install()?,
+            None if number == 0 => self.state_store.begin_install()?,
+            None => return Err(io::Error::other("pieces of this snapshot transfer are missing")),
         };
         let (incoming, written) = self
             .env
@@ -230,14 +234,23 @@ impl<E: Env> Node<E> {
                 (incoming, written)
             })
             .await;
-        *self.incoming.lock() = Some(Incoming { from, transfer, install: incoming });
+        *self.incoming.lock() =
+            Some(Incoming { from, transfer, next: number + 1, install: incoming });
         written
     }
 
-    pub(super) fn take_incoming(&self, from: NodeId, transfer: u64) -> Option<Box<dyn Install>> {
+    /// The transfer that is being received, if `next` is its next piece.
+    pub(super) fn take_incoming(
+        &self,
+        from: NodeId,
+        transfer: u64,
+        next: u64,
+    ) -> Option<Box<dyn Install>> {
         let mut slot = self.incoming.lock();
         match slot.take() {
-            Some(incoming) if incoming.from == from && incoming.transfer == transfer => {
+            Some(incoming)
+                if (incoming.from, incoming.transfer, incoming.next) == (from, transfer, next) =>
+            {
                 Some(incoming.install)
             }
             // Another transfer: what was received of the old one is dropped.
