@@ -141,8 +141,7 @@ async fn a_node_that_cannot_record_serves_nothing_and_comes_back() {
     region.stop(1);
     region.start_node(1);
     region.wait_serving(3).await;
-    region.run_ok(&["cluster", "transfer", "--to", "1"]);
-    assert_eq!(region.leader().await, 1);
+    region.have_lead(1).await;
 
     let ballast = small.join("ballast");
     drop(

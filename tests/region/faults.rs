@@ -219,11 +219,9 @@ async fn nodes_are_removed_added_and_promoted_and_leadership_moves() {
     let key = create_key(&region.client(&[])).await.expect("a key");
     let blob = encrypt(&region.client(&[1]), &key).await.expect("a ciphertext").ciphertext_blob;
     // Node 3 has led: its own entries come back to it from others after its disk is emptied.
-    region.run_ok(&["cluster", "transfer", "--to", "3"]);
-    assert_eq!(region.leader().await, 3);
+    region.have_lead(3).await;
     region.run_ok(&["alias", "create", "alias/from-3", &key]);
-    region.run_ok(&["cluster", "transfer", "--to", "1"]);
-    assert_eq!(region.leader().await, 1);
+    region.have_lead(1).await;
     region.run_ok(&["cluster", "remove", "3", "--timeout", "20"]);
     assert_eq!(region.status().await.expect("a status").nodes.len(), 2);
     region.stop(3);
@@ -252,8 +250,7 @@ async fn nodes_are_removed_added_and_promoted_and_leadership_moves() {
         status.nodes.iter().any(|node| node.node_id == 4 && node.role == "voter")
     })
     .await;
-    region.run_ok(&["cluster", "transfer", "--to", "4"]);
-    assert_eq!(region.leader().await, 4);
+    region.have_lead(4).await;
     let unknown = region.run(&["cluster", "remove", "9"]);
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("NotFoundException"));
     assert!(found_in(region.folder.path(), b"plaintext").is_none());
@@ -267,7 +264,7 @@ async fn a_newcomer_is_sent_a_snapshot_when_the_log_was_purged() {
     const CREATORS: usize = 64;
     let mut region = Region::start(3);
     region.wait_serving(3).await;
-    region.run_ok(&["cluster", "transfer", "--to", "1"]);
+    region.have_lead(1).await;
     let left = Arc::new(AtomicU64::new(KEYS));
     let creators: Vec<_> = (0..CREATORS)
         .map(|_| {
@@ -315,7 +312,7 @@ async fn a_node_that_was_away_for_many_changes_catches_up() {
     const CHANGERS: usize = 64;
     let mut region = Region::start(3);
     region.wait_serving(3).await;
-    region.run_ok(&["cluster", "transfer", "--to", "1"]);
+    region.have_lead(1).await;
     let first = create_key(&region.client(&[1])).await.expect("a key");
     region.kill(3);
     let left = Arc::new(AtomicU64::new(CHANGES));

@@ -136,11 +136,12 @@ async fn another_nodes_disk_is_refused() {
     region.wait_serving(3).await;
 }
 
-/// Each kind of file of a store: one of that kind, if there is one.
-fn kinds(data: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
+/// Each kind of file of a node: one of that kind, if there is one, and every table.
+fn kinds(node: &Path) -> Vec<PathBuf> {
+    let own = ["node.pem", "node.key", "root.key", "data/roots.toml"];
+    let mut found: Vec<PathBuf> = own.iter().map(|name| node.join(name)).collect();
     for store in ["log", "state"] {
-        let folder = data.join(store);
+        let folder = node.join("data").join(store);
         let current = fs::read_to_string(folder.join("CURRENT-DB")).expect("read");
         let database = folder.join(current.trim());
         found.push(folder.join("CURRENT-DB"));
@@ -160,7 +161,8 @@ fn kinds(data: &Path) -> Vec<PathBuf> {
                 .filter(|name| fs::metadata(database.join(name)).is_ok_and(|meta| meta.len() > 0))
                 .collect();
             of_kind.sort();
-            found.extend(of_kind.last().map(|name| database.join(name)));
+            let first = if end == ".sst" { 0 } else { of_kind.len().saturating_sub(1) };
+            found.extend(of_kind[first..].iter().map(|name| database.join(name)));
         }
     }
     found
@@ -212,17 +214,17 @@ async fn a_damaged_file_is_repaired_or_named() {
     .await;
     set_enabled(&client, &disabled, false).await.expect("disabled");
     let node = follower(&region).await;
-    let (data, kept) = (region.node_folder(node).join("data"), region.folder.path().join("kept"));
+    let (place, kept) = (region.node_folder(node), region.folder.path().join("kept"));
     region.stop(node);
-    copy(&data, &kept);
+    copy(&place, &kept);
     let mut failures = Vec::new();
     let mut tried = 0;
     for pristine in kinds(&kept) {
         let name = pristine.strip_prefix(&kept).expect("inside").to_owned();
         for how in [Damage::Halved, Damage::Flipped, Damage::Deleted] {
             tried += 1;
-            copy(&kept, &data);
-            damage(&data.join(&name), how);
+            copy(&kept, &place);
+            damage(&place.join(&name), how);
             let before = region.log(node).len();
             region.start_node(node);
             let own = region.client_as("dev", &[node], Duration::from_millis(800));
@@ -231,10 +233,9 @@ async fn a_damaged_file_is_repaired_or_named() {
                 if region.has_ended(node) {
                     let said = region.log(node)[before..].to_owned();
                     let file = name.file_name().expect("a name").to_string_lossy().into_owned();
-                    let database =
-                        format!("data/{}", name.iter().next().expect("a store").display());
+                    let store: PathBuf = name.iter().take(2).collect();
                     let named = said.contains(&file)
-                        || said.contains(&database)
+                        || said.contains(&store.display().to_string())
                         || said.contains(&format!("the disk of node {node}"))
                         || said.contains("files of `state`");
                     break if named { Ok("named") } else { Err(format!("not named: {said}")) };

@@ -237,6 +237,15 @@ impl Region {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// Hands leadership over until `node` has it: under load another one may be faster.
+    pub async fn have_lead(&self, node: u16) {
+        wait_until("the node leads", Duration::from_secs(20), async || {
+            drop(self.run(&["cluster", "transfer", "--to", &node.to_string()]));
+            self.leader().await == node
+        })
+        .await;
+    }
+
     /// Invites one more node and has it join, as a user would. Returns its id; it runs.
     pub fn join(&mut self) -> u16 {
         let token = self.run_ok(&["cluster", "invite"]);

@@ -94,7 +94,7 @@ pub struct TlsError {
     why: String,
 }
 
-fn tls_error(what: &'static str) -> impl FnOnce(&dyn std::fmt::Display) -> TlsError {
+fn tls_error(what: &'static str) -> impl Copy + Fn(&dyn std::fmt::Display) -> TlsError {
     move |why| TlsError { what, why: why.to_string() }
 }
 
@@ -145,6 +145,18 @@ pub struct Terminator {
     authority: Arc<CertificateDer<'static>>,
 }
 
+/// Peers would refuse a certificate that the Region's authority has not signed: better said at the start.
+fn issued_by(authority: &CertificateDer<'_>, chain: &[CertificateDer<'_>]) -> Result<(), TlsError> {
+    let wrong = tls_error("the node's certificate");
+    let own = chain.first().ok_or_else(|| wrong(&"no certificate in it"))?;
+    let (_, own) = X509Certificate::from_der(own).map_err(|e| wrong(&e))?;
+    let (_, authority) = X509Certificate::from_der(authority)
+        .map_err(|e| tls_error("the Region's CA certificate")(&e))?;
+    own.verify_signature(Some(authority.public_key())).map_err(|_| {
+        wrong(&"the Region's authority has not signed it: it is damaged, or another Region's")
+    })
+}
+
 impl Terminator {
     /// Prepares TLS with a node's files. Every client must show a certificate.
     pub fn new(files: &TlsFiles) -> Result<Self, TlsError> {
@@ -172,13 +184,14 @@ impl Terminator {
             .with_safe_default_protocol_versions()
             .map_err(|e| tls_error("TLS versions")(&e))?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, key)
+            .with_single_cert(chain.clone(), key)
             .map_err(|e| tls_error("the node's certificate and key")(&e))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         let authority = own
             .into_iter()
             .next()
             .ok_or_else(|| tls_error("the Region's CA certificate")(&"no certificate in it"))?;
+        issued_by(&authority, &chain)?;
         Ok(Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             time,

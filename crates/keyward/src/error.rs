@@ -48,6 +48,9 @@ impl From<keyward_client::CallError> for Failure {
                 Some("`keyward key list` and `keyward alias list` show what there is")
             }
             Some("DisabledException") => Some("`keyward key enable KEY` switches it on"),
+            Some("UnrecognizedClientException") if error.message.contains("is disabled") => {
+                Some("an operator may let it in again: `keyward principal enable ARN`")
+            }
             Some("UnrecognizedClientException") => {
                 Some("an operator issues certificates: `keyward principal renew ARN`")
             }

@@ -79,7 +79,12 @@ pub async fn run(
         tls: tls.clone(),
     })
     .await
-    .map_err(Failure::from_error)?;
+    .map_err(|error| {
+        let files = [&config.tls.certificate, &config.tls.private_key, &config.tls.authority];
+        let [certificate, key, authority] = files.map(|file| file.display());
+        Failure::from_error(error)
+            .next(format!("look at node.listen, and at {certificate}, {key} and {authority}"))
+    })?;
     let observer = match config.observe.listen {
         Some(address) => Some(observe::bind(address).await.map_err(Failure::new)?),
         None => None,
@@ -208,7 +213,11 @@ async fn start_node(
             "the data folder {} cannot be opened: {e}",
             config.node.data.display()
         ))
-        .next("is another keyward running on it? is the disk full?")
+        .next(
+            "is another keyward running on it? is the disk full? If a file is damaged or missing: remove the node \
+             (`keyward cluster remove`), empty its data folder, and have it join under a new id (`keyward cluster \
+             invite`)",
+        )
     })?;
     let node_config =
         NodeConfig { node: id, address: config.address(), timers: config.timers.timers() };

@@ -4,25 +4,31 @@
 //! in a term, or let a committed entry vanish. So (DESIGN section 4):
 //!
 //! * A **counter** on each node's disk is raised with every write to its log, at least once a second, and told
-//!   only once it is synced: in lease renewals. Grants carry what the leader knows of everybody, so that every
-//!   node remembers everybody's; each writes that down once a second, and once a minute it goes into
-//!   replicated state.
+//!   only once it is synced: in appends and their answers, so that whoever counts an acknowledgement knows how
+//!   far the disk behind it had come, and in lease renewals. Grants carry what the leader knows of everybody, so
+//!   that every node remembers everybody's; each writes that down once a second, and once a minute it goes
+//!   into replicated state.
 //! * After a start a node is **unproved**: it takes no entry, no snapshot, and does not vote. A leader that
 //!   meets it compares the counter that the disk had at the start with what it remembers, and vouches for it or
 //!   condemns it. Without a leader, a majority of voters (itself included) does so.
 //! * Vouched for by a leader, it votes once it has caught up with what that leader had committed. Confirmed
-//!   by a majority, it votes if nobody has heard from a leader lately.
+//!   by a majority, it votes if nobody has heard from a leader lately, and then only for a log that reaches as
+//!   far as those who confirmed it have come: what it may have lost since it last told its counter is with one
+//!   of them.
 //! * A **condemned** node puts that on its own disk and stops. It comes back under a new id.
 //!
 //! Not covered: copies of a majority of the disks brought back at once, all from the same moment.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use keyward_model::NodeId;
 use keyward_state::DiskMark;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+
+use crate::types::LogId;
 
 /// What a node says about another one's counter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +37,8 @@ pub struct Confirmation {
     pub refused: Option<String>,
     /// The node leads, or has heard from a leader lately.
     pub leader_lives: bool,
+    /// The end of its log.
+    pub last_log: Option<LogId>,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +49,8 @@ struct Inner {
     proved: bool,
     /// Votes once it has applied this.
     votes_after: Option<u64>,
+    /// Where the logs ended of those who confirmed.
+    floor: Option<LogId>,
     condemned: Option<String>,
 }
 
@@ -50,20 +60,34 @@ pub(crate) struct Disks {
     me: NodeId,
     /// This start, and the counter as the disk had it then.
     found: DiskMark,
+    /// The counter, as far as it is synced.
+    synced: Arc<AtomicU64>,
     /// Read at every message.
     proved: AtomicBool,
     inner: Mutex<Inner>,
 }
 
 impl Disks {
-    pub(crate) fn new(me: NodeId, found: DiskMark, known: BTreeMap<NodeId, DiskMark>) -> Self {
+    /// `synced` is this node's counter, right after the start as the disk had it.
+    pub(crate) fn new(
+        me: NodeId,
+        boot: u64,
+        synced: Arc<AtomicU64>,
+        known: BTreeMap<NodeId, DiskMark>,
+    ) -> Self {
+        let found = DiskMark { boot, counter: synced.load(Ordering::SeqCst) };
         let inner = Mutex::new(Inner { known, ..Inner::default() });
-        Self { me, found, proved: AtomicBool::new(false), inner }
+        Self { me, found, synced, proved: AtomicBool::new(false), inner }
     }
 
     /// This start, and the counter as this node's disk had it then.
     pub(crate) fn found(&self) -> DiskMark {
         self.found
+    }
+
+    /// What this node may tell of its own disk.
+    pub(crate) fn told(&self) -> DiskMark {
+        DiskMark { boot: self.found.boot, counter: self.synced.load(Ordering::SeqCst) }
     }
 
     /// Somebody told counters: a node its own, or a leader everybody's.
@@ -77,9 +101,11 @@ impl Disks {
         }
     }
 
-    /// Everybody's counters as this node knows them.
+    /// Everybody's counters as this node knows them, its own included.
     pub(crate) fn known(&self) -> BTreeMap<NodeId, DiskMark> {
-        self.inner.lock().known.clone()
+        let mut known = self.inner.lock().known.clone();
+        known.insert(self.me, self.told());
+        known
     }
 
     /// Whether `node`, whose disk had the counter `mark` at this start, may take part; otherwise why not.
@@ -111,11 +137,12 @@ impl Disks {
         self.proved.store(inner.condemned.is_none(), Ordering::SeqCst);
     }
 
-    /// A majority confirms, or there is nobody else to ask.
-    pub(crate) fn confirmed(&self) {
+    /// A majority confirms, whose logs end at `floor`; or there is nobody else to ask.
+    pub(crate) fn confirmed(&self, floor: Option<LogId>) {
         let mut inner = self.inner.lock();
         inner.proved = true;
         inner.votes_after = None;
+        inner.floor = floor;
         self.proved.store(inner.condemned.is_none(), Ordering::SeqCst);
     }
 
@@ -134,9 +161,14 @@ impl Disks {
         self.proved.load(Ordering::SeqCst)
     }
 
-    /// Votes are cast, and this node may stand.
+    /// Votes are cast.
     pub(crate) fn may_vote(&self, applied: u64) -> bool {
         self.is_proved() && self.inner.lock().votes_after.is_none_or(|after| applied >= after)
+    }
+
+    /// Whether a log that ends there, of a candidate or this node's own, may win with this node's vote.
+    pub(crate) fn may_win(&self, last_log: Option<LogId>) -> bool {
+        last_log >= self.inner.lock().floor
     }
 
     /// Whether what voters answered is enough: a majority of each voter set, this node included, confirms,
@@ -158,7 +190,7 @@ impl Disks {
             set.iter().filter(confirm).count() > set.len() / 2
         };
         if !voters.is_empty() && voters.iter().all(majority) {
-            self.confirmed();
+            self.confirmed(answers.values().filter_map(|answer| answer.last_log).max());
         }
     }
 }
@@ -171,13 +203,21 @@ mod tests {
         DiskMark { boot, counter }
     }
 
+    fn disks(me: NodeId, known: BTreeMap<NodeId, DiskMark>) -> Disks {
+        Disks::new(me, 1, Arc::new(AtomicU64::new(5)), known)
+    }
+
+    fn log_id(term: u64, index: u64) -> LogId {
+        LogId { leader_id: crate::types::LeaderId { term, node_id: 1 }, index }
+    }
+
     fn confirmation(leader_lives: bool) -> Confirmation {
-        Confirmation { refused: None, leader_lives }
+        Confirmation { refused: None, leader_lives, last_log: None }
     }
 
     #[test]
     fn a_disk_that_is_behind_is_refused_and_told_what_to_do() {
-        let disks = Disks::new(1, mark(1, 5), BTreeMap::from([(2, mark(7, 10))]));
+        let disks = disks(1, BTreeMap::from([(2, mark(7, 10))]));
         assert!(disks.judge(2, mark(8, 10)).is_ok());
         assert!(disks.judge(2, mark(8, 11)).is_ok());
         assert!(disks.judge(3, mark(8, 0)).is_ok(), "nobody knows it");
@@ -192,7 +232,7 @@ mod tests {
 
     #[test]
     fn vouched_for_it_votes_once_it_has_caught_up() {
-        let disks = Disks::new(2, mark(1, 5), BTreeMap::new());
+        let disks = disks(2, BTreeMap::new());
         assert!(!disks.is_proved() && !disks.may_vote(100));
         disks.vouched(50);
         assert!(disks.is_proved() && !disks.may_vote(49) && disks.may_vote(50));
@@ -202,25 +242,50 @@ mod tests {
     fn a_majority_proves_it_where_no_leader_lives() {
         let voters = [BTreeSet::from([1, 2, 3])];
         let weigh = |answers: BTreeMap<NodeId, Confirmation>| {
-            let disks = Disks::new(2, mark(1, 5), BTreeMap::new());
+            let disks = disks(2, BTreeMap::new());
             disks.weigh(&voters, &answers);
             (disks.may_vote(0), disks.condemned())
         };
         assert_eq!(weigh(BTreeMap::new()), (false, None));
         assert_eq!(weigh(BTreeMap::from([(1, confirmation(false))])), (true, None));
         assert_eq!(weigh(BTreeMap::from([(1, confirmation(true))])), (false, None));
-        let refusal = Confirmation { refused: Some("no".to_owned()), leader_lives: false };
+        let refusal =
+            Confirmation { refused: Some("no".to_owned()), leader_lives: false, last_log: None };
         let answers = BTreeMap::from([(1, confirmation(false)), (3, refusal)]);
         assert_eq!(weigh(answers), (false, Some("no".to_owned())));
     }
 
     #[test]
+    fn it_helps_no_log_to_win_that_ends_before_the_logs_of_those_who_confirmed_it() {
+        let disks = disks(2, BTreeMap::new());
+        let ends_at = |id: LogId| Confirmation { last_log: Some(id), ..confirmation(false) };
+        let answers = BTreeMap::from([(1, ends_at(log_id(3, 9))), (3, ends_at(log_id(2, 12)))]);
+        disks.weigh(&[BTreeSet::from([1, 2, 3])], &answers);
+        assert!(disks.may_vote(0));
+        assert!(!disks.may_win(None) && !disks.may_win(Some(log_id(3, 8))));
+        assert!(!disks.may_win(Some(log_id(2, 12))), "of an earlier term");
+        assert!(disks.may_win(Some(log_id(3, 9))) && disks.may_win(Some(log_id(4, 1))));
+        // Asked again, with the one gone that had come farthest: two disks failed, not one.
+        disks.weigh(&[BTreeSet::from([1, 2, 3])], &BTreeMap::from([(3, ends_at(log_id(2, 12)))]));
+        assert!(disks.may_win(Some(log_id(2, 12))));
+    }
+
+    #[test]
+    fn what_is_told_is_what_is_synced() {
+        let synced = Arc::new(AtomicU64::new(5));
+        let disks = Disks::new(2, 8, Arc::clone(&synced), BTreeMap::new());
+        synced.store(7, Ordering::SeqCst);
+        assert_eq!((disks.found(), disks.told()), (mark(8, 5), mark(8, 7)));
+        assert_eq!(disks.known(), BTreeMap::from([(2, mark(8, 7))]));
+    }
+
+    #[test]
     fn condemned_it_stays_so() {
-        let disks = Disks::new(2, mark(1, 5), BTreeMap::new());
+        let disks = disks(2, BTreeMap::new());
         disks.vouched(0);
         disks.condemn("old");
         disks.vouched(0);
-        disks.confirmed();
+        disks.confirmed(None);
         assert!(!disks.is_proved() && !disks.may_vote(100));
         assert_eq!(disks.condemned().as_deref(), Some("old"));
     }

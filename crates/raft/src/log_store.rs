@@ -198,9 +198,15 @@ impl<E: Env> LogStore<E> {
         self.cache.lock().purged.map(|id| id.index)
     }
 
+    /// The end of the log.
+    pub(crate) fn last_id(&self) -> Option<LogId> {
+        let cache = self.cache.lock();
+        cache.entries.last_key_value().map(|(_, entry)| entry.log_id).or(cache.purged)
+    }
+
     /// The counter, as far as it is synced. Right after the start: as the disk had it.
-    pub(crate) fn counter(&self) -> u64 {
-        self.counter.load(Ordering::SeqCst)
+    pub(crate) fn counter(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.counter)
     }
 
     /// Raises the counter, and writes down everybody's.

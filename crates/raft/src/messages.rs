@@ -22,7 +22,12 @@ use crate::types::{LeaderId, LogId, StoredMembership, TypeConfig, Vote};
 #[serde(bound = "")]
 pub enum PeerRequest<E: Env> {
     /// Entries and heartbeats.
-    Append(AppendEntriesRequest<TypeConfig<E>>),
+    Append {
+        /// openraft's request.
+        rpc: AppendEntriesRequest<TypeConfig<E>>,
+        /// The counter on the leader's disk.
+        told: DiskMark,
+    },
     /// Asks for a vote.
     Vote(VoteRequest<TypeConfig<E>>),
     /// Asks whether a vote would be granted.
@@ -113,7 +118,7 @@ pub struct LeaseRequest {
     pub clock_ns: u64,
     /// The asking node's wall clock, in milliseconds since the Unix epoch.
     pub wall_ms: i64,
-    /// The counter on its disk.
+    /// The counter on its disk, as far as it is synced.
     pub counter: u64,
 }
 
@@ -139,7 +144,12 @@ pub struct Grant {
 #[serde(bound = "")]
 pub enum PeerResponse<E: Env> {
     /// To Append.
-    Append(AppendEntriesResponse<TypeConfig<E>>),
+    Append {
+        /// openraft's answer.
+        response: AppendEntriesResponse<TypeConfig<E>>,
+        /// The counter on the disk that holds the entries now.
+        told: DiskMark,
+    },
     /// To Vote and PreVote.
     Vote(VoteResponse<TypeConfig<E>>),
     /// To SnapshotDone.

@@ -136,7 +136,7 @@ impl<E: Env> RaftNetworkV2<TypeConfig<E>> for Peer<E> {
     ) -> Result<AppendEntriesResponse<TypeConfig<E>>, RPCError<TypeConfig<E>>> {
         let leader = *rpc.vote.leader_id();
         let committed = rpc.leader_commit.map_or(0, |id| id.index);
-        let append = PeerRequest::Append(rpc);
+        let append = PeerRequest::Append { rpc, told: self.disks.told() };
         let mut sent = self.env.boot_now();
         let mut answer = self.ask(&append, option.hard_ttl()).await?;
         if let PeerResponse::Unproved { found } = answer {
@@ -145,7 +145,8 @@ impl<E: Env> RaftNetworkV2<TypeConfig<E>> for Peer<E> {
             answer = self.ask(&append, option.hard_ttl()).await?;
         }
         match answer {
-            PeerResponse::Append(response) => {
+            PeerResponse::Append { response, told } => {
+                self.disks.learn([(self.target, told)]);
                 if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
                     self.keeper.acknowledged(leader, self.target, sent, self.env.boot_now());
                 }

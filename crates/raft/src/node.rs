@@ -19,6 +19,7 @@ use keyward_state::{
 };
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::impls::BasicNode;
+use openraft::raft::VoteRequest;
 use openraft::{Config, Raft, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OnceCell};
@@ -225,10 +226,9 @@ impl<E: Env> Node<E> {
         let base = position.1.membership().clone();
         let store = Arc::clone(&log_store);
         let log = LogStore::open(node, env.clone(), store, Arc::clone(&keeper), base)?;
-        let found = DiskMark { boot, counter: log.counter() };
-        let disks = Arc::new(Disks::new(node, found, remembered.counters));
+        let disks = Arc::new(Disks::new(node, boot, log.counter(), remembered.counters));
         disks.learn(state.counters.iter().map(|(node, counter)| (*node, *counter)));
-        disks.judge(node, found).map_err(StartError::Condemned)?;
+        disks.judge(node, disks.found()).map_err(StartError::Condemned)?;
         if let Some(purged) = log.purged_index()
             && state.applied < purged
         {

@@ -13,7 +13,7 @@ use keyward_state::{Batch, Change, Checkpoint, Install, Store, Table, Visit};
 use parking_lot::Mutex;
 use rocksdb::{
     BottommostLevelCompaction, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
-    DBRecoveryMode, FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions,
+    DBRecoveryMode, FlushOptions, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 const CURRENT: &str = "CURRENT-DB";
@@ -73,8 +73,17 @@ fn open_db(path: &Path, tables: &[Table], new: bool) -> io::Result<DB> {
     let families = tables.iter().map(|table| ColumnFamilyDescriptor::new(table.name(), options()));
     let mut options = options();
     options.create_if_missing(new);
-    DB::open_cf_descriptors(&options, path, families)
-        .map_err(|e| io::Error::other(format!("database {}: {e}", path.display())))
+    let failed = |e: rocksdb::Error| io::Error::other(format!("database {}: {e}", path.display()));
+    let db = DB::open_cf_descriptors(&options, path, families).map_err(failed)?;
+    // Every row is read once, those that newer ones hide too: damage shows now, and not when tables are merged.
+    for table in tables {
+        let mut once = ReadOptions::default();
+        once.fill_cache(false);
+        for row in db.iterator_cf_opt(family(&db, *table)?, once, IteratorMode::Start) {
+            row.map_err(failed)?;
+        }
+    }
+    Ok(db)
 }
 
 impl RocksStore {

@@ -23,7 +23,7 @@ impl<E: Env> Node<E> {
 
     /// Makes this node the only voter of a new Region. Refused by a node that has a log.
     pub async fn found(&self) -> Result<(), String> {
-        self.disks.confirmed();
+        self.disks.confirmed(None);
         let members = BTreeMap::from([(self.id(), BasicNode::new(self.config.address.clone()))]);
         self.raft.initialize(members).await.map_err(|e| e.to_string())
     }
@@ -70,7 +70,8 @@ impl<E: Env> Node<E> {
         result.map(drop).map_err(|e| e.to_string())
     }
 
-    /// Hands leadership to `to`, or to whichever voter takes it. Returns the new leader.
+    /// Hands leadership to `to`, or to whichever voter takes it. Returns the new leader. An error also if
+    /// another one than `to` took it.
     pub async fn transfer(&self, to: Option<NodeId>, patience: Duration) -> Result<NodeId, String> {
         let end = self.env.boot_now() + patience;
         let candidates: Vec<NodeId> = match to {
@@ -102,6 +103,9 @@ impl<E: Env> Node<E> {
         }
         while self.env.boot_now() < end {
             match self.leader_id() {
+                Some(leader) if to.is_some_and(|to| to != leader && leader != self.id()) => {
+                    return Err(format!("node {leader} took leadership; try again"));
+                }
                 Some(leader) if leader != self.id() => return Ok(leader),
                 _ => self.env.sleep(LOOK_AGAIN).await,
             }

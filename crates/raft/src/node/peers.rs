@@ -75,16 +75,13 @@ impl<E: Env> Node<E> {
         // The Region went on without them: nothing of theirs counts (`recover.rs`).
         if let Some(why) = self.is_lost(from) {
             return match request {
-                PeerRequest::Confirm { .. } => PeerResponse::Confirmed(Confirmation {
-                    refused: Some(why),
-                    leader_lives: self.leader_lives(),
-                }),
+                PeerRequest::Confirm { .. } => self.confirmation(Some(why)),
                 _ => PeerResponse::Failed(why),
             };
         }
         // A disk is proved before anything of it counts (`disk.rs`).
         match &request {
-            PeerRequest::Append(_)
+            PeerRequest::Append { .. }
             | PeerRequest::SnapshotPiece { .. }
             | PeerRequest::SnapshotDone { .. }
                 if !self.disks.is_proved() =>
@@ -97,9 +94,13 @@ impl<E: Env> Node<E> {
             _ => {}
         }
         match request {
-            PeerRequest::Append(rpc) => {
+            PeerRequest::Append { rpc, told } => {
                 self.heard_leader();
-                or_failed(self.raft.append_entries(rpc).await, PeerResponse::Append)
+                self.disks.learn([(from, told)]);
+                let appended = self.raft.append_entries(rpc).await;
+                // After the sync: whoever counts this acknowledgement knows how far this disk has come.
+                let told = self.disks.told();
+                or_failed(appended, |response| PeerResponse::Append { response, told })
             }
             // Rule 6: openraft forgets in a restart what it heard, so this node neither votes nor
             // stands for one leader lease.
@@ -108,6 +109,15 @@ impl<E: Env> Node<E> {
             {
                 PeerResponse::Failed(
                     "this node has started lately and does not vote yet".to_owned(),
+                )
+            }
+            PeerRequest::Vote(VoteRequest { last_log_id, .. })
+            | PeerRequest::PreVote(VoteRequest { last_log_id, .. })
+                if !self.disks.may_win(last_log_id) =>
+            {
+                PeerResponse::Failed(
+                    "another voter's log goes further, and this node's disk is not trusted to know it"
+                        .to_owned(),
                 )
             }
             PeerRequest::Vote(rpc) => or_failed(self.raft.vote(rpc).await, PeerResponse::Vote),
@@ -183,16 +193,23 @@ impl<E: Env> Node<E> {
                     PeerResponse::Failed(format!("node {from} is not a member here"))
                 }
             }
-            PeerRequest::Confirm { found } => PeerResponse::Confirmed(Confirmation {
-                refused: self.disks.judge(from, found).err(),
-                leader_lives: self.leader_lives(),
-            }),
+            PeerRequest::Confirm { found } => {
+                self.confirmation(self.disks.judge(from, found).err())
+            }
             PeerRequest::Status => PeerResponse::Status(Box::new(self.status())),
             PeerRequest::App(body) => match self.app.get() {
                 Some(app) => or_failed(app.answer(from, body).await, PeerResponse::App),
                 None => PeerResponse::Failed("the node is starting".to_owned()),
             },
         }
+    }
+
+    fn confirmation(&self, refused: Option<String>) -> PeerResponse<E> {
+        PeerResponse::Confirmed(Confirmation {
+            refused,
+            leader_lives: self.leader_lives(),
+            last_log: self.log.last_id(),
+        })
     }
 
     pub(super) fn is_mute(&self) -> bool {

@@ -14,10 +14,14 @@ const COUNT_EVERY: Duration = Duration::from_secs(1);
 const RECORD_EVERY: Duration = Duration::from_secs(60);
 
 impl<E: Env> Node<E> {
-    /// Asks the other voters, as the log and the state know them, until this node may vote. A node that knows
-    /// of no Region waits for a leader to vouch for it.
+    /// Asks the other voters, as the log and the state know them, until this node may vote and stand. A node
+    /// that knows of no Region waits for a leader to vouch for it.
     pub(super) async fn prove_disk(self: Arc<Self>) {
-        while !self.is_stopped() && !self.disks.may_vote(self.keeper.cell().applied()) {
+        let may_stand = || {
+            self.disks.may_vote(self.keeper.cell().applied())
+                && self.disks.may_win(self.log.last_id())
+        };
+        while !self.is_stopped() && !may_stand() {
             let voters = self.keeper.voters();
             let all: BTreeSet<NodeId> = voters.iter().flatten().copied().collect();
             if all.contains(&self.id()) {
@@ -68,8 +72,6 @@ impl<E: Env> Node<E> {
         while !self.is_stopped() {
             let recorded_before = Arc::clone(&self.visible.load().counters);
             self.disks.learn(recorded_before.iter().map(|(node, counter)| (*node, *counter)));
-            let boot = self.disks.found().boot;
-            self.disks.learn([(self.id(), DiskMark { boot, counter: self.log.counter() })]);
             if self.is_member()
                 && let Err(error) = self.log.note_counters(&self.disks.known()).await
             {

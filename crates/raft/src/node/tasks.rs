@@ -4,7 +4,7 @@ use super::*;
 
 impl<E: Env> Node<E> {
     pub(super) async fn stand_when_allowed(self: Arc<Self>) {
-        while self.is_mute() {
+        while self.is_mute() || !self.disks.may_win(self.log.last_id()) {
             if self.is_stopped() {
                 return;
             }
@@ -56,7 +56,7 @@ impl<E: Env> Node<E> {
     ) {
         let request = PeerRequest::<E>::Lease(self.keeper.request(
             self.env.wall_now_ms(),
-            self.log.counter(),
+            self.disks.told().counter,
             asked,
         ));
         let ttl = Duration::from_millis(self.config.timers.lease_ttl_ms);
