@@ -9,6 +9,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("keyward-env", 1),
     ("keyward-proto", 1),
     ("keyward-hsm", 2),
+    ("keyward-quota", 2),
     ("keyward-state", 3),
     ("keyward-audit", 3),
     ("keyward-raft", 4),

@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "keyward/v1/operator.proto",
         "keyward/v1/peer.proto",
         "keyward/v1/join.proto",
+        "keyward/v1/quota.proto",
         "google/rpc/status.proto",
     ];
     let descriptors = protox::compile(files, [root])?;

@@ -19,6 +19,16 @@ macro_rules! let_in {
                 .map(drop),
         )
     };
+    (quota $client:expr, $method:ident, $request:expr) => {
+        let_in(
+            &$client
+                .quota(keyward_client::Repeat::IfUnsent, $request, |mut c, r| async move {
+                    c.$method(r).await
+                })
+                .await
+                .map(drop),
+        )
+    };
     (operator $client:expr, $method:ident, $request:expr) => {
         let_in(
             &$client
@@ -57,6 +67,8 @@ async fn every_rpc(client: &Client, key: &str, blob: &[u8]) -> Vec<(&'static str
     let ciphertext_blob = || blob.to_vec();
     let arn = || "arn:aws:iam::111122223333:user/nobody".to_owned();
     let alias_name = || "alias/kinds".to_owned();
+    let quota_name =
+        || Some(v1::QuotaName { scope: "each-account".into(), holder: None, covers: "all".into() });
     macro_rules! rpc {
         ($plane:ident $open:expr, $method:ident, $request:expr) => {
             (stringify!($method), $open, let_in!($plane client, $method, $request))
@@ -145,6 +157,16 @@ async fn every_rpc(client: &Client, key: &str, blob: &[u8]) -> Vec<(&'static str
         rpc!(operator Operators, take_share, v1::TakeShareRequest {
             node_id: 1, root_id: "shamir:00000000000000000000000000000000".into()
         }),
+        rpc!(quota Operators, set_quota, v1::SetQuotaRequest {
+            name: quota_name(),
+            limits: vec![v1::QuotaLimit { window: "second".into(), limit: 1_000_000, burst: None }],
+        }),
+        rpc!(quota Operators, list_quotas, v1::ListQuotasRequest {}),
+        rpc!(quota Operators, get_quota_usage, v1::GetQuotaUsageRequest {}),
+        rpc!(quota Operators, delete_quota, v1::DeleteQuotaRequest { name: quota_name() }),
+        rpc!(quota Operators, list_quota_profiles, v1::ListQuotaProfilesRequest {}),
+        rpc!(quota Operators, apply_quota_profile,
+            v1::ApplyQuotaProfileRequest { profile: "moon".into() }),
         rpc!(operator Operators, advance_clock, v1::AdvanceClockRequest { milliseconds: 0 }),
         rpc!(operator Operators, create_principal, v1::CreatePrincipalRequest {
             arn: arn(), kinds: vec!["user".into()], ..Default::default()

@@ -11,6 +11,7 @@ mod deployed;
 mod faults;
 mod kinds;
 mod liars;
+mod quotas;
 mod recover;
 mod refusals;
 mod roots;

@@ -9,6 +9,7 @@ use keyward_env::{Env, RealEnv};
 use keyward_proto::v1::join_service_client::JoinServiceClient;
 use keyward_proto::v1::key_service_client::KeyServiceClient;
 use keyward_proto::v1::operator_service_client::OperatorServiceClient;
+use keyward_proto::v1::quota_service_client::QuotaServiceClient;
 use keyward_proto::{rpc, v1};
 use prost::Message;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -71,6 +72,8 @@ pub struct CallError {
     pub retryable: bool,
     /// The call may have taken effect.
     pub outcome_unknown: bool,
+    /// The quota that was hit.
+    pub throttle: Option<v1::Throttle>,
     /// gRPC's own code.
     pub status: Code,
 }
@@ -112,6 +115,7 @@ impl From<Status> for CallError {
                 message: detail.message,
                 retryable: detail.retryable,
                 outcome_unknown: detail.outcome_unknown,
+                throttle: detail.throttle,
                 status: status.code(),
             },
             None => Self {
@@ -119,6 +123,7 @@ impl From<Status> for CallError {
                 message: plain(&describe(&status)),
                 retryable: status.code() == Code::Unavailable,
                 outcome_unknown: status.code() == Code::DeadlineExceeded,
+                throttle: None,
                 status: status.code(),
             },
         }
@@ -265,6 +270,25 @@ impl Client {
         .await
     }
 
+    /// Calls the quota service.
+    pub async fn quota<In, Out, F, Fut>(
+        &self,
+        repeat: Repeat,
+        message: In,
+        call: F,
+    ) -> Result<Out, CallError>
+    where
+        In: Clone,
+        F: Fn(QuotaServiceClient<Channel>, Request<In>) -> Fut,
+        Fut: Future<Output = Result<Response<Out>, Status>> + Send,
+        Out: Send,
+    {
+        self.run(repeat, message, |channel, request| {
+            call(QuotaServiceClient::new(channel), request)
+        })
+        .await
+    }
+
     /// Calls the service for joining.
     pub async fn joining<In, Out, F, Fut>(
         &self,
@@ -297,6 +321,7 @@ impl Client {
         let count = self.channels.len();
         let first = self.preferred.load(Ordering::Relaxed);
         let mut last: Option<CallError> = None;
+        let end = RealEnv.boot_now() + self.patience;
         for round in 0..ROUNDS_MAX {
             for step in 0..count {
                 let at = (first + step) % count;
@@ -309,6 +334,14 @@ impl Client {
                 };
                 if !may_repeat(repeat, &error) {
                     return Err(error);
+                }
+                // The quota is the Region's: another node has no more of it.
+                if let Some(throttle) = &error.throttle {
+                    let wait = Duration::from_millis(throttle.retry_after_milliseconds);
+                    if RealEnv.boot_now() + wait >= end {
+                        return Err(error);
+                    }
+                    RealEnv.sleep(wait).await;
                 }
                 last = Some(error);
             }

@@ -45,6 +45,13 @@ pub fn status(error: &KmsError) -> Status {
         retryable: error.code.is_retryable(),
         message: error.message.to_string(),
         outcome_unknown: error.outcome_unknown,
+        throttle: error.throttle.as_deref().map(|throttle| v1::Throttle {
+            quota: throttle.quota.clone(),
+            scope: throttle.scope.clone(),
+            limit: throttle.limit,
+            window_seconds: throttle.window_seconds,
+            retry_after_milliseconds: throttle.retry_after_ms,
+        }),
     };
     let message = error.to_string();
     let envelope = rpc::Status {

@@ -14,6 +14,7 @@ mod join;
 mod kms;
 mod operator;
 mod peer;
+mod quota;
 mod server;
 mod tls;
 

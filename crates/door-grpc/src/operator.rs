@@ -27,13 +27,13 @@ pub struct OperatorDoor {
 }
 
 /// What the audit trail keeps of a request's parameters.
-type Parameters = Vec<(&'static str, String)>;
+pub(crate) type Parameters = Vec<(&'static str, String)>;
 
 /// An operator's call under way.
-struct Begun<'a> {
+pub(crate) struct Begun<'a> {
     door: &'a OperatorDoor,
-    caller: Arc<Caller>,
-    patience: Duration,
+    pub(crate) caller: Arc<Caller>,
+    pub(crate) patience: Duration,
     name: &'static str,
     changes: bool,
     trace: Trace,
@@ -42,7 +42,7 @@ struct Begun<'a> {
 
 impl OperatorDoor {
     /// Begins a call: refused where the caller is nobody, or where nothing could be recorded.
-    async fn begin<T>(
+    pub(crate) async fn begin<T>(
         &self,
         request: &Request<T>,
         (name, changes): (&'static str, bool),
@@ -109,7 +109,7 @@ impl OperatorDoor {
 
 impl Begun<'_> {
     /// Puts the call on record, then lets its answer go.
-    async fn end<T>(self, result: Result<T, KmsError>) -> Answer<T> {
+    pub(crate) async fn end<T>(self, result: Result<T, KmsError>) -> Answer<T> {
         let kms = &self.door.kms;
         let put = kms.audit().other_call(
             self.name,

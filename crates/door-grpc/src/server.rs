@@ -13,6 +13,7 @@ use keyward_proto::v1::join_service_server::JoinServiceServer;
 use keyward_proto::v1::key_service_server::KeyServiceServer;
 use keyward_proto::v1::operator_service_server::OperatorServiceServer;
 use keyward_proto::v1::peer_service_server::PeerServiceServer;
+use keyward_proto::v1::quota_service_server::QuotaServiceServer;
 use keyward_service::{Kms, stack};
 use keyward_state::Timers;
 use tokio::net::TcpListener;
@@ -25,6 +26,7 @@ use crate::join::JoinDoor;
 use crate::kms::KeyDoor;
 use crate::operator::OperatorDoor;
 use crate::peer::{PEER_BYTES_MAX, PeerDoor};
+use crate::quota::QuotaDoor;
 use crate::tls::{Terminator, TlsFiles};
 
 /// Calls under way on one connection.
@@ -102,12 +104,15 @@ impl Door {
             kms: Arc::clone(&kms),
         })
         .max_decoding_message_size(REQUEST_BYTES_MAX);
-        let operator = OperatorServiceServer::new(OperatorDoor {
+        let operator_door = Arc::new(OperatorDoor {
             kms: Arc::clone(&kms),
             region: self.config.region,
             timers: self.config.timers,
-        })
-        .max_decoding_message_size(REQUEST_BYTES_MAX);
+        });
+        let quota = QuotaServiceServer::new(QuotaDoor(Arc::clone(&operator_door)))
+            .max_decoding_message_size(REQUEST_BYTES_MAX);
+        let operator = OperatorServiceServer::from_arc(operator_door)
+            .max_decoding_message_size(REQUEST_BYTES_MAX);
         let join = JoinServiceServer::new(JoinDoor { kms: Arc::clone(&kms) })
             .max_decoding_message_size(REQUEST_BYTES_MAX);
         let peer = PeerServiceServer::new(PeerDoor { node: Arc::clone(kms.node()) })
@@ -128,6 +133,7 @@ impl Door {
             .add_service(health)
             .add_service(reflection)
             .add_service(operator)
+            .add_service(quota)
             .add_service(join)
             .add_service(peer)
             .add_service(key)
@@ -139,7 +145,8 @@ impl Door {
 
 /// `grpc.health.v1`: the node serves while it holds a lease. The empty name stands for the process.
 async fn report_health(reporter: tonic_health::server::HealthReporter, kms: Arc<Kms<RealEnv>>) {
-    let services = ["", "keyward.v1.KeyService", "keyward.v1.OperatorService"];
+    let services =
+        ["", "keyward.v1.KeyService", "keyward.v1.OperatorService", "keyward.v1.QuotaService"];
     while !kms.node().is_stopped() {
         let serves = kms.node().admit_now().is_ok()
             && kms.node().state().region.is_some()

@@ -9,7 +9,7 @@ use std::time::Duration;
 use keyward_env::{Env, RealEnv};
 use keyward_model::{NodeId, Timestamp};
 use keyward_raft::Node;
-use keyward_service::{Caller, Origin, Subject};
+use keyward_service::{Caller, Origin, PlanSlot, Subject};
 use keyward_state::InvitationId;
 use rustls::server::WebPkiClientVerifier;
 use rustls::time_provider::TimeProvider;
@@ -288,6 +288,7 @@ impl Terminator {
                 serial: certificate.raw_serial().to_vec(),
                 not_after: Timestamp(certificate.validity().not_after.timestamp() * 1000),
                 own_authority,
+                plan: PlanSlot::default(),
             })),
             None => nobody("the certificate names no principal: its URI name must be an ARN"),
         }

@@ -73,6 +73,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Principal(command) => {
             cli::principals::principal(&cli.connect.operator()?, format, command).await
         }
+        Command::Quota(command) => {
+            cli::quotas::quota(&cli.connect.operator()?, format, command).await
+        }
         Command::Cluster(command) => cli::cluster::cluster(&cli.connect, format, command).await,
         Command::Root(command) => cli::roots::root(&cli.connect.operator()?, format, command).await,
         Command::Audit(command) => cli::audit::audit(format, command).await,

@@ -98,7 +98,27 @@ pub async fn read_gauges(kms: Arc<Kms<RealEnv>>) {
         metrics::gauge!("keyward_unsealed_hits").set(cache.hits as f64);
         metrics::gauge!("keyward_unsealed_misses").set(cache.misses as f64);
         metrics::gauge!("keyward_unsealed_evictions").set(cache.evictions as f64);
+        read_quotas(&kms);
         RealEnv.sleep(GAUGE_ROUND).await;
+    }
+}
+
+/// By quota, and not by whose bucket it is: there may be a hundred thousand.
+fn read_quotas(kms: &Kms<RealEnv>) {
+    let mut sums = std::collections::BTreeMap::<String, [u64; 4]>::new();
+    for figures in kms.quotas().figures(RealEnv.boot_now()) {
+        let name = format!("{} a {}", figures.quota, figures.limit.window);
+        let sum = sums.entry(name).or_default();
+        let one = [figures.admitted, figures.refused, figures.share.rate, figures.tokens];
+        sum.iter_mut().zip(one).for_each(|(sum, one)| *sum += one);
+    }
+    for (quota, [admitted, refused, share, tokens]) in sums {
+        metrics::counter!("keyward_quota_admitted_total", "quota" => quota.clone())
+            .absolute(admitted);
+        metrics::counter!("keyward_quota_refused_total", "quota" => quota.clone())
+            .absolute(refused);
+        metrics::gauge!("keyward_quota_share", "quota" => quota.clone()).set(share as f64);
+        metrics::gauge!("keyward_quota_tokens", "quota" => quota).set(tokens as f64);
     }
 }
 

@@ -141,12 +141,29 @@ pub struct KmsError {
     pub message: Cow<'static, str>,
     /// The call may have taken effect: it was handed on and its answer did not come back in time.
     pub outcome_unknown: bool,
+    /// The quota that was hit, in a ThrottlingException of one.
+    pub throttle: Option<Box<Throttle>>,
+}
+
+/// The quota that a call was refused for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Throttle {
+    /// Its name.
+    pub quota: String,
+    /// Whose calls it counts.
+    pub scope: String,
+    /// Calls in a window.
+    pub limit: u64,
+    /// The window's length.
+    pub window_seconds: u64,
+    /// When to try again, in milliseconds.
+    pub retry_after_ms: u64,
 }
 
 impl KmsError {
     /// An error with its message.
     pub fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into(), outcome_unknown: false }
+        Self { code, message: message.into(), outcome_unknown: false, throttle: None }
     }
 
     /// A malformed request. The message follows AWS's pattern when `detail` does.
@@ -187,6 +204,7 @@ impl KmsError {
             code: ErrorCode::DependencyTimeoutException,
             message: message.into(),
             outcome_unknown: true,
+            throttle: None,
         }
     }
 
@@ -197,6 +215,7 @@ impl KmsError {
             code: ErrorCode::InvalidCiphertextException,
             message: Cow::Borrowed(""),
             outcome_unknown: false,
+            throttle: None,
         }
     }
 }

@@ -9,7 +9,7 @@ mod ids;
 pub mod limits;
 mod operation;
 
-pub use error::{ErrorCode, KmsError};
+pub use error::{ErrorCode, KmsError, Throttle};
 pub use ids::{
     AccountId, AliasName, DomainKeyId, KeyId, KeyMaterialId, NodeId, PARTITION, ParseIdError,
     PrincipalArn, Region, Timestamp, alias_arn, key_arn,

@@ -41,6 +41,8 @@ pub const ROTATION_CONFLICT_WINDOW_MS: i64 = 20 * 60 * 1000;
 pub const MARKER_CHARS_MAX: usize = 1024;
 /// Principals of a Region: they live in every node's memory.
 pub const PRINCIPALS_MAX: usize = 100_000;
+/// Quotas: one of each kind for every principal that may be.
+pub const QUOTAS_MAX: usize = 200_000;
 /// Certificates on record for one principal, revoked ones included.
 pub const CERTIFICATES_PER_PRINCIPAL_MAX: usize = 100;
 /// A certificate's validity, in days (397 is the longest that public authorities still issue).

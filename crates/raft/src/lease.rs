@@ -47,6 +47,8 @@ pub struct LeaseCell {
     patience_until_ns: AtomicU64,
     /// Index of the last entry that calls can see. Written by the state machine before anybody is told.
     applied: AtomicU64,
+    /// Rises whenever a lease begins after there was none for a while.
+    epoch: AtomicU64,
 }
 
 impl LeaseCell {
@@ -80,13 +82,27 @@ impl LeaseCell {
         Duration::from_nanos(self.until_ns.load(Ordering::SeqCst).saturating_sub(nanos(now)))
     }
 
+    /// Names the stretch of time for which leases have followed one another without a gap. What a node was
+    /// given on the strength of its lease ends with it.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
     fn raise_fence(&self, index: u64) {
         self.fence.fetch_max(index, Ordering::SeqCst);
     }
 
-    /// The fence is raised first: who sees the new end sees the new fence.
-    fn set_until(&self, until: Duration) {
+    /// The fence is raised first, and the epoch: who sees the new end sees the new fence and the new epoch.
+    fn set_until(&self, until: Duration, now: Duration) {
+        if !self.lasts(now) && until > now {
+            self.epoch.fetch_add(1, Ordering::SeqCst);
+        }
         self.until_ns.store(nanos(until), Ordering::SeqCst);
+    }
+
+    fn end(&self) {
+        self.until_ns.store(0, Ordering::SeqCst);
     }
 }
 
@@ -215,7 +231,7 @@ impl Keeper {
         inner.floor = inner.floor.max(Some(id));
         // Patience first: a call must not see the one without the other.
         self.be_patient(now);
-        self.cell.set_until(Duration::ZERO);
+        self.cell.end();
         inner.leading = Some(Leading {
             id,
             elected: now,
@@ -238,7 +254,7 @@ impl Keeper {
         if inner.leading.as_ref().is_some_and(|leading| leading.id != vote) {
             inner.leading = None;
             self.be_patient(now);
-            self.cell.set_until(Duration::ZERO);
+            self.cell.end();
         }
     }
 
@@ -253,7 +269,7 @@ impl Keeper {
         let mut inner = self.inner.lock();
         inner.leading = None;
         inner.floor = Some(LeaderId { term: u64::MAX, node_id: NodeId::MAX });
-        self.cell.set_until(Duration::ZERO);
+        self.cell.end();
     }
 
     /// The last configuration in the log changed.
@@ -309,7 +325,7 @@ impl Keeper {
         if let Some(leading) = &mut inner.leading {
             leading.handing_over = true;
             self.be_patient(now);
-            self.cell.set_until(Duration::ZERO);
+            self.cell.end();
         }
     }
 
@@ -348,7 +364,7 @@ impl Keeper {
             return;
         }
         let until = self.quorum_ack(inner, now) + holders_share(self.leader_lease());
-        self.cell.set_until(until);
+        self.cell.set_until(until, now);
     }
 
     // --- Follower leases, at the leader.
@@ -436,7 +452,7 @@ impl Keeper {
         };
         inner.held = Some((grant.leader, until));
         self.cell.raise_fence(grant.fence);
-        self.cell.set_until(until);
+        self.cell.set_until(until, now);
         true
     }
 
@@ -498,12 +514,9 @@ impl Keeper {
         if leading.id != leader {
             return Fenced::LeadershipLost;
         }
-        let earlier_terms_over = now >= leading.elected + grantors_wait(self.ttl());
         let waiting = self.must_answer(inner, leading).into_iter().any(|node| {
             let answered = leading.fenced.get(&node).copied().unwrap_or(0) >= index;
-            let granted_now = leading.holders.get(&node).is_some_and(|over| now < *over);
-            let granted_before = !earlier_terms_over && leading.spared != Some(node);
-            !answered && (granted_now || granted_before)
+            !answered && self.may_hold(leading, node, now)
         });
         if waiting {
             return Fenced::Waiting;
@@ -514,6 +527,22 @@ impl Keeper {
             leading.wanted = leading.wanted.split_off(&(index + 1));
         }
         Fenced::Yes
+    }
+
+    /// Every other node that may hold a lease now, of this term or an earlier one. None: this node does not lead.
+    #[must_use]
+    pub fn possible_holders(&self, now: Duration) -> Option<BTreeSet<NodeId>> {
+        let inner = self.inner.lock();
+        let leading = inner.leading.as_ref()?;
+        let mut nodes = self.must_answer(&inner, leading);
+        nodes.retain(|node| self.may_hold(leading, *node, now));
+        Some(nodes)
+    }
+
+    fn may_hold(&self, leading: &Leading, node: NodeId, now: Duration) -> bool {
+        let earlier_terms_over = now >= leading.elected + grantors_wait(self.ttl());
+        let granted_now = leading.holders.get(&node).is_some_and(|over| now < *over);
+        granted_now || (!earlier_terms_over && leading.spared != Some(node))
     }
 
     // --- Removal, first step.

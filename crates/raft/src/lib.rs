@@ -29,3 +29,4 @@ pub use openraft::impls::BasicNode;
 pub use recover::{Survey, ask_status, go_on_alone, survey};
 pub use region_time::CLOCK_OFF_MAX_MS;
 pub use rocks::RocksStore;
+pub use types::LeaderId;

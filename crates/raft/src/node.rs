@@ -379,6 +379,25 @@ impl<E: Env> Node<E> {
         self.keeper.cell().lasts(self.env.boot_now())
     }
 
+    /// Names the stretch of time for which this node's leases have followed one another without a gap
+    /// ([`LeaseCell::epoch`](crate::lease::LeaseCell::epoch)).
+    #[must_use]
+    pub fn lease_epoch(&self) -> u64 {
+        self.keeper.cell().epoch()
+    }
+
+    /// The term that this node leads, once it may serve and grant.
+    #[must_use]
+    pub fn leading(&self) -> Option<LeaderId> {
+        self.keeper.leading_ready()
+    }
+
+    /// Every other node that may hold a lease now; none unless this node leads.
+    #[must_use]
+    pub fn possible_holders(&self) -> Option<BTreeSet<NodeId>> {
+        self.keeper.possible_holders(self.env.boot_now())
+    }
+
     // --- Control plane.
 
     /// Has the leader propose and fence a command; any node may be asked. The answer comes when every

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::Trace;
+use crate::quota::PlanSlot;
 use keyward_model::{KeyState, Operation, PrincipalArn, Timestamp};
 
 /// Who calls, as the connection's certificate says. One for each connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Caller {
     /// The principal that the certificate names.
     pub principal: PrincipalArn,
@@ -19,6 +20,8 @@ pub struct Caller {
     pub not_after: Timestamp,
     /// Issued by the Region's own authority, so its serial number must be on record.
     pub own_authority: bool,
+    /// Which quotas its calls count against.
+    pub plan: PlanSlot,
 }
 
 /// One call, on its way through the stack.

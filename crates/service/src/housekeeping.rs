@@ -27,6 +27,8 @@ impl<E: Env> Kms<E> {
         self.node.set_app(Arc::new(App(Arc::downgrade(self))));
         let this = Arc::clone(self);
         self.node.env().spawn(async move { this.keep_house().await });
+        self.node.env().spawn(Arc::clone(self).ask_for_shares());
+        self.node.env().spawn(Arc::clone(self).keep_quotas());
     }
 
     async fn keep_house(self: Arc<Self>) {

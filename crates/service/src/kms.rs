@@ -1,5 +1,5 @@
 //! The key service. The way of every call can be read in [`Kms::serve`], from top to bottom:
-//! admit (lease and fence) > authenticate > shape > resolve key > authorize > execute (memory, or one
+//! admit (lease and fence) > authenticate > throttle > shape > resolve key > authorize > execute (memory, or one
 //! Raft command) > look at the lease again.
 
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use crate::api::{Call, Request, Response};
 use crate::audit::Audit;
 use crate::authorize::{Authorize, ByKind, Question, authenticate, note_refusal};
 use crate::deletion::Alarm;
+use crate::quota::Quotas;
 use crate::resolve::{Forms, View};
 use crate::roots::RootKeeper;
 
@@ -36,6 +37,8 @@ pub struct Kms<E: Env> {
     pub(crate) audit: Audit,
     /// Opens, makes and remembers the roots of this node.
     pub(crate) roots: Arc<dyn RootKeeper>,
+    /// Counts calls.
+    pub(crate) quotas: Quotas,
     /// Speaks up when keys that wait for their deletion are used.
     pub(crate) alarm: Alarm,
     /// Up to which deletion open material has left memory.
@@ -83,6 +86,7 @@ impl<E: Env> Kms<E> {
             for_good,
             audit,
             roots,
+            quotas: Quotas::default(),
             alarm: Alarm::default(),
             evicted: AtomicU64::new(0),
         })
@@ -100,6 +104,12 @@ impl<E: Env> Kms<E> {
         &self.audit
     }
 
+    /// The quotas.
+    #[must_use]
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
+    }
+
     /// The HSM.
     #[must_use]
     pub fn hsm(&self) -> &Arc<Hsm> {
@@ -114,11 +124,17 @@ impl<E: Env> Kms<E> {
         let deadline = self.node.env().boot_now() + call.patience;
         loop {
             let state = self.admit(deadline).await?;
+            let epoch = self.node.lease_epoch();
             let answer = self.decide(&call, &state, deadline).await;
-            if call.request.operation().plane() == Plane::Manage || self.node.still_serving() {
+            if call.request.operation().plane() == Plane::Manage || self.still_serving(epoch) {
                 return answer;
             }
         }
+    }
+
+    /// The lease lasts, and has all the time: what the call was counted against was this node's to spend.
+    fn still_serving(&self, epoch: u64) -> bool {
+        self.node.still_serving() && self.node.lease_epoch() == epoch
     }
 
     async fn decide(
@@ -129,11 +145,13 @@ impl<E: Env> Kms<E> {
     ) -> Result<Response, KmsError> {
         let now = self.node.wall_now();
         let principal = authenticate(state, &call.caller, now).inspect_err(note_refusal)?;
+        let operation = call.request.operation();
+        self.throttle(state, &call.caller, operation, deadline).await?;
         let serving = Serving {
             region: &state.region.as_ref().ok_or_else(not_founded)?.region,
             state,
             principal,
-            operation: call.request.operation(),
+            operation,
             deadline,
         };
         self.execute(&serving, &call.request).await

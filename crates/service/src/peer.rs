@@ -12,6 +12,7 @@ use keyward_state::{DiskMark, Timers, codec};
 use serde::{Deserialize, Serialize};
 
 use crate::kms::Kms;
+use crate::quota::{QuotaAnswer, QuotaRequest};
 use crate::roots::{RootCommand, RootReply};
 
 /// A message to the service layer of another node.
@@ -25,6 +26,8 @@ pub(crate) enum AppRequest {
     Roots(RootCommand),
     /// An operator's command for the leader. The sender has checked the operator.
     Operate { command: LeaderCommand, patience_ms: u64 },
+    /// About quotas.
+    Quota(QuotaRequest),
 }
 
 /// Operator commands that only a leader can carry out.
@@ -69,6 +72,7 @@ pub(crate) enum AppResponse {
     Resealed(Vec<(DomainKeyId, Vec<u8>)>),
     Operated(Result<LeaderReply, KmsError>),
     Roots(Result<RootReply, KmsError>),
+    Quota(QuotaAnswer),
 }
 
 impl<E: Env> Kms<E> {
@@ -100,6 +104,9 @@ impl<E: Env> Kms<E> {
                 self.reseal(from, &request, &domain_keys).await.map(AppResponse::Resealed)
             }
             AppRequest::Roots(command) => Ok(AppResponse::Roots(self.command_roots(command).await)),
+            AppRequest::Quota(request) => {
+                Ok(AppResponse::Quota(self.answer_quota(from, request).await))
+            }
             AppRequest::Operate { command: LeaderCommand::Promote { node }, .. }
                 if node != from =>
             {

@@ -87,6 +87,7 @@ fn caller(arn: &str, serial: u8) -> Arc<Caller> {
         not_after: Timestamp(WALL_START_MS).plus_days(30),
         // A principal made without a certificate of the Region's own authority.
         own_authority: serial == OPERATOR_SERIAL,
+        plan: keyward_service::PlanSlot::default(),
     })
 }
 

@@ -8,6 +8,7 @@ use keyward_model::{
     AccountId, AliasName, DomainKeyId, KeyId, KeyMaterialId, KmsError, NodeId, PrincipalArn,
     Region, Timestamp,
 };
+use keyward_quota::{BucketId, Quota, QuotaName, WindowUse};
 use serde::{Deserialize, Serialize};
 
 use crate::rows::{DiskMark, InvitationId, Kinds, Purpose, RotationKind, Timers};
@@ -244,6 +245,23 @@ pub enum Command {
         domain_key: DomainKeyId,
         /// The copy.
         copy: RootCopy,
+    },
+    /// Sets quotas, each in the place of the one of its name.
+    PutQuotas {
+        /// The quotas. Their revision is the state's to set.
+        quotas: Vec<Quota>,
+        /// They are a whole profile: what came from another one goes.
+        profile: bool,
+    },
+    /// Removes a quota.
+    DeleteQuota {
+        /// Which.
+        name: QuotaName,
+    },
+    /// Puts on record what is used up of quotas of a minute or a day.
+    NoteQuotaUse {
+        /// By bucket.
+        used: Vec<(BucketId, WindowUse)>,
     },
     /// Second half of a domain-key rotation: new tokens are sealed under it. Refused while a registered
     /// root has no copy.

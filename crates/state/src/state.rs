@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use keyward_hsm::RootId;
 use keyward_model::{AccountId, AliasName, DomainKeyId, KeyId, NodeId, PrincipalArn, Timestamp};
+use keyward_quota::{BucketId, Quota, QuotaName, WindowUse};
 use rpds::RedBlackTreeMapSync;
 
 use crate::codec;
@@ -27,6 +28,8 @@ pub(crate) const META_OFFSET: &[u8] = b"clock_offset";
 pub(crate) const META_LOST: &[u8] = b"lost";
 /// Key of the row that holds the present history.
 pub(crate) const META_HISTORY: &[u8] = b"history";
+/// Key of the row that holds the number of the last change of a quota.
+pub(crate) const META_QUOTAS: &[u8] = b"quotas";
 /// Key of the row that holds how far the counters on the nodes' disks had come.
 pub(crate) const META_COUNTERS: &[u8] = b"counters";
 
@@ -70,6 +73,10 @@ pub struct State {
     pub(crate) tombstones: RedBlackTreeMapSync<KeyId, Arc<Tombstone>>,
     /// Keys that are gone, by the number of their deletion.
     pub(crate) deletions: RedBlackTreeMapSync<u64, KeyId>,
+    /// Rises with every change of a quota.
+    pub quotas_revision: u64,
+    pub(crate) quotas: RedBlackTreeMapSync<QuotaName, Arc<Quota>>,
+    pub(crate) quota_use: RedBlackTreeMapSync<BucketId, WindowUse>,
 }
 
 impl Default for State {
@@ -98,6 +105,9 @@ impl Default for State {
             deletions_due: RedBlackTreeMapSync::new_sync(),
             tombstones: RedBlackTreeMapSync::new_sync(),
             deletions: RedBlackTreeMapSync::new_sync(),
+            quotas_revision: 0,
+            quotas: RedBlackTreeMapSync::new_sync(),
+            quota_use: RedBlackTreeMapSync::new_sync(),
         }
     }
 }
@@ -145,6 +155,19 @@ impl State {
         if let Some(bytes) = store.get(Table::Meta, META_HISTORY)? {
             state.history = Some(row(Table::Meta, &bytes)?);
         }
+        if let Some(bytes) = store.get(Table::Meta, META_QUOTAS)? {
+            state.quotas_revision = row(Table::Meta, &bytes)?;
+        }
+        store.scan(Table::Quotas, &mut |_, bytes| {
+            let quota: Quota = row(Table::Quotas, bytes)?;
+            state.quotas.insert_mut(quota.name.clone(), Arc::new(quota));
+            Ok(())
+        })?;
+        store.scan(Table::QuotaUse, &mut |_, bytes| {
+            let (bucket, used): (BucketId, WindowUse) = row(Table::QuotaUse, bytes)?;
+            state.quota_use.insert_mut(bucket, used);
+            Ok(())
+        })?;
         store.scan(Table::Tombstones, &mut |_, bytes| {
             state.index_tombstone(Arc::new(row(Table::Tombstones, bytes)?));
             Ok(())
@@ -397,6 +420,29 @@ impl State {
         self.deletions
             .range((std::ops::Bound::Excluded(number), std::ops::Bound::Unbounded))
             .filter_map(|(_, key)| self.tombstones.get(key))
+    }
+
+    /// The quota of that name.
+    #[must_use]
+    pub fn quota(&self, name: &QuotaName) -> Option<&Arc<Quota>> {
+        self.quotas.get(name)
+    }
+
+    /// The quota that defines a bucket: the account's or principal's own, or the general one.
+    #[must_use]
+    pub fn quota_of(&self, bucket: &BucketId) -> Option<&Arc<Quota>> {
+        bucket.names().iter().find_map(|name| self.quotas.get(name))
+    }
+
+    /// All quotas, by name.
+    pub fn quotas(&self) -> impl Iterator<Item = &Arc<Quota>> {
+        self.quotas.values()
+    }
+
+    /// What is used up of a quota of a minute or a day, as of a moment ago.
+    #[must_use]
+    pub fn quota_use(&self, bucket: &BucketId) -> Option<WindowUse> {
+        self.quota_use.get(bucket).copied()
     }
 
     /// What stayed of a key that is gone.

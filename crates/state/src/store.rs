@@ -28,6 +28,10 @@ pub enum Table {
     Tombstones,
     /// State: invitations to nodes.
     Invitations,
+    /// State: quotas.
+    Quotas,
+    /// State: what is used up of quotas of a minute or a day.
+    QuotaUse,
     /// Log: entries by index.
     Log,
     /// Log: vote, committed, purged.
@@ -36,7 +40,7 @@ pub enum Table {
 
 impl Table {
     /// The tables of a state store.
-    pub const STATE: [Self; 10] = [
+    pub const STATE: [Self; 12] = [
         Self::Meta,
         Self::Keys,
         Self::Tokens,
@@ -47,6 +51,8 @@ impl Table {
         Self::Outcomes,
         Self::Tombstones,
         Self::Invitations,
+        Self::Quotas,
+        Self::QuotaUse,
     ];
     /// The tables of a log store.
     pub const LOG: [Self; 2] = [Self::Log, Self::LogMeta];
@@ -65,6 +71,8 @@ impl Table {
             Self::Outcomes => "outcomes",
             Self::Tombstones => "tombstones",
             Self::Invitations => "invitations",
+            Self::Quotas => "quotas",
+            Self::QuotaUse => "quota_use",
             Self::Log => "log",
             Self::LogMeta => "log_meta",
         }

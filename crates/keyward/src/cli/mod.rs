@@ -7,6 +7,7 @@ pub mod file;
 pub mod keys;
 pub mod output;
 pub mod principals;
+pub mod quotas;
 pub mod roots;
 
 use std::path::PathBuf;
@@ -72,6 +73,9 @@ pub enum Command {
     /// Principals and their certificates (operators only)
     #[command(subcommand)]
     Principal(principals::PrincipalCommand),
+    /// How many calls may be made (operators only)
+    #[command(subcommand)]
+    Quota(quotas::QuotaCommand),
     /// The nodes of the Region (operators only)
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),

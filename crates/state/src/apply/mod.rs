@@ -2,6 +2,7 @@
 //! changes the state in memory and records the row for the store, so that the two cannot part.
 
 mod keys;
+mod quotas;
 mod region;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,8 @@ use std::sync::Arc;
 use keyward_model::limits::{OUTCOME_KEPT_MS, OUTCOMES_KEPT_MAX};
 use keyward_model::{ErrorCode, KmsError, NodeId, Timestamp};
 
+use keyward_quota::{BucketId, Quota, QuotaName, WindowUse};
+
 use crate::codec;
 use crate::command::{Command, Envelope, Outcome, Reply};
 use crate::rows::{
@@ -17,7 +20,7 @@ use crate::rows::{
     Tombstone,
 };
 use crate::state::{
-    META_COUNTERS, META_HISTORY, META_LOST, META_OFFSET, META_REGION, META_TIME, State,
+    META_COUNTERS, META_HISTORY, META_LOST, META_OFFSET, META_QUOTAS, META_REGION, META_TIME, State,
 };
 use crate::store::{Batch, Table};
 
@@ -103,6 +106,9 @@ impl Tx<'_> {
             Command::ForgetRoot { node } => self.forget_root(*node),
             Command::AddDomainKey { sealed } => self.add_domain_key(sealed),
             Command::AddRootCopy { domain_key, copy } => self.add_root_copy(*domain_key, copy),
+            Command::PutQuotas { quotas, profile } => self.put_quotas(quotas, *profile),
+            Command::DeleteQuota { name } => self.delete_quota(name),
+            Command::NoteQuotaUse { used } => self.note_quota_use(used),
             Command::ActivateDomainKey { domain_key } => self.activate_domain_key(*domain_key),
         }
     }
@@ -200,6 +206,32 @@ impl Tx<'_> {
     pub(crate) fn remove_root(&mut self, root: &Root) {
         self.batch.delete(Table::Roots, root.id.as_str().as_bytes());
         Arc::make_mut(&mut self.state.roots).remove(&root.id);
+    }
+
+    pub(crate) fn put_quota(&mut self, quota: Quota) {
+        self.batch.put(Table::Quotas, codec::encode(&quota.name), codec::encode(&quota));
+        self.state.quotas.insert_mut(quota.name.clone(), Arc::new(quota));
+    }
+
+    pub(crate) fn remove_quota(&mut self, name: &QuotaName) {
+        self.batch.delete(Table::Quotas, codec::encode(name));
+        self.state.quotas.remove_mut(name);
+    }
+
+    pub(crate) fn put_quotas_revision(&mut self, revision: u64) {
+        self.batch.put(Table::Meta, META_QUOTAS, codec::encode(&revision));
+        self.state.quotas_revision = revision;
+    }
+
+    pub(crate) fn put_quota_use(&mut self, bucket: &BucketId, used: WindowUse) {
+        let row = codec::encode(&(bucket, used));
+        self.batch.put(Table::QuotaUse, codec::encode(bucket), row);
+        self.state.quota_use.insert_mut(bucket.clone(), used);
+    }
+
+    pub(crate) fn remove_quota_use(&mut self, bucket: &BucketId) {
+        self.batch.delete(Table::QuotaUse, codec::encode(bucket));
+        self.state.quota_use.remove_mut(bucket);
     }
 
     /// Remembers the outcome, and forgets those that are too old or too many.
