@@ -379,8 +379,8 @@ impl<E: Env> Node<E> {
         self.keeper.cell().lasts(self.env.boot_now())
     }
 
-    /// Names the stretch of time for which this node's leases have followed one another without a gap
-    /// ([`LeaseCell::epoch`](crate::lease::LeaseCell::epoch)).
+    /// Names the stretch of time for which this node's leases have followed one another without a gap. What it
+    /// was given on the strength of its lease ends with it.
     #[must_use]
     pub fn lease_epoch(&self) -> u64 {
         self.keeper.cell().epoch()
