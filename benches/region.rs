@@ -1,17 +1,21 @@
-//! The figures that the README and the decisions quote, measured on real processes:
-//! `make numbers`, or `cargo bench -p keyward --bench region -- --kills 20 --keys 100000`.
+//! The figures that the README and the decisions quote, measured on real processes and printed beside their bar:
+//! `make numbers`, or `cargo bench -p keyward --bench region -- --only keys --keys 100000`.
 
+#[path = "figures/recording.rs"]
+mod recording;
+#[path = "figures/roots.rs"]
+mod roots;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use keyward_env::{AsyncRuntime, Env, RealEnv};
-use support::{KEYWARD, Region, create_key, encrypt, port_base, resident_mb, set_enabled};
+use support::{KEYWARD, Load, Region, create_key, encrypt, port_base, resident_mb, set_enabled};
 
 /// Clients that create keys side by side.
 const CREATORS: usize = 128;
@@ -22,13 +26,36 @@ async fn main() {
         let mut arguments = std::env::args().skip_while(|argument| argument != name);
         arguments.nth(1).and_then(|value| value.parse().ok()).unwrap_or(default)
     };
-    let (kills, keys) = (option("--kills", 20), option("--keys", 100_000));
-    for nodes in [1, 3] {
-        let took = dev_up(nodes);
-        println!("dev up to ready, {nodes} node(s): {} ms", took.as_millis());
+    if let Some(server) = recording::asked_to_serve() {
+        return server.serve().await;
     }
-    changes_and_kills(kills).await;
-    restart(keys).await;
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--only");
+    let only = arguments.nth(1);
+    let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    if wanted("start") {
+        for nodes in [1, 3] {
+            let took = dev_up(nodes);
+            println!("dev up to ready, {nodes} node(s): {} ms", took.as_millis());
+        }
+    }
+    if wanted("kills") {
+        changes_and_kills(option("--kills", 20)).await;
+    }
+    if wanted("keys") {
+        many_keys(option("--keys", 100_000)).await;
+    }
+    if wanted("roots") {
+        roots::a_region_moves(option("--sealed", 10_000)).await;
+    }
+    if wanted("recording") {
+        recording::cost().await;
+    }
+}
+
+/// A figure beside what it has to be.
+fn against(figure: &str, took: Duration, bar: Duration) {
+    let verdict = if took < bar { "held" } else { "MISSED" };
+    println!("{figure}: {} ms (bar: under {} s, {verdict})", took.as_millis(), bar.as_secs());
 }
 
 fn milliseconds(mut samples: Vec<Duration>) -> (u128, u128) {
@@ -78,34 +105,17 @@ async fn changes_and_kills(kills: usize) {
     for _ in 0..kills {
         let leader = region.leader().await;
         let survivors: Vec<u16> = (1..=3).filter(|node| *node != leader).collect();
-        let stop = Arc::new(AtomicBool::new(false));
-        let counts = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
-        let load: Vec<_> = survivors
-            .iter()
-            .map(|node| {
-                let client = region.client(&[*node]);
-                let (stop, counts, key) = (Arc::clone(&stop), Arc::clone(&counts), key.clone());
-                <RealEnv as Env>::Runtime::spawn(async move {
-                    while !stop.load(Ordering::Relaxed) {
-                        let failed = encrypt(&client, &key).await.is_err();
-                        counts[usize::from(failed)].fetch_add(1, Ordering::Relaxed);
-                        RealEnv.sleep(Duration::from_millis(1)).await;
-                    }
-                })
-            })
-            .collect();
+        let clients = survivors.iter().map(|node| region.client(&[*node])).collect();
+        let load = Load::start(clients, &key, Duration::from_millis(1));
         RealEnv.sleep(Duration::from_millis(300)).await;
         region.kill(leader);
         let killed = RealEnv.boot_now();
         set_enabled(&region.client(&survivors), &key, true).await.expect("changed");
         away.push(RealEnv.boot_now() - killed);
         RealEnv.sleep(Duration::from_secs(1)).await;
-        stop.store(true, Ordering::Relaxed);
-        for client in load {
-            client.await.expect("it ends");
-        }
-        calls += counts[0].load(Ordering::Relaxed);
-        failures += counts[1].load(Ordering::Relaxed);
+        let on_survivors = load.end().await;
+        calls += on_survivors.answered;
+        failures += on_survivors.failures.len();
         region.start_node(leader);
         region.wait_serving(3).await;
     }
@@ -119,10 +129,8 @@ async fn changes_and_kills(kills: usize) {
     );
 }
 
-async fn restart(keys: usize) {
-    let mut region = Region::start(1);
-    region.wait_serving(1).await;
-    let began = RealEnv.boot_now();
+/// Keys, created by many clients side by side.
+async fn create_keys(region: &Region, keys: usize) {
     let left = Arc::new(AtomicU64::new(keys as u64));
     let creators: Vec<_> = (0..CREATORS)
         .map(|_| {
@@ -138,6 +146,13 @@ async fn restart(keys: usize) {
     for creator in creators {
         creator.await.expect("it ends");
     }
+}
+
+async fn many_keys(keys: usize) {
+    let mut region = Region::start(1);
+    region.wait_serving(1).await;
+    let began = RealEnv.boot_now();
+    create_keys(&region, keys).await;
     let took = RealEnv.boot_now() - began;
     let rate = keys as u128 * 1000 / took.as_millis().max(1);
     println!("{keys} keys created by {CREATORS} clients: {rate} a second");
@@ -155,5 +170,21 @@ async fn restart(keys: usize) {
             "restart with {keys} keys after {how}: {} ms",
             (RealEnv.boot_now() - began).as_millis()
         );
+    }
+    let key = create_key(&region.client(&[])).await.expect("a key");
+    for _ in 0..2 {
+        let began = RealEnv.boot_now();
+        let newcomer = region.join();
+        let client = region.client(&[newcomer]);
+        let patience = Duration::from_secs(60);
+        support::wait_until("it serves", patience, async || encrypt(&client, &key).await.is_ok())
+            .await;
+        let took = RealEnv.boot_now() - began;
+        against(
+            &format!("node {newcomer} joins {keys} keys, invitation to first Encrypt"),
+            took,
+            Duration::from_secs(10),
+        );
+        region.wait_serving(usize::from(newcomer)).await;
     }
 }

@@ -39,7 +39,8 @@ fn names(records: &[Value]) -> Vec<String> {
         .collect()
 }
 
-fn ready(region: &Region, node: u16) -> (bool, String) {
+/// What `/readyz` says.
+pub fn ready(region: &Region, node: u16) -> (bool, String) {
     let port = region.port_base + 100 + node;
     let mut answer = String::new();
     let asked = std::net::TcpStream::connect(("127.0.0.1", port)).and_then(|mut stream| {
@@ -114,10 +115,51 @@ async fn every_call_leaves_one_record_and_survives_kill() {
     }
 }
 
-/// A node whose audit disk is full refuses with that reason, does not lead, is not ready, and comes back by
-/// itself.
+/// A leader whose trail cannot be written refuses with that reason, hands over, is not ready, and comes back by
+/// itself once it can.
+async fn suffers_and_comes_back(
+    region: &Region,
+    key: &str,
+    reason: &str,
+    harm: impl FnOnce(),
+    heal: impl FnOnce(),
+) {
+    region.have_lead(1).await;
+    assert_eq!(region.leader().await, 1);
+    let client = region.client(&[1]);
+    harm();
+    wait_until("the node refuses", Duration::from_secs(20), async || {
+        encrypt(&client, key).await.is_err_and(|error| error.message.contains("audit trail"))
+    })
+    .await;
+    let error = encrypt(&client, key).await.expect_err("refused");
+    assert!(error.retryable && error.message.contains(reason), "{error}");
+    let (is_ready, answer) = ready(region, 1);
+    assert!(!is_ready && answer.contains("audit trail") && answer.contains(reason), "{answer}");
+    wait_until("another node leads", Duration::from_secs(10), async || {
+        let others = region.client_as("operator", &[2, 3], Duration::from_secs(2));
+        let request = keyward_proto::v1::ClusterStatusRequest {};
+        let status = others
+            .operator(keyward_client::Repeat::Safe, request, |mut c, r| async move {
+                c.cluster_status(r).await
+            })
+            .await;
+        status.is_ok_and(|status| status.leader_id.is_some_and(|leader| leader != 1))
+    })
+    .await;
+    for node in [2, 3] {
+        let client = region.client(&[node]);
+        assert_eq!(code(encrypt(&client, key).await), "ok", "node {node} serves");
+    }
+    heal();
+    wait_until("the node is back", Duration::from_secs(20), async || {
+        encrypt(&client, key).await.is_ok() && ready(region, 1).0
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_cannot_record_serves_nothing_and_comes_back() {
+async fn a_node_whose_audit_disk_is_full_serves_nothing_and_comes_back() {
     let mut region = Region::start(3);
     region.wait_serving(3).await;
     let key = create_key(&region.client(&[])).await.expect("a key");
@@ -141,45 +183,13 @@ async fn a_node_that_cannot_record_serves_nothing_and_comes_back() {
     region.stop(1);
     region.start_node(1);
     region.wait_serving(3).await;
-    region.have_lead(1).await;
-
     let ballast = small.join("ballast");
-    drop(
-        Command::new("dd")
-            .args(["if=/dev/zero", "bs=4k"])
-            .arg(format!("of={}", ballast.display()))
-            .output(),
-    );
-    let client = region.client(&[1]);
-    wait_until("the node refuses", Duration::from_secs(20), async || {
-        encrypt(&client, &key).await.is_err_and(|error| error.message.contains("audit trail"))
-    })
-    .await;
-    let error = encrypt(&client, &key).await.expect_err("refused");
-    assert!(error.retryable && error.message.contains("space"), "{error}");
-    let (is_ready, answer) = ready(&region, 1);
-    assert!(!is_ready && answer.contains("audit trail"), "{answer}");
-    wait_until("another node leads", Duration::from_secs(10), async || {
-        let others = region.client_as("operator", &[2, 3], Duration::from_secs(2));
-        let request = keyward_proto::v1::ClusterStatusRequest {};
-        let status = others
-            .operator(keyward_client::Repeat::Safe, request, |mut c, r| async move {
-                c.cluster_status(r).await
-            })
-            .await;
-        status.is_ok_and(|status| status.leader_id.is_some_and(|leader| leader != 1))
-    })
-    .await;
-    for node in [2, 3] {
-        let client = region.client(&[node]);
-        assert_eq!(code(encrypt(&client, &key).await), "ok", "node {node} serves");
-    }
-
-    fs::remove_file(&ballast).expect("removed");
-    wait_until("the node is back", Duration::from_secs(20), async || {
-        encrypt(&client, &key).await.is_ok() && ready(&region, 1).0
-    })
-    .await;
+    let fill = || {
+        let of = format!("of={}", ballast.display());
+        drop(Command::new("dd").args(["if=/dev/zero", "bs=4k", &of]).output());
+    };
+    let free = || fs::remove_file(&ballast).expect("removed");
+    suffers_and_comes_back(&region, &key, "space", fill, free).await;
     // What was answered is there, what was refused need not be.
     let ok = |r: &&Value| r["eventName"] == "Encrypt" && r.get("errorCode").is_none();
     assert!(records(&small.join("audit"), &[]).iter().filter(ok).count() >= 1);
@@ -187,4 +197,36 @@ async fn a_node_that_cannot_record_serves_nothing_and_comes_back() {
     RealEnv.sleep(Duration::from_millis(100)).await;
     let unmounted = Command::new("umount").arg(&small).status();
     assert!(unmounted.is_ok_and(|status| status.success()));
+}
+
+/// The disk takes writes and fails to sync them. What was answered before is on record once, without a gap, and so
+/// is what comes after.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_audit_disk_fails_to_sync_serves_nothing_and_comes_back() {
+    let mut region = Region::start(3);
+    let Some(shim) = region.compile("failing_sync", include_str!("shims/failing_sync.c")) else {
+        return;
+    };
+    region.wait_serving(3).await;
+    let key = create_key(&region.client(&[])).await.expect("a key");
+    let flag = region.folder.path().join("fail-sync");
+    region.stop(1);
+    region.environment = vec![
+        ("LD_PRELOAD".to_owned(), shim.display().to_string()),
+        ("KEYWARD_TEST_FAIL_SYNC".to_owned(), flag.display().to_string()),
+    ];
+    region.start_node(1);
+    region.environment.clear();
+    region.wait_serving(3).await;
+    let harm = || fs::write(&flag, "").expect("written");
+    let heal = || fs::remove_file(&flag).expect("removed");
+    suffers_and_comes_back(&region, &key, "cannot sync", harm, heal).await;
+    set_enabled(&region.client(&[1]), &key, false).await.expect("disabled");
+    region.kill(1);
+    let all = records(&region.node_folder(1).join("data/audit"), &[]);
+    let number = |r: &Value| r["additionalEventData"]["keyward"]["sequence"].as_u64();
+    for pair in all.windows(2) {
+        assert_eq!(number(&pair[0]).map(|n| n + 1), number(&pair[1]), "{pair:?}");
+    }
+    assert_eq!(names(&all).iter().filter(|name| *name == "DisableKey ok").count(), 1);
 }

@@ -5,15 +5,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use keyward_env::{Env, RealEnv};
-use keyward_proto::v1;
 
-use crate::support::{Region, code, create_key, encrypt, set_enabled, wait_until};
+use crate::support::{
+    Region, code, create_key, encrypt, schedule_deletion, set_enabled, wait_until,
+};
 
 /// libfaketime, from Debian: shifts the wall clock that a process reads through the C library, and no other.
-const SHIFTER: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+pub const SHIFTER: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 
 /// The clock of a node started with this goes as the file says.
-fn shifter(file: &Path) -> Vec<(String, String)> {
+pub fn shifter(file: &Path) -> Vec<(String, String)> {
     let file = file.display().to_string();
     let set = [
         ("LD_PRELOAD", SHIFTER),
@@ -40,12 +41,7 @@ async fn a_clock_that_is_a_year_off_destroys_nothing() {
     let client = region.client(&[]);
     let (doomed, kept) =
         (create_key(&client).await.expect("a key"), create_key(&client).await.expect("a key"));
-    let request =
-        v1::ScheduleKeyDeletionRequest { key_id: doomed.clone(), pending_window_in_days: Some(7) };
-    client
-        .key_once(request, |mut c, r| async move { c.schedule_key_deletion(r).await })
-        .await
-        .expect("scheduled");
+    schedule_deletion(&client, &doomed, 7).await;
     let real = || RealEnv.wall_now_ms();
     let file = region.folder.path().join("clock");
     for offset in ["+365d", "-365d"] {

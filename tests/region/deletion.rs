@@ -7,18 +7,9 @@ use keyward_client::{Client, Repeat};
 use keyward_env::{Env, RealEnv};
 use keyward_proto::v1;
 
-use crate::support::{Region, code, create_key, decrypt, encrypt, found_in, wait_until};
-
-async fn schedule(client: &Client, key_id: &str, days: i32) {
-    let request = v1::ScheduleKeyDeletionRequest {
-        key_id: key_id.to_owned(),
-        pending_window_in_days: Some(days),
-    };
-    client
-        .key_once(request, |mut c, r| async move { c.schedule_key_deletion(r).await })
-        .await
-        .expect("scheduled");
-}
+use crate::support::{
+    Region, code, create_key, decrypt, encrypt, found_in, schedule_deletion, token_of, wait_until,
+};
 
 async fn deletion(client: &Client, key_id: &str) -> v1::GetKeyDeletionStatusResponse {
     let request = v1::GetKeyDeletionStatusRequest { key_id: key_id.to_owned() };
@@ -38,17 +29,8 @@ async fn wait_gone(client: &Client, key_id: &str, nodes: usize) -> Duration {
     RealEnv.boot_now() - began
 }
 
-/// The part of a material's sealed token that nobody could write by chance: its id is in the key's metadata in
-/// clear, and a token binds it; so look for the token's body as the database of a node has it.
-fn token_of(region: &Region, node: u16, material: &str) -> Vec<u8> {
-    use keyward_state::Store;
-    let material = hex::decode(material).expect("a material id");
-    let data = region.node_folder(node).join("data").join("state");
-    let store = keyward_raft::RocksStore::open(&data, &keyward_state::Table::STATE)
-        .expect("the node's state");
-    store.get(keyward_state::Table::Tokens, &material).expect("read").expect("a token")
-}
-
+/// Looks for the end of a token, which nobody could write by chance: the material's id stands in the key's metadata
+/// in clear.
 fn holds(region: &Region, node: u16, token: &[u8]) -> Option<PathBuf> {
     found_in(&region.node_folder(node), &token[token.len() - 24..])
 }
@@ -91,7 +73,7 @@ async fn a_deleted_key_leaves_every_file_and_never_comes_back() {
     }
     region.wait_serving(3).await;
 
-    schedule(&client, &doomed, 7).await;
+    schedule_deletion(&client, &doomed, 7).await;
     assert_eq!(code(decrypt(&client, &blob).await), "KMSInvalidStateException");
     assert_eq!(code(encrypt(&client, "alias/doomed").await), "KMSInvalidStateException");
     wait_until("the use is in a log", Duration::from_secs(5), async || {
@@ -149,9 +131,9 @@ async fn a_cancelled_deletion_is_not_executed() {
     region.wait_serving(1).await;
     let client = region.client(&[]);
     let key = create_key(&client).await.expect("a key");
-    schedule(&client, &key, 7).await;
+    schedule_deletion(&client, &key, 7).await;
     region.run_ok(&["key", "cancel-deletion", &key]);
-    schedule(&client, &key, 30).await;
+    schedule_deletion(&client, &key, 30).await;
     region.run_ok(&["dev", "clock", "advance", "8d"]);
     RealEnv.sleep(Duration::from_secs(1)).await;
     let status = deletion(&client, &key).await;

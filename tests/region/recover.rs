@@ -89,3 +89,27 @@ async fn a_survivor_goes_on_alone_and_the_lost_ones_are_refused() {
         .expect("keyward runs");
     assert_eq!(String::from_utf8_lossy(&told.stdout).lines().count(), 1, "it is on record");
 }
+
+/// Of two survivors the one that knows less is refused while the other one runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_survivor_that_knows_less_is_told_to_leave_it_to_the_other() {
+    let mut region = Region::start(4);
+    region.wait_serving(4).await;
+    region.have_lead(2).await;
+    region.stop(1);
+    let key = create_key(&region.client(&[2])).await.expect("a key");
+    let blob = encrypt(&region.client(&[2]), &key).await.expect("a ciphertext").ciphertext_blob;
+    region.wait_serving(3).await;
+    region.kill(3);
+    region.kill(4);
+    let (done, text) = recover(&region, 1, &["--lost", "2,3,4"]);
+    assert!(!done && text.contains("node 2 is there and has acknowledged"), "{text}");
+    assert!(text.contains("stop node 2 and recover on that machine"), "{text}");
+    region.stop(2);
+    let (done, text) = recover(&region, 2, &["--lost", "1,3,4"]);
+    assert!(done && text.contains("highest term"), "{text}");
+    region.start_node(2);
+    region.wait_serving(1).await;
+    let opened = decrypt(&region.client(&[2]), &blob).await.expect("it opens");
+    assert_eq!(opened.plaintext, b"plaintext");
+}

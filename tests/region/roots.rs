@@ -2,21 +2,20 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use keyward_client::Client;
-use keyward_env::{AsyncRuntime, Env, RealEnv};
+use keyward_env::{Env, RealEnv};
 
-use crate::support::{KEYWARD, Region, code, create_key, decrypt, encrypt, wait_until};
+use crate::support::{
+    KEYWARD, Load, Region, code, create_key, decrypt, encrypt, roots_of, wait_until,
+};
 
 /// SoftHSM 2, from Debian.
 const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 const PIN: &str = "8714-2260";
 
 /// A token of the test's own. None, said aloud, where SoftHSM is not installed.
-fn token(region: &mut Region) -> Option<PathBuf> {
+pub fn token(region: &mut Region) -> Option<PathBuf> {
     if !Path::new(MODULE).exists() {
         eprintln!("skipped: {MODULE} is not installed (Debian: softhsm2)");
         return None;
@@ -49,42 +48,6 @@ fn token(region: &mut Region) -> Option<PathBuf> {
     Some(pin)
 }
 
-/// Calls on one node all the time; ends with what failed.
-struct Load {
-    stop: Arc<AtomicBool>,
-    task: <<RealEnv as Env>::Runtime as AsyncRuntime>::JoinHandle<Vec<String>>,
-}
-
-impl Load {
-    fn start(client: Arc<Client>, key: String) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let task = <RealEnv as Env>::Runtime::spawn(async move {
-            let mut failures = Vec::new();
-            while !stopped.load(Ordering::Relaxed) {
-                if let Err(error) = encrypt(&client, &key).await {
-                    failures.push(error.to_string());
-                }
-                RealEnv.sleep(Duration::from_millis(1)).await;
-            }
-            failures
-        });
-        Self { stop, task }
-    }
-
-    async fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        assert_eq!(self.task.await.expect("it ends"), Vec::<String>::new(), "calls failed");
-    }
-}
-
-/// The root ids of a node, as the Region knows them.
-async fn roots_of(region: &Region, node: u64) -> Vec<String> {
-    let status = region.status().await.expect("a status");
-    let found = status.nodes.into_iter().find(|n| n.node_id == node);
-    found.expect("the node").root_ids
-}
-
 fn refused(region: &Region, arguments: &[&str]) -> String {
     let output = region.run(arguments);
     assert!(!output.status.success(), "{arguments:?} was taken");
@@ -103,7 +66,7 @@ async fn a_node_moves_from_a_file_to_an_hsm_and_back_while_it_serves() {
     region.wait_serving(3).await;
     let key = create_key(&region.client(&[])).await.expect("a key");
     let blob = encrypt(&region.client(&[1]), &key).await.expect("a ciphertext").ciphertext_blob;
-    let load = Load::start(region.client(&[2]), key.clone());
+    let load = Load::start(vec![region.client(&[2])], &key, Duration::from_millis(1));
     let pin = pin.display().to_string();
     let hsm = |label: &'static str| {
         let text = ["pkcs11", "--module", MODULE, "--token-label", "keyward", "--key-label", label];
@@ -129,7 +92,7 @@ async fn a_node_moves_from_a_file_to_an_hsm_and_back_while_it_serves() {
     assert_eq!(roots_of(&region, 2).await, vec![token_root.clone()]);
     let listed = region.run_ok(&["root", "list"]);
     assert!(listed.contains("token keyward, key root-2"), "{listed}");
-    load.end().await;
+    load.end_well().await;
 
     // It starts from the token alone: the file is not looked at any more.
     std::fs::rename(region.node_folder(2).join("root.key"), region.folder.path().join("away"))
@@ -142,7 +105,7 @@ async fn a_node_moves_from_a_file_to_an_hsm_and_back_while_it_serves() {
     assert_eq!(code(encrypt(&client, &key).await), "ok");
 
     // And back, in one step, under load; a domain key that came meanwhile is there too.
-    let load = Load::start(region.client(&[2]), key.clone());
+    let load = Load::start(vec![region.client(&[2])], &key, Duration::from_millis(1));
     region.run_ok(&["cluster", "rotate-domain-key"]);
     let path = region.node_folder(2).join("second.key").display().to_string();
     region.run_ok(&[
@@ -158,7 +121,7 @@ async fn a_node_moves_from_a_file_to_an_hsm_and_back_while_it_serves() {
     ]);
     let now = roots_of(&region, 2).await;
     assert!(now.len() == 1 && now[0].starts_with("file:") && now[0] != file, "{now:?}");
-    load.end().await;
+    load.end_well().await;
     region.stop(2);
     region.start_node(2);
     region.wait_serving(3).await;
@@ -247,6 +210,17 @@ async fn a_root_in_shares_is_opened_by_its_keepers() {
     let shares = [share(), share(), share()];
     let none_left = refused(&region, &["root", "take-share", "3", &root]);
     assert!(none_left.contains("every share was taken"), "{none_left}");
+    // A share of a root that is no more.
+    let path = region.node_folder(3).join("other.root").display().to_string();
+    region
+        .run_ok(&["root", "add", "3", "shamir", "--path", &path, "--needed", "2", "--shares", "2"]);
+    let other =
+        roots_of(&region, 3).await.into_iter().find(|id| id.starts_with("shamir:") && *id != root);
+    let other = other.expect("the other root");
+    let text = region.run_ok(&["--output", "json", "root", "take-share", "3", &other]);
+    let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let foreign = value["Share"].as_str().expect("a share").to_owned();
+    region.run_ok(&["root", "remove", "3", &other]);
     region.run_ok(&["root", "remove", "3", &file]);
     region.stop(3);
     region.start_node(3);
@@ -283,6 +257,8 @@ async fn a_root_in_shares_is_opened_by_its_keepers() {
     damaged.replace_range(5..6, if &damaged[5..6] == "7" { "8" } else { "7" });
     let wrong = give(&damaged);
     assert!(wrong.contains("error"), "{wrong}");
+    let wrong = give(&foreign);
+    assert!(wrong.contains("belongs to root"), "{wrong}");
     let first = give(&shares[2]);
     assert!(first.contains("1 of 2"), "{first}");
     assert!(give(&shares[2]).contains("error"), "the same share twice");

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+mod load;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use std::time::Duration;
 use keyward_client::{CallError, Client, ClientConfig};
 use keyward_env::{Env, RealEnv};
 use keyward_proto::v1;
+
+pub use load::Load;
 
 pub const KEYWARD: &str = env!("CARGO_BIN_EXE_keyward");
 
@@ -213,6 +217,26 @@ impl Region {
         leader.expect("a leader")
     }
 
+    /// Compiles a shared library that nodes are started with. None, said aloud, where there is no compiler.
+    pub fn compile(&self, name: &str, source: &str) -> Option<PathBuf> {
+        let (code, library) = (
+            self.folder.path().join(format!("{name}.c")),
+            self.folder.path().join(format!("{name}.so")),
+        );
+        fs::write(&code, source).expect("written");
+        let compiled = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
+            .args([&library, &code])
+            .arg("-ldl")
+            .output();
+        let Ok(compiled) = compiled else {
+            eprintln!("skipped: no C compiler is installed (Debian: gcc)");
+            return None;
+        };
+        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+        Some(library)
+    }
+
     /// Runs the command line as a user would.
     pub fn run(&self, arguments: &[&str]) -> Output {
         let endpoints: Vec<String> = (1..=self.nodes).map(|node| self.endpoint(node)).collect();
@@ -341,6 +365,34 @@ pub async fn set_enabled(client: &Client, key_id: &str, enabled: bool) -> Result
         let request = v1::DisableKeyRequest { key_id };
         client.key_once(request, |mut c, r| async move { c.disable_key(r).await }).await.map(drop)
     }
+}
+
+pub async fn schedule_deletion(client: &Client, key_id: &str, days: i32) {
+    let request = v1::ScheduleKeyDeletionRequest {
+        key_id: key_id.to_owned(),
+        pending_window_in_days: Some(days),
+    };
+    client
+        .key_once(request, |mut c, r| async move { c.schedule_key_deletion(r).await })
+        .await
+        .expect("scheduled");
+}
+
+/// The root ids of a node, as the Region knows them.
+pub async fn roots_of(region: &Region, node: u16) -> Vec<String> {
+    let status = region.status().await.expect("a status");
+    let found = status.nodes.into_iter().find(|n| n.node_id == u64::from(node));
+    found.expect("the node").root_ids
+}
+
+/// A material's sealed token, as the database of a node that stands still has it.
+pub fn token_of(region: &Region, node: u16, material: &str) -> Vec<u8> {
+    use keyward_state::Store;
+    let material = hex::decode(material).expect("a material id");
+    let data = region.node_folder(node).join("data").join("state");
+    let store = keyward_raft::RocksStore::open(&data, &keyward_state::Table::STATE)
+        .expect("the node's state");
+    store.get(keyward_state::Table::Tokens, &material).expect("read").expect("a token")
 }
 
 /// The name of the refusal.

@@ -152,6 +152,11 @@ fn plain(text: &str) -> String {
             "UnknownIssuer",
             "the server's certificate is not of the authority given as CA: is this the right Region?",
         ),
+        (
+            // Of another Region of that name, whose authority is called the same.
+            "BadSignature",
+            "the server's certificate is not of the authority given as CA: is this the right Region?",
+        ),
         ("Connection refused", "nothing listens there: is the node running?"),
     ];
     match causes.iter().find(|(sign, _)| text.contains(sign)) {

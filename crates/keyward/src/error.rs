@@ -48,15 +48,13 @@ impl From<keyward_client::CallError> for Failure {
                 Some("`keyward key list` and `keyward alias list` show what there is")
             }
             Some("DisabledException") => Some("`keyward key enable KEY` switches it on"),
-            Some("UnrecognizedClientException") if error.message.contains("is disabled") => {
-                Some("an operator may let it in again: `keyward principal enable ARN`")
+            Some("UnrecognizedClientException") => Some(
+                "an operator sees to it: `keyward principal list`, then `enable ARN` or `renew ARN`",
+            ),
+            Some("KeyUnavailableException") => {
+                Some("`keyward root list` shows which roots are away")
             }
-            Some("UnrecognizedClientException") => {
-                Some("an operator issues certificates: `keyward principal renew ARN`")
-            }
-            Some("DependencyTimeoutException" | "KeyUnavailableException")
-                if !error.outcome_unknown =>
-            {
+            Some("DependencyTimeoutException") if !error.outcome_unknown => {
                 Some("`keyward cluster status` shows which nodes are up")
             }
             _ if error.outcome_unknown => Some("look whether it took effect before trying again"),

@@ -62,14 +62,14 @@ pub async fn recover(args: RecoverArgs, format: Format) -> Result<(), Failure> {
         )));
     }
     let voters = found.members.values().filter(|(_, voter)| *voter).count();
-    let mut alive = Vec::new();
+    let mut answers = Vec::new();
     let transport = GrpcTransport::new(&tls);
-    for (node, (address, voter)) in found.members.iter().filter(|(node, _)| **node != me) {
-        let status = ask_status::<RealEnv>(&transport, *node, address, ANSWER_PATIENCE).await;
-        if status.is_some() && *voter {
-            alive.push(node.to_string());
-        }
+    for (node, (address, _)) in found.members.iter().filter(|(node, _)| **node != me) {
+        answers.extend(ask_status::<RealEnv>(&transport, *node, address, ANSWER_PATIENCE).await);
     }
+    let votes = |node: &NodeId| found.members.get(node).is_some_and(|(_, voter)| *voter);
+    let alive: Vec<String> =
+        answers.iter().filter(|s| votes(&s.node)).map(|s| s.node.to_string()).collect();
     if alive.len() + 1 > voters / 2 {
         let others =
             if alive.is_empty() { "no other is needed".to_owned() } else { alive.join(", ") };
@@ -78,6 +78,14 @@ pub async fn recover(args: RecoverArgs, format: Format) -> Result<(), Failure> {
              changed"
         ))
         .next("start this node: systemctl start keyward"));
+    }
+    if let Some(ahead) = answers.iter().find(|status| status.committed > found.last.0) {
+        return Err(Failure::new(format!(
+            "node {} is there and has acknowledged changes up to entry {}; this disk ends with entry {}, and what is \
+             between would be lost. Nothing was changed",
+            ahead.node, ahead.committed, found.last.0
+        ))
+        .next(format!("stop node {} and recover on that machine instead", ahead.node)));
     }
     let others: BTreeSet<NodeId> =
         found.members.keys().copied().filter(|node| *node != me).collect();
@@ -148,7 +156,9 @@ fn tell(format: Format, me: NodeId, found: &Survey, others: &BTreeSet<NodeId>) {
 Given up for good: {}
 What may be lost: every change that was acknowledged after entry {} and did not reach this node: keys that were
 made, disabled, rotated or deleted, principals that were disabled. What they encrypted under keys that are lost
-never opens again. If another survivor has a higher last entry, recover on that one instead.
+never opens again.
+Before you go on: a survivor that is stopped cannot be asked. Run this on each, without --lost, and recover on the
+one whose last entry is of the highest term, and among those has the highest number.
 What may be gained: changes in this node's log that were never acknowledged take effect.",
         found.last.0,
         found.last.1,

@@ -469,7 +469,14 @@ pub async fn join(args: JoinArgs, format: Format) -> Result<(), Failure> {
         v1::JoinRequest { certificate_signing_request: request, address: config.address() };
     let joined = client
         .joining(Repeat::IfUnsent, request, |mut c, r| async move { c.join(r).await })
-        .await?;
+        .await
+        .map_err(|error| {
+            Failure::from(error).next(format!(
+                "the invitation names {}: is one of them up, and of the Region that you mean? An operator gives a \
+                 new one (`keyward cluster invite`)",
+                invited.endpoints.join(", ")
+            ))
+        })?;
     draft.write(&config.tls.authority, "CERTIFICATE", &invited.ca_certificate, 0o644)?;
     draft.write(&config.tls.certificate, "CERTIFICATE", &joined.certificate, 0o644)?;
     draft.write(&config.tls.private_key, "PRIVATE KEY", &key, 0o600)?;

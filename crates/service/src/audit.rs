@@ -354,40 +354,40 @@ impl<E: Env> Pending<E> {
         result: Result<&Response, &KmsError>,
         put: impl FnOnce(&Record<'_>) -> T,
     ) -> T {
-        let state = self.kms.node.state();
         let caller = &*self.caller;
         let operation = self.request.operation();
         let changes = operation.plane() == Plane::Manage;
-        let first;
-        let mut second = None;
+        let named;
         let (mut material, mut date) = (Value::Absent, Value::Absent);
-        match result {
+        let (first, second) = match result {
             Ok(Response::Encrypted { key_arn, .. } | Response::KeyArn(key_arn)) => {
-                first = Some(key_arn.clone());
+                (Some(key_arn), None)
             }
             Ok(
                 Response::Decrypted { key_arn, key_material_id, .. }
                 | Response::DataKey { key_arn, key_material_id, .. },
             ) => {
-                first = Some(key_arn.clone());
                 material = Value::Str(key_material_id);
+                (Some(key_arn), None)
             }
             Ok(Response::ReEncrypted { source_key_arn, key_arn, .. }) => {
-                first = Some(source_key_arn.clone());
-                second = Some(key_arn.clone());
+                (Some(source_key_arn), Some(key_arn))
             }
-            Ok(Response::Key(metadata)) => first = Some(metadata.arn.clone()),
+            Ok(Response::Key(metadata)) => (Some(&metadata.arn), None),
             Ok(Response::DeletionScheduled { key_arn, deletion_date, .. }) => {
-                first = Some(key_arn.clone());
                 date = Value::Date(*deletion_date);
+                (Some(key_arn), None)
             }
-            Ok(Response::DeletionStatus(status)) => first = Some(status.key_arn.clone()),
+            Ok(Response::DeletionStatus(status)) => (Some(&status.key_arn), None),
             _ => {
-                first = named_key(&self.request).and_then(|text| arn_of(&state, caller, text));
+                let state = self.kms.node.state();
+                named = named_key(&self.request).and_then(|text| arn_of(&state, caller, text));
+                (named.as_ref(), None)
             }
-        }
-        let arns: Vec<&str> = [first.as_deref(), second.as_deref()].into_iter().flatten().collect();
-        let key = first.as_deref();
+        };
+        let both = [first, second].map(|arn| arn.map_or("", String::as_str));
+        let arns = &both[..usize::from(first.is_some()) + usize::from(second.is_some())];
+        let key = first.map(String::as_str);
         let response = [("keyId", key.into()), ("deletionDate", date)];
         let additional = [("keyMaterialId", material)];
         let now = Timestamp(self.kms.node.env().wall_now_ms());
@@ -398,7 +398,7 @@ impl<E: Env> Pending<E> {
                 parameters: Some(parameters),
                 response: (changes && result.is_ok()).then_some(&response),
                 additional: &additional,
-                key_arns: &arns,
+                key_arns: arns,
                 refusal: result.err(),
                 ..traced(record, &self.trace)
             })

@@ -11,8 +11,11 @@ use crate::root::RootId;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Pkcs11Error {
-    /// The module's library does not load.
-    #[error("{} is no PKCS#11 module that can be used: {why}", module.display())]
+    /// The module's library does not load, or does not begin.
+    #[error(
+        "{} is no PKCS#11 module that can be used: {why}. Is it the right file, and may the user that the node runs \
+         as read the module's configuration and use its tokens or devices?", module.display()
+    )]
     Module {
         /// The library.
         module: PathBuf,

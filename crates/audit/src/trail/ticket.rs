@@ -1,0 +1,71 @@
+//! What an append gives back: done when the record is handed over.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Wake, Waker};
+
+use super::Shared;
+use crate::error::AuditError;
+
+/// Done when the operating system has the record (or the disk, as configured). Not tied to any runtime.
+#[must_use = "a call must not be answered before its record is handed over"]
+pub struct Ticket {
+    pub(super) shared: Arc<Shared>,
+    pub(super) sequence: u64,
+    pub(super) registered: Option<Waker>,
+}
+
+impl Ticket {
+    /// The record's number in this node's trail.
+    #[must_use]
+    pub const fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Waits on this thread. Not for async threads: await the ticket there.
+    ///
+    /// # Errors
+    /// As when it is awaited.
+    pub fn wait(mut self) -> Result<(), AuditError> {
+        struct Unpark(std::thread::Thread);
+        impl Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        loop {
+            match Pin::new(&mut self).poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(result) => return result,
+                Poll::Pending => std::thread::park(),
+            }
+        }
+    }
+}
+
+impl Future for Ticket {
+    /// An error means that the record may not be in the trail, and the call must be refused. It may turn
+    /// up there later: a record more than answers, never one less.
+    type Output = Result<(), AuditError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let ticket = &mut *self;
+        if ticket.shared.done.load(Ordering::Acquire) > ticket.sequence {
+            return Poll::Ready(Ok(()));
+        }
+        let mut queue = ticket.shared.queue.lock();
+        if ticket.shared.done.load(Ordering::Acquire) > ticket.sequence {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(failure) = &queue.failure {
+            return Poll::Ready(Err(failure.clone()));
+        }
+        if !ticket.registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            queue.waiting.push((ticket.sequence, cx.waker().clone()));
+            ticket.registered = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
