@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build test test-rust test-clients check fmt clippy docs deny advisories numbers sim clean
+.PHONY: help setup demo build test test-rust test-clients check fmt clippy docs deny advisories numbers chaos sim clean
 
 # Filled in by the recipes: every cargo call below finds the one RocksDB.
 ROCKS = ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR="$$(deploy/rocksdb.sh)"
@@ -66,6 +66,9 @@ advisories: ## Known vulnerabilities (needs the network)
 
 numbers: setup ## Measure the figures that the docs quote
 	$(CARGO) bench --locked -p keyward --bench region
+
+chaos: setup ## Ten minutes of random faults on three machines made of network namespaces
+	KEYWARD_CHAOS_SECONDS=600 $(CARGO) test --locked -p keyward --test region random_faults -- --nocapture
 
 sim: setup ## Simulate seeds until stopped
 	$(CARGO) run --release --locked -p keyward-sim -- --seeds 0..1000000 --jobs 2

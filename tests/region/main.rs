@@ -3,6 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../chaos/mod.rs"]
+mod chaos;
+
 mod audit;
 mod clocks;
 mod command_line;

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 mod load;
+pub mod machines;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
