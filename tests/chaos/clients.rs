@@ -77,22 +77,24 @@ async fn decrypt(client: &Client, blob: &[u8]) -> Result<Vec<u8>, CallError> {
     Ok(opened.plaintext)
 }
 
+/// A client of one machine, as that principal.
+pub fn client_of(machines: &Machines, node: usize, who: &str) -> Arc<Client> {
+    let pki = machines.etc(1);
+    let read = |name: &str| std::fs::read(pki.join(name)).expect("read");
+    let config = ClientConfig {
+        endpoints: vec![machines.reached_at(node)],
+        authority: read("ca.pem"),
+        certificate: read(&format!("{who}.pem")),
+        private_key: read(&format!("{who}.key")).into(),
+        patience: PATIENCE,
+    };
+    Arc::new(Client::new(&config).expect("a client"))
+}
+
 impl Clients {
     pub fn new(machines: &Machines, seed: u64) -> Self {
-        let pki = machines.etc(1);
-        let read = |name: &str| std::fs::read(pki.join(name)).expect("read");
-        let client = |node| {
-            let config = ClientConfig {
-                endpoints: vec![machines.reached_at(node)],
-                authority: read("ca.pem"),
-                certificate: read("app.pem"),
-                private_key: read("app.key").into(),
-                patience: PATIENCE,
-            };
-            Arc::new(Client::new(&config).expect("a client"))
-        };
         Self {
-            nodes: (1..=3).map(client).collect(),
+            nodes: (1..=3).map(|node| client_of(machines, node, "app")).collect(),
             book: Arc::default(),
             seed,
             stop: Arc::default(),

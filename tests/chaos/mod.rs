@@ -1,11 +1,12 @@
 //! Random faults on three real machines (network namespaces), with clients whose calls are checked by the rules of the
-//! simulation: nothing stale, nothing acknowledged lost, everything heals.
+//! simulation: nothing stale, nothing acknowledged lost, no quota exceeded, everything heals.
 //!
 //! `make test` runs it for 45 s; `make chaos` for ten minutes (`KEYWARD_CHAOS_SECONDS`). What it does is drawn from a
 //! seed that it prints; `KEYWARD_CHAOS_SEED` draws the same again, as far as real processes allow.
 
 mod clients;
 mod history;
+mod meter;
 mod proxy;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::clocks::shifter;
 use crate::support::machines::{Machines, PORT};
 use clients::Clients;
+use meter::Meter;
 use proxy::{Links, Way};
 
 const SECONDS: u64 = 45;
@@ -257,6 +259,7 @@ async fn random_faults_lose_nothing_and_everything_heals() {
     let Some(mut chaos) = Chaos::new(seed).await else { return };
     let clients = Arc::new(Clients::new(&chaos.machines, seed));
     clients.begin().await;
+    let meter = Meter::begin(&chaos.machines);
 
     let end = RealEnv.boot_now() + lasts;
     let mut order: Vec<Fault> = Vec::new();
@@ -280,6 +283,7 @@ async fn random_faults_lose_nothing_and_everything_heals() {
     }
     println!("healed in {:?}", RealEnv.boot_now() - healed);
     clients.stop().await;
+    meter.check().await;
     clients.nothing_is_lost().await;
     let counts = clients.book.lock().counts.clone();
     println!(
