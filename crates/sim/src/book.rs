@@ -105,6 +105,12 @@ pub struct Counters {
     pub partitions: u64,
     /// Leadership handed over.
     pub hand_overs: u64,
+    /// Wall clocks of leaders set wrong.
+    pub wrong_leaders: u64,
+    /// Wall clocks of followers set wrong.
+    pub wrong_followers: u64,
+    /// Calls with an expired certificate that were refused for it.
+    pub expired_refused: u64,
     /// Messages delivered.
     pub messages: u64,
     /// Simulated time, in milliseconds.
@@ -127,6 +133,9 @@ impl Counters {
         self.pauses += other.pauses;
         self.partitions += other.partitions;
         self.hand_overs += other.hand_overs;
+        self.wrong_leaders += other.wrong_leaders;
+        self.wrong_followers += other.wrong_followers;
+        self.expired_refused += other.expired_refused;
         self.messages += other.messages;
         self.simulated_ms += other.simulated_ms;
         self.steps += other.steps;

@@ -16,8 +16,9 @@ use parking_lot::Mutex;
 use tower::ServiceExt;
 
 use crate::book::{Book, Change, KeyView, Sample, SharedBook, Told, alias_name};
-use crate::cluster::{Cluster, NODES, Running, client, id_of};
+use crate::cluster::{Cluster, NODES, Running, client, expired_client, id_of};
 use crate::dice::Dice;
+use crate::invariants::Invariants;
 use crate::runtime::JoinHandle;
 
 /// Ciphertexts kept for the end of a run.
@@ -37,7 +38,11 @@ pub struct Callers {
     pub book: SharedBook,
     /// Set once nothing may break any more.
     pub healed: AtomicBool,
+    /// What is looked at all the time.
+    pub invariants: Invariants,
     caller: Arc<Caller>,
+    /// With a certificate that is over.
+    expired: Arc<Caller>,
     dice: Mutex<Dice>,
 }
 
@@ -49,6 +54,8 @@ enum Use {
     Decrypt(usize),
     Describe(usize),
     Alias(usize),
+    /// By a caller whose certificate is over.
+    Expired(usize),
 }
 
 fn context() -> BTreeMap<String, String> {
@@ -69,7 +76,9 @@ impl Callers {
             cluster,
             book: Mutex::new(book),
             healed: AtomicBool::new(false),
+            invariants: Invariants::default(),
             caller: client(),
+            expired: expired_client(),
             dice: Mutex::new(dice),
         })
     }
@@ -197,7 +206,8 @@ impl Callers {
                 0..=34 => Use::Encrypt(key),
                 35..=49 => Use::DryRun(key),
                 50..=64 => Use::Describe(key),
-                65..=74 => Use::Alias(dice.index(aliases)),
+                65..=71 => Use::Alias(dice.index(aliases)),
+                72..=74 => Use::Expired(key),
                 _ if samples > 0 => Use::Decrypt(dice.index(samples)),
                 _ => Use::Encrypt(key),
             }
@@ -213,7 +223,9 @@ impl Callers {
             let patience = Duration::from_millis(this.throw(|dice| dice.pick(&[200, 1000, 4000])));
             let world = &this.cluster.world;
             let (began, began_at) = (world.step(), world.now());
-            let call = Call::new(Arc::clone(&this.caller), request, patience);
+            let expired = matches!(usage, Use::Expired(_));
+            let caller = if expired { &this.expired } else { &this.caller };
+            let call = Call::new(Arc::clone(caller), request, patience);
             let result = running.stack.oneshot(call).await;
             let (ended, held) = (world.step(), world.now() > began_at + HELD);
             world.note(match &result {
@@ -247,7 +259,7 @@ impl Callers {
                 let sample = &book.samples[sample];
                 (decrypt(sample).into(), Some(sample.key))
             }
-            Use::Describe(key) => {
+            Use::Describe(key) | Use::Expired(key) => {
                 (DescribeKey { key_id: book.keys[key].id.clone() }.into(), Some(key))
             }
             Use::Alias(alias) => (DescribeKey { key_id: alias_name(alias) }.into(), None),
@@ -272,6 +284,15 @@ impl Callers {
             _ => book.counters.calls += 1,
         }
         book.counters.held += u64::from(held);
+        if let Use::Expired(_) = usage {
+            match result {
+                Err(error) if error.code == ErrorCode::UnrecognizedClientException => {
+                    book.counters.expired_refused += 1;
+                }
+                other => book.violate(format!("AN EXPIRED CALLER WAS LET IN by {who}: {other:?}")),
+            }
+            return;
+        }
         let seen = match result {
             Ok(Response::Key(metadata)) => {
                 if let Use::Alias(alias) = usage {

@@ -1,6 +1,8 @@
 //! Three nodes of a Region, founded and joined as an operator does it, over stores that forget in a power
 //! cut what was not synced.
 
+mod operator;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,29 +10,23 @@ use keyward_env::Env;
 use keyward_hsm::{
     ARENA_BYTES_MIN, ArenaConfig, Hsm, HsmConfig, MemoryRoot, RootId, RootProvider, SecretVec,
 };
-use keyward_model::{KmsError, NodeId, Timestamp};
+use keyward_model::NodeId;
 use keyward_raft::{BoxFuture, Node, NodeConfig, StartError};
-use keyward_service::{Audit, Caller, FoundingRequest, KeptRoot, Kms, RootKeeper, Stack, stack};
+use keyward_service::{Audit, KeptRoot, Kms, RootKeeper, Stack, stack};
 use keyward_state::{MemStore, Timers};
 use parking_lot::Mutex;
 
 use crate::dice::{Dice, Stream};
-use crate::env::{SimEntropy, SimEnv, WALL_START_MS};
+use crate::env::{SimEntropy, SimEnv};
 use crate::network::{Net, SimTransport};
 use crate::plan::Plan;
-use crate::runtime::{ClockId, Cut, Group, World};
+use crate::runtime::{ClockId, Group, World};
+use crate::walls::Walls;
+
+pub use operator::{client, expired_client, operator};
 
 /// Nodes of the Region.
 pub const NODES: usize = 3;
-
-/// The authority's certificate and key. Fixed bytes: making them takes the operating system's randomness.
-const CA_CERTIFICATE: &[u8] = include_bytes!("../assets/authority.der");
-const CA_PRIVATE_KEY: &[u8] = include_bytes!("../assets/authority-key.der");
-
-const OPERATOR: &str = "arn:aws:iam::111122223333:user/operator";
-const CLIENT: &str = "arn:aws:iam::111122223333:user/client";
-/// How long an operator's call may take while the Region is set up.
-const SETUP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +50,6 @@ pub struct Running {
 
 struct Slot {
     clock: ClockId,
-    wall_offset_ms: i64,
     boots: u32,
     log: MemStore,
     state: MemStore,
@@ -69,25 +64,13 @@ pub struct Cluster {
     pub world: Arc<World>,
     /// The network between them.
     pub net: Arc<Net>,
+    /// The machines' wall clocks.
+    pub walls: Arc<Walls>,
     seed: u64,
     timers: Timers,
     slots: Mutex<Vec<Slot>>,
     disks: Mutex<Dice>,
     failures: Mutex<Vec<String>>,
-}
-
-fn caller(arn: &str, serial: u8) -> Arc<Caller> {
-    let principal = match arn.parse() {
-        Ok(principal) => principal,
-        Err(_) => unreachable!("the ARNs above are well formed"),
-    };
-    Arc::new(Caller {
-        principal,
-        serial: vec![serial],
-        not_after: Timestamp(WALL_START_MS).plus_days(30),
-        // A principal made without a certificate of the Region's own authority.
-        own_authority: serial == OPERATOR_SERIAL,
-    })
 }
 
 /// `Node::start`, boxed where the environment is still generic: with a concrete one, rustc (1.95) cannot
@@ -133,20 +116,6 @@ impl RootKeeper for OneRoot {
     }
 }
 
-const OPERATOR_SERIAL: u8 = 1;
-
-/// Who operates the Region.
-#[must_use]
-pub fn operator() -> Arc<Caller> {
-    caller(OPERATOR, OPERATOR_SERIAL)
-}
-
-/// Who uses and manages its keys.
-#[must_use]
-pub fn client() -> Arc<Caller> {
-    caller(CLIENT, 2)
-}
-
 /// A node's id, by its index.
 #[must_use]
 pub const fn id_of(index: usize) -> NodeId {
@@ -164,9 +133,8 @@ impl Cluster {
         let slots = plan
             .clocks
             .iter()
-            .map(|(clock, wall_offset_ms)| Slot {
+            .map(|(clock, _)| Slot {
                 clock: world.add_clock(*clock),
-                wall_offset_ms: *wall_offset_ms,
                 boots: 0,
                 log: MemStore::default(),
                 state: MemStore::default(),
@@ -178,6 +146,7 @@ impl Cluster {
         Arc::new(Self {
             world: Arc::clone(world),
             net: Net::new(Arc::clone(world), seed),
+            walls: Walls::new(Arc::clone(world), plan.clocks.iter().map(|(_, error_ms)| *error_ms)),
             seed,
             timers: plan.timers,
             slots: Mutex::new(slots),
@@ -195,7 +164,8 @@ impl Cluster {
         let group = self.world.start_process(slot.clock);
         let node = u32::try_from(index).unwrap_or(u32::MAX);
         let entropy = SimEntropy::new(self.seed, node, slot.boots);
-        let env = SimEnv::new(Arc::clone(&self.world), slot.clock, slot.wall_offset_ms, entropy);
+        let wall = (Arc::clone(&self.walls), index);
+        let env = SimEnv::new(Arc::clone(&self.world), slot.clock, wall, entropy);
         let (log, state) = (slot.log.clone(), slot.state.clone());
         slot.boots += 1;
         slot.group = Some(group);
@@ -349,71 +319,6 @@ impl Cluster {
         };
         let all: Vec<String> = (0..NODES).map(one).collect();
         format!("at {} ms, {}", self.world.now().as_millis(), all.join("; "))
-    }
-
-    // --- Founding.
-
-    /// Runs an operator's call on node `index`.
-    pub async fn operate<T, F, Fut>(&self, index: usize, call: F) -> Result<T, String>
-    where
-        T: Send + 'static,
-        F: FnOnce(Arc<Kms<SimEnv>>) -> Fut + Send + 'static,
-        Fut: Future<Output = Result<T, KmsError>> + Send + 'static,
-    {
-        let running = self.running(index).ok_or("the node is down")?;
-        let kms = running.kms;
-        let done: Result<_, Cut> =
-            self.world.spawn_in(running.group, async move { call(kms).await }).await;
-        match done {
-            Ok(result) => result.map_err(|e| format!("{e:?}")),
-            Err(cut) => Err(cut.to_string()),
-        }
-    }
-
-    /// Switches all on, founds the Region on the first, adds the others and makes the client's principal.
-    pub async fn set_up(self: &Arc<Self>) -> Result<(), String> {
-        for index in 0..NODES {
-            self.boot(index);
-        }
-        self.all_running().await?;
-        let region = "eu-west-1".parse().map_err(|_| "a Region's name")?;
-        let request = FoundingRequest {
-            purpose: keyward_state::Purpose::Production,
-            region,
-            timers: self.timers,
-            operator: operator().principal.clone(),
-            ca_certificate: CA_CERTIFICATE.to_vec(),
-            ca_private_key: CA_PRIVATE_KEY.to_vec().into(),
-        };
-        self.operate(0, |kms| async move { kms.found(&operator(), request, SETUP_PATIENCE).await })
-            .await?;
-        self.operate(0, |kms| async move {
-            let kinds = ["administrator".to_owned(), "user".to_owned()];
-            let who = operator();
-            kms.create_principal(&who, CLIENT, &kinds, None, None, SETUP_PATIENCE).await
-        })
-        .await?;
-        for index in 1..NODES {
-            self.operate(0, move |kms| async move {
-                let who = operator();
-                let address = address_of(index);
-                kms.add_node(&who, id_of(index), address, false, SETUP_PATIENCE).await
-            })
-            .await?;
-        }
-        Ok(())
-    }
-
-    async fn all_running(&self) -> Result<(), String> {
-        let patience = Duration::from_secs(5);
-        let end = self.world.now() + patience;
-        while (0..NODES).any(|index| self.running(index).is_none()) {
-            if self.world.now() > end {
-                return Err(format!("not every node has started: {:?}", self.failures()));
-            }
-            crate::sleep(Duration::from_millis(5)).await;
-        }
-        Ok(())
     }
 
     /// Lets go of everything, so that nothing outlives the world.

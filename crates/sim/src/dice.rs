@@ -21,6 +21,8 @@ pub enum Stream {
     Plan,
     /// Restarts: what a power cut leaves.
     Disks,
+    /// Wall clocks set wrong.
+    Walls,
     /// A node's entropy: its index and how many times it has booted.
     Entropy(u32, u32),
     /// A client.
@@ -36,6 +38,7 @@ impl Stream {
             Self::Faults => 4,
             Self::Plan => 5,
             Self::Disks => 6,
+            Self::Walls => 7,
             Self::Client(client) => (1 << 32) | client as u64,
             Self::Entropy(node, boot) => (1 << 63) | ((node as u64) << 32) | boot as u64,
         }

@@ -1,5 +1,7 @@
 //! What goes wrong, and when: the fault mix of the lease model. Everything comes from the seed.
 
+mod clocks;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,6 +11,8 @@ use crate::cluster::{Death, NODES, id_of, operator};
 use crate::dice::Dice;
 use crate::network::Weather;
 use crate::sleep;
+
+pub use clocks::break_clocks;
 
 /// Breaks things for that long.
 pub async fn break_things(callers: Arc<Callers>, mut dice: Dice, duration: Duration) {
@@ -43,6 +47,7 @@ pub fn heal(callers: &Callers) {
     cluster.net.set_weather(Weather::FAIR);
     cluster.world.calm_schedule();
     for index in 0..NODES {
+        cluster.walls.set_off(index, 0);
         match cluster.group(index) {
             Some(_) => cluster.freeze(index, false, Duration::ZERO),
             None => cluster.boot(index),

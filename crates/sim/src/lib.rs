@@ -14,10 +14,12 @@ pub mod cluster;
 pub mod dice;
 pub mod env;
 pub mod faults;
+pub mod invariants;
 pub mod network;
 pub mod plan;
 pub mod runtime;
 mod scenario;
+pub mod walls;
 
 use std::future::Future;
 use std::time::Duration;

@@ -29,6 +29,8 @@ pub struct Plan {
     pub faults: Duration,
     /// The Region's timers.
     pub timers: Timers,
+    /// Whether one machine's wall clock is set wrong, now and then, by up to a year.
+    pub wrong_walls: bool,
 }
 
 impl Plan {
@@ -59,6 +61,7 @@ impl Plan {
             pace_ms: dice.pick(&[(60, 600), (200, 1500)]),
             faults: faults.unwrap_or(Duration::from_secs(seconds)),
             timers: if dice.permille(250) { Timers::QUICK } else { Timers::DEFAULT },
+            wrong_walls: dice.permille(400),
         }
     }
 }

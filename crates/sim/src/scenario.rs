@@ -14,7 +14,8 @@ use crate::book::{Change, Counters, KeyView, Told, alias_name};
 use crate::client::{Callers, decrypt};
 use crate::cluster::{Cluster, NODES, id_of};
 use crate::dice::{Dice, Stream};
-use crate::faults::{break_things, heal};
+use crate::faults::{break_clocks, break_things, heal};
+use crate::invariants;
 use crate::plan::Plan;
 use crate::runtime::{HARNESS, JoinHandle, World};
 use crate::sleep;
@@ -99,8 +100,14 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
         let uses = use_things(Arc::clone(callers), dice, index, Arc::clone(&ended));
         clients.push(world.spawn_in(HARNESS, uses));
     }
+    drop(world.spawn_in(HARNESS, invariants::watch(Arc::clone(callers))));
     sleep(Duration::from_secs(1)).await;
     callers.cluster.net.set_weather(plan.weather);
+    if plan.wrong_walls {
+        let dice = Dice::new(seed, Stream::Walls);
+        let clocks = break_clocks(Arc::clone(callers), dice, plan.faults);
+        drop(world.spawn_in(HARNESS, clocks));
+    }
     break_things(Arc::clone(callers), Dice::new(seed, Stream::Faults), plan.faults).await;
     heal(callers);
     must_heal(callers).await;
