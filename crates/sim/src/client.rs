@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use keyward_model::{ErrorCode, KmsError};
 use keyward_service::api::{
-    CreateAlias, CreateKey, Decrypt, DeleteAlias, DescribeKey, DisableKey, EnableKey, Encrypt,
-    RotateKeyOnDemand, Secret, UpdateAlias, UpdateKeyDescription,
+    CancelKeyDeletion, CreateAlias, CreateKey, Decrypt, DeleteAlias, DescribeKey, DisableKey,
+    EnableKey, Encrypt, RotateKeyOnDemand, ScheduleKeyDeletion, Secret, UpdateAlias,
+    UpdateKeyDescription,
 };
 use keyward_service::{Call, Caller, Request, Response};
 use parking_lot::Mutex;
 use tower::ServiceExt;
 
-use crate::book::{Book, Change, KeyView, Sample, SharedBook, Told, alias_name};
+use crate::book::{Acknowledged, Book, Change, KeyView, Sample, SharedBook, Told, alias_name};
 use crate::cluster::{Cluster, NODES, Running, client, expired_client, id_of};
 use crate::dice::Dice;
 use crate::invariants::Invariants;
@@ -27,6 +28,8 @@ const SAMPLES_MAX: usize = 240;
 const SAMPLE_ONE_IN: u64 = 8;
 /// How often a change is tried.
 const TRIES_MAX: usize = 5;
+/// The waiting period of every deletion: the shortest that there is.
+pub const WINDOW_DAYS: i32 = 7;
 /// A call that took longer than this had to wait for something.
 const HELD: Duration = Duration::from_millis(1);
 
@@ -101,6 +104,11 @@ impl Callers {
                 UpdateKeyDescription { key_id: id(key), description: text.clone() }.into()
             }
             Change::Rotate(key) => RotateKeyOnDemand { key_id: id(key) }.into(),
+            Change::Schedule(key) => {
+                let pending_window_in_days = Some(WINDOW_DAYS);
+                ScheduleKeyDeletion { key_id: id(key), pending_window_in_days }.into()
+            }
+            Change::Cancel(key) => CancelKeyDeletion { key_id: id(key) }.into(),
             Change::CreateAlias(alias, key) => {
                 CreateAlias { alias_name: alias_name(*alias), target_key_id: id(key) }.into()
             }
@@ -126,9 +134,13 @@ impl Callers {
             let begun = this.book.lock().begin(change, world.step());
             let call = Call::new(Arc::clone(&this.caller), request, patience);
             let result = running.stack.oneshot(call).await.map(|response| match response {
-                Response::Key(metadata) => Some(metadata.key_id),
-                _ => None,
+                Response::Key(metadata) => Acknowledged::Created(metadata.key_id),
+                Response::DeletionScheduled { deletion_date, .. } => {
+                    Acknowledged::Date(deletion_date.0)
+                }
+                _ => Acknowledged::Done,
             });
+            this.look_for_the_gone(result.as_ref().err());
             let told = this.book.lock().end(&begun, &result, world.step());
             world.note(match &result {
                 Ok(_) => 1,
@@ -142,7 +154,8 @@ impl Callers {
 
     /// A change, tried again on other nodes as a real caller would. True once it was acknowledged.
     pub async fn change(self: &Arc<Self>, change: Change) -> bool {
-        let repeatable = matches!(change, Change::SetEnabled(..) | Change::Describe(..));
+        let repeatable =
+            matches!(change, Change::SetEnabled(..) | Change::Describe(..) | Change::Cancel(_));
         for _ in 0..TRIES_MAX {
             let index = self.throw(|dice| dice.index(NODES));
             let Some(running) = self.cluster.running(index) else {
@@ -168,7 +181,10 @@ impl Callers {
     /// The first calls after an acknowledgement, on every node.
     fn probe(self: &Arc<Self>, change: &Change) {
         let usage = match change {
-            Change::SetEnabled(key, _) | Change::Rotate(key) => Use::Encrypt(*key),
+            Change::SetEnabled(key, _)
+            | Change::Rotate(key)
+            | Change::Schedule(key)
+            | Change::Cancel(key) => Use::Encrypt(*key),
             Change::Describe(key, _) => Use::Describe(*key),
             Change::Create => Use::Encrypt(self.book.lock().keys.len() - 1),
             Change::CreateAlias(alias, _)
@@ -275,6 +291,7 @@ impl Callers {
         held: bool,
         who: &str,
     ) {
+        self.look_for_the_gone(result.as_ref().err());
         let mut book = self.book.lock();
         match result {
             Err(error) if error.code == ErrorCode::DependencyTimeoutException => {
@@ -301,10 +318,7 @@ impl Callers {
                 if let Some(key) = key {
                     book.read_description(key, &metadata.description, began, ended, who);
                 }
-                match metadata.state {
-                    keyward_model::KeyState::Enabled => KeyView::Enabled,
-                    _ => KeyView::Disabled,
-                }
+                KeyView::from(metadata.state)
             }
             Ok(Response::Decrypted { plaintext, .. }) => {
                 if let Use::Decrypt(sample) = usage
@@ -318,15 +332,28 @@ impl Callers {
             Err(error) => match error.code {
                 ErrorCode::DryRunOperationException => KeyView::Enabled,
                 ErrorCode::DisabledException => KeyView::Disabled,
+                ErrorCode::KMSInvalidStateException => KeyView::Pending,
                 ErrorCode::NotFoundException => match usage {
                     Use::Alias(alias) => return book.read_alias(alias, None, began, ended, who),
                     _ => KeyView::Absent,
                 },
+                // A ciphertext does not tell whether its key is none of the caller's or gone.
+                ErrorCode::AccessDeniedException if matches!(usage, Use::Decrypt(_)) => {
+                    KeyView::Absent
+                }
                 _ => return book.violate(format!("AN UNEXPECTED ERROR through {who}: {error:?}")),
             },
         };
         if let Some(key) = key {
             book.read_state(key, seen, began, ended, who);
+        }
+    }
+
+    /// The Region deletes keys by itself. A caller who is told so may know before we have looked.
+    pub fn look_for_the_gone(&self, error: Option<&KmsError>) {
+        let absent = [ErrorCode::NotFoundException, ErrorCode::AccessDeniedException];
+        if error.is_some_and(|error| absent.contains(&error.code)) {
+            self.invariants.look_for_the_gone(&self.cluster, &mut self.book.lock());
         }
     }
 

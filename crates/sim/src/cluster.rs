@@ -13,7 +13,7 @@ use keyward_hsm::{
 use keyward_model::NodeId;
 use keyward_raft::{BoxFuture, Node, NodeConfig, StartError};
 use keyward_service::{Audit, KeptRoot, Kms, RootKeeper, Stack, stack};
-use keyward_state::{MemStore, Timers};
+use keyward_state::{MemStore, Purpose, Timers};
 use parking_lot::Mutex;
 
 use crate::dice::{Dice, Stream};
@@ -68,6 +68,7 @@ pub struct Cluster {
     pub walls: Arc<Walls>,
     seed: u64,
     timers: Timers,
+    purpose: Purpose,
     slots: Mutex<Vec<Slot>>,
     disks: Mutex<Dice>,
     failures: Mutex<Vec<String>>,
@@ -149,6 +150,7 @@ impl Cluster {
             walls: Walls::new(Arc::clone(world), plan.clocks.iter().map(|(_, error_ms)| *error_ms)),
             seed,
             timers: plan.timers,
+            purpose: plan.purpose(),
             slots: Mutex::new(slots),
             disks: Mutex::new(Dice::new(seed, Stream::Disks)),
             failures: Mutex::default(),
@@ -276,6 +278,12 @@ impl Cluster {
     #[must_use]
     pub fn state_store(&self, index: usize) -> MemStore {
         self.slots.lock()[index].state.clone()
+    }
+
+    /// What node `index` has on its log disk.
+    #[must_use]
+    pub fn log_store(&self, index: usize) -> MemStore {
+        self.slots.lock()[index].log.clone()
     }
 
     /// The node that leads, if one knows that it does.

@@ -23,6 +23,8 @@ pub enum Stream {
     Disks,
     /// Wall clocks set wrong.
     Walls,
+    /// Deletion dates that come.
+    Deletions,
     /// A node's entropy: its index and how many times it has booted.
     Entropy(u32, u32),
     /// A client.
@@ -39,6 +41,7 @@ impl Stream {
             Self::Plan => 5,
             Self::Disks => 6,
             Self::Walls => 7,
+            Self::Deletions => 8,
             Self::Client(client) => (1 << 32) | client as u64,
             Self::Entropy(node, boot) => (1 << 63) | ((node as u64) << 32) | boot as u64,
         }

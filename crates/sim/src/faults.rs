@@ -1,6 +1,7 @@
 //! What goes wrong, and when: the fault mix of the lease model. Everything comes from the seed.
 
 mod clocks;
+mod dates;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,6 +14,7 @@ use crate::network::Weather;
 use crate::sleep;
 
 pub use clocks::break_clocks;
+pub use dates::reach_dates;
 
 /// Breaks things for that long.
 pub async fn break_things(callers: Arc<Callers>, mut dice: Dice, duration: Duration) {
@@ -47,7 +49,9 @@ pub fn heal(callers: &Callers) {
     cluster.net.set_weather(Weather::FAIR);
     cluster.world.calm_schedule();
     for index in 0..NODES {
-        cluster.walls.set_off(index, 0);
+        if !cluster.walls.has_passed() {
+            cluster.walls.set_off(index, 0);
+        }
         match cluster.group(index) {
             Some(_) => cluster.freeze(index, false, Duration::ZERO),
             None => cluster.boot(index),

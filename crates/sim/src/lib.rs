@@ -12,6 +12,7 @@ pub mod check;
 pub mod client;
 pub mod cluster;
 pub mod dice;
+mod ending;
 pub mod env;
 pub mod faults;
 pub mod invariants;

@@ -81,7 +81,7 @@ impl Cluster {
         self.all_running().await?;
         let region = "eu-west-1".parse().map_err(|_| "a Region's name")?;
         let request = FoundingRequest {
-            purpose: keyward_state::Purpose::Production,
+            purpose: self.purpose,
             region,
             timers: self.timers,
             operator: operator().principal.clone(),
