@@ -3,8 +3,8 @@
 //! Raft rests on disks that remember. A node whose disk has forgotten what it acknowledged could vote twice
 //! in a term, or let a committed entry vanish. So (DESIGN section 4):
 //!
-//! * A **counter** on each node's disk is raised with every write to its log, at least once a second, and told
-//!   only once it is synced: in lease renewals. Grants carry what the leader knows of everybody, so that every
+//! * A **counter** on each node's disk is raised with every write to its log while the disk is proved, at least
+//!   once a second, and told only once it is synced: in lease renewals. Grants carry what the leader knows of everybody, so that every
 //!   node remembers everybody's; each writes that down once a second, and once a minute it goes into
 //!   replicated state.
 //! * After a start a node is **unproved**: it takes no entry, no snapshot, and does not vote. A leader that
@@ -17,6 +17,7 @@
 //! Not covered: copies of a majority of the disks brought back at once, all from the same moment.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use keyward_model::NodeId;
@@ -50,15 +51,21 @@ pub(crate) struct Disks {
     me: NodeId,
     /// This start, and the counter as the disk had it then.
     found: DiskMark,
-    /// Read at every message.
-    proved: AtomicBool,
+    /// Read at every message, and by the log's writer.
+    proved: Arc<AtomicBool>,
     inner: Mutex<Inner>,
 }
 
 impl Disks {
-    pub(crate) fn new(me: NodeId, found: DiskMark, known: BTreeMap<NodeId, DiskMark>) -> Self {
+    /// `proved` is shared with the log.
+    pub(crate) fn new(
+        me: NodeId,
+        found: DiskMark,
+        known: BTreeMap<NodeId, DiskMark>,
+        proved: Arc<AtomicBool>,
+    ) -> Self {
         let inner = Mutex::new(Inner { known, ..Inner::default() });
-        Self { me, found, proved: AtomicBool::new(false), inner }
+        Self { me, found, proved, inner }
     }
 
     /// This start, and the counter as this node's disk had it then.
@@ -167,6 +174,10 @@ impl Disks {
 mod tests {
     use super::*;
 
+    fn disks(me: NodeId, found: DiskMark, known: BTreeMap<NodeId, DiskMark>) -> Disks {
+        Disks::new(me, found, known, Arc::default())
+    }
+
     fn mark(boot: u64, counter: u64) -> DiskMark {
         DiskMark { boot, counter }
     }
@@ -177,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_behind_is_refused_and_told_what_to_do() {
-        let disks = Disks::new(1, mark(1, 5), BTreeMap::from([(2, mark(7, 10))]));
+        let disks = disks(1, mark(1, 5), BTreeMap::from([(2, mark(7, 10))]));
         assert!(disks.judge(2, mark(8, 10)).is_ok());
         assert!(disks.judge(2, mark(8, 11)).is_ok());
         assert!(disks.judge(3, mark(8, 0)).is_ok(), "nobody knows it");
@@ -192,7 +203,7 @@ mod tests {
 
     #[test]
     fn vouched_for_it_votes_once_it_has_caught_up() {
-        let disks = Disks::new(2, mark(1, 5), BTreeMap::new());
+        let disks = disks(2, mark(1, 5), BTreeMap::new());
         assert!(!disks.is_proved() && !disks.may_vote(100));
         disks.vouched(50);
         assert!(disks.is_proved() && !disks.may_vote(49) && disks.may_vote(50));
@@ -202,7 +213,7 @@ mod tests {
     fn a_majority_proves_it_where_no_leader_lives() {
         let voters = [BTreeSet::from([1, 2, 3])];
         let weigh = |answers: BTreeMap<NodeId, Confirmation>| {
-            let disks = Disks::new(2, mark(1, 5), BTreeMap::new());
+            let disks = disks(2, mark(1, 5), BTreeMap::new());
             disks.weigh(&voters, &answers);
             (disks.may_vote(0), disks.condemned())
         };
@@ -216,7 +227,7 @@ mod tests {
 
     #[test]
     fn condemned_it_stays_so() {
-        let disks = Disks::new(2, mark(1, 5), BTreeMap::new());
+        let disks = disks(2, mark(1, 5), BTreeMap::new());
         disks.vouched(0);
         disks.condemn("old");
         disks.vouched(0);

@@ -228,9 +228,17 @@ impl<E: Env> Node<E> {
         let keeper = Arc::new(Keeper::new(node, boot, config.timers, now));
         let base = position.1.membership().clone();
         let store = Arc::clone(&log_store);
-        let log = LogStore::open(node, env.clone(), store, Arc::clone(&keeper), base)?;
+        let proved = Arc::new(AtomicBool::new(false));
+        let log = LogStore::open(
+            node,
+            env.clone(),
+            store,
+            Arc::clone(&keeper),
+            base,
+            Arc::clone(&proved),
+        )?;
         let found = DiskMark { boot, counter: log.counter() };
-        let disks = Arc::new(Disks::new(node, found, remembered.counters));
+        let disks = Arc::new(Disks::new(node, found, remembered.counters, proved));
         disks.learn(state.counters.iter().map(|(node, counter)| (*node, *counter)));
         disks.judge(node, found).map_err(StartError::Condemned)?;
         if let Some(purged) = log.purged_index()
@@ -507,6 +515,13 @@ impl<E: Env> Node<E> {
             let stamped_ms = state.time.0.saturating_sub(state.clock_offset_ms);
             self.env.wall_now_ms().max(stamped_ms)
         }))
+    }
+
+    /// The median of the voters' wall clocks, as the leader knows it. What a node that wants in is measured by:
+    /// Region time may have stood still for the sake of one clock, and catches up with the next leader only.
+    #[must_use]
+    pub fn median_clock(&self) -> Option<Timestamp> {
+        self.clock_look().and_then(|look| self.time.median(&look)).map(Timestamp)
     }
 
     /// True if this node leads, Region time has come to `date`, and a majority of the voters has shown on

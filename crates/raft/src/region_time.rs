@@ -166,6 +166,11 @@ impl RegionTime {
             .all(|voters| voters.iter().filter(|voter| past(voter)).count() > voters.len() / 2)
     }
 
+    /// The median of the voters' clocks, if a majority has told.
+    pub(crate) fn median(&self, look: &Look) -> Option<i64> {
+        self.inner.lock().median(look)
+    }
+
     /// How far each node's clock is off the median, in milliseconds; empty without a majority.
     pub(crate) fn offsets(&self, look: &Look) -> BTreeMap<NodeId, i64> {
         let inner = self.inner.lock();

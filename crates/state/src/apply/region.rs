@@ -347,7 +347,17 @@ impl Tx<'_> {
         if self.state.domain_keys.contains_key(&sealed.id) {
             return DONE;
         }
-        self.put_domain_key(DomainKey { sealed: sealed.clone(), created: self.now });
+        // A root that was removed meanwhile must not open it, and one that is new gets its copy once it is
+        // registered.
+        let mut sealed = sealed.clone();
+        sealed.copies.retain(|copy| self.state.roots.contains_key(&copy.root));
+        if sealed.copies.is_empty() {
+            return Err(KmsError::new(
+                ErrorCode::AccessDeniedException,
+                format!("domain key {} is sealed for no registered root", sealed.id),
+            ));
+        }
+        self.put_domain_key(DomainKey { sealed, created: self.now });
         DONE
     }
 
