@@ -132,6 +132,10 @@ pub struct Counters {
     pub power_cuts: u64,
     /// Processes paused or suspended.
     pub pauses: u64,
+    /// Of these, machines of leaders that were suspended: the monotonic clock stood still, the boot clock went on.
+    pub suspended_leaders: u64,
+    /// Of these, machines of followers that were suspended.
+    pub suspended_followers: u64,
     /// Links cut.
     pub partitions: u64,
     /// Leadership handed over.
@@ -150,6 +154,24 @@ pub struct Counters {
     pub wrong_followers: u64,
     /// Calls with an expired certificate that were refused for it.
     pub expired_refused: u64,
+    /// Disks wiped.
+    pub wiped: u64,
+    /// Disks replaced by an old copy.
+    pub old_copies: u64,
+    /// Disks of another machine.
+    pub foreign_disks: u64,
+    /// Nodes taken out of service while they were well.
+    pub replaced: u64,
+    /// Nodes that joined on a machine that had lost its own, and vote.
+    pub joined: u64,
+    /// Devices of roots that were slow, gone or wrong.
+    pub root_faults: u64,
+    /// Roots added and removed.
+    pub roots_changed: u64,
+    /// Last roots of nodes that could not be removed.
+    pub last_roots_kept: u64,
+    /// Calls refused since no root had answered for longer than the grace, or none could open a domain key.
+    pub root_refused: u64,
     /// Messages delivered.
     pub messages: u64,
     /// Simulated time, in milliseconds.
@@ -170,6 +192,8 @@ impl Counters {
         self.kills += other.kills;
         self.power_cuts += other.power_cuts;
         self.pauses += other.pauses;
+        self.suspended_leaders += other.suspended_leaders;
+        self.suspended_followers += other.suspended_followers;
         self.partitions += other.partitions;
         self.hand_overs += other.hand_overs;
         self.scheduled += other.scheduled;
@@ -179,6 +203,15 @@ impl Counters {
         self.wrong_leaders += other.wrong_leaders;
         self.wrong_followers += other.wrong_followers;
         self.expired_refused += other.expired_refused;
+        self.wiped += other.wiped;
+        self.old_copies += other.old_copies;
+        self.foreign_disks += other.foreign_disks;
+        self.replaced += other.replaced;
+        self.joined += other.joined;
+        self.root_faults += other.root_faults;
+        self.roots_changed += other.roots_changed;
+        self.last_roots_kept += other.last_roots_kept;
+        self.root_refused += other.root_refused;
         self.messages += other.messages;
         self.simulated_ms += other.simulated_ms;
         self.steps += other.steps;
@@ -245,12 +278,13 @@ impl Book {
         Begun { change, began: step, write }
     }
 
-    /// It has ended.
+    /// It has ended. `rootless`: it was refused for want of a root, as may be.
     pub fn end(
         &mut self,
         begun: &Begun,
         result: &Result<Acknowledged, KmsError>,
         step: Step,
+        rootless: bool,
     ) -> Told {
         let (end, told) = match result {
             Ok(_) => (End::Acknowledged(step), Told::Done),
@@ -263,7 +297,9 @@ impl Book {
             Told::Unknown => self.counters.unknown += 1,
             Told::TryAgain | Told::Refused => self.counters.refused += 1,
         }
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !rootless
+        {
             self.check_refusal(begun, error, step);
         }
         match (&begun.change, begun.write) {

@@ -17,9 +17,9 @@ use parking_lot::Mutex;
 use tower::ServiceExt;
 
 use crate::book::{Acknowledged, Book, Change, KeyView, Sample, SharedBook, Told, alias_name};
-use crate::cluster::{Cluster, NODES, Running, client, expired_client, id_of};
+use crate::cluster::{Cluster, NODES, Running, client, expired_client};
 use crate::dice::Dice;
-use crate::invariants::Invariants;
+use crate::invariants::{Began, Invariants};
 use crate::runtime::JoinHandle;
 
 /// Ciphertexts kept for the end of a run.
@@ -123,7 +123,7 @@ impl Callers {
     /// task.
     pub async fn try_change(
         self: &Arc<Self>,
-        running: Running,
+        (index, running): (usize, Running),
         change: &Change,
         patience: Duration,
     ) -> Told {
@@ -131,9 +131,11 @@ impl Callers {
         let world = Arc::clone(&self.cluster.world);
         let told = self.cluster.world.spawn_in(running.group, async move {
             let request = this.request(&change);
-            let begun = this.book.lock().begin(change, world.step());
+            let begun = this.book.lock().begin(change.clone(), world.step());
+            let rooted = Began::now(&this.cluster, index, &running);
             let call = Call::new(Arc::clone(&this.caller), request, patience);
-            let result = running.stack.oneshot(call).await.map(|response| match response {
+            let stack = running.stack.clone();
+            let result = stack.oneshot(call).await.map(|response| match response {
                 Response::Key(metadata) => Acknowledged::Created(metadata.key_id),
                 Response::DeletionScheduled { deletion_date, .. } => {
                     Acknowledged::Date(deletion_date.0)
@@ -141,7 +143,10 @@ impl Callers {
                 _ => Acknowledged::Done,
             });
             this.look_for_the_gone(result.as_ref().err());
-            let told = this.book.lock().end(&begun, &result, world.step());
+            let who = format!("node {} ({change:?})", running.kms.node().id());
+            let error = result.as_ref().err();
+            let rootless = this.lacks_a_root(index, &running, error, rooted, &who);
+            let told = this.book.lock().end(&begun, &result, world.step(), rootless);
             world.note(match &result {
                 Ok(_) => 1,
                 Err(error) => code_number(error) << 8,
@@ -163,7 +168,7 @@ impl Callers {
                 continue;
             };
             let patience = Duration::from_millis(self.throw(|dice| dice.pick(&[1000, 2000, 5000])));
-            match self.try_change(running, &change, patience).await {
+            match self.try_change((index, running), &change, patience).await {
                 Told::Done => {
                     self.probe(&change);
                     return true;
@@ -238,17 +243,22 @@ impl Callers {
             let (request, key) = this.use_request(usage, &plaintext);
             let patience = Duration::from_millis(this.throw(|dice| dice.pick(&[200, 1000, 4000])));
             let world = &this.cluster.world;
+            let rooted = Began::now(&this.cluster, index, &running);
             let (began, began_at) = (world.step(), world.now());
             let expired = matches!(usage, Use::Expired(_));
             let caller = if expired { &this.expired } else { &this.caller };
             let call = Call::new(Arc::clone(caller), request, patience);
-            let result = running.stack.oneshot(call).await;
+            let result = running.stack.clone().oneshot(call).await;
             let (ended, held) = (world.step(), world.now() > began_at + HELD);
             world.note(match &result {
                 Ok(_) => 2,
                 Err(error) => code_number(error) << 8 | 1,
             });
-            let who = format!("node {} ({usage:?})", id_of(index));
+            let who = format!("node {} ({usage:?})", this.cluster.id(index));
+            if this.lacks_a_root(index, &running, result.as_ref().err(), rooted, &who) {
+                this.book.lock().counters.unserved += 1;
+                return;
+            }
             this.check_use(usage, key, &result, (began, ended), held, &who);
             if let (Use::Encrypt(key), Ok(Response::Encrypted { ciphertext_blob, .. })) =
                 (usage, result)
@@ -355,6 +365,32 @@ impl Callers {
         if error.is_some_and(|error| absent.contains(&error.code)) {
             self.invariants.look_for_the_gone(&self.cluster, &mut self.book.lock());
         }
+    }
+
+    /// Whether a call was refused for want of a root, or of a domain key for one, where that may be: on a node
+    /// that is on its way in, or whose roots have been away.
+    fn lacks_a_root(
+        &self,
+        index: usize,
+        running: &Running,
+        error: Option<&KmsError>,
+        began: Began,
+        who: &str,
+    ) -> bool {
+        if error.is_none_or(|error| error.code != ErrorCode::KeyUnavailableException) {
+            return false;
+        }
+        let node = running.kms.node();
+        let votes = node.members().iter().any(|member| member.node == node.id() && member.voter);
+        let fits = began.may_refuse(&self.cluster, index);
+        let mut book = self.book.lock();
+        match fits {
+            Err(why) if votes => {
+                book.violate(format!("REFUSED FOR WANT OF A ROOT by {who}: {why}: {error:?}"));
+            }
+            _ => book.counters.root_refused += 1,
+        }
+        true
     }
 
     fn keep(&self, sample: Sample) {

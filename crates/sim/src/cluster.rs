@@ -1,18 +1,21 @@
 //! Three nodes of a Region, founded and joined as an operator does it, over stores that forget in a power
 //! cut what was not synced.
 
+mod devices;
+mod disks;
 mod operator;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward_env::Env;
+use keyward_env::{AsyncRuntime, Env};
 use keyward_hsm::{
-    ARENA_BYTES_MIN, ArenaConfig, Hsm, HsmConfig, MemoryRoot, RootId, RootProvider, SecretVec,
+    ARENA_BYTES_MIN, ArenaConfig, EnvClock, Hsm, HsmConfig, RootId, RootWatchConfig,
 };
 use keyward_model::NodeId;
 use keyward_raft::{BoxFuture, Node, NodeConfig, StartError};
-use keyward_service::{Audit, KeptRoot, Kms, RootKeeper, Stack, stack};
+use keyward_service::{Audit, Kms, Stack, stack};
 use keyward_state::{MemStore, Purpose, Timers};
 use parking_lot::Mutex;
 
@@ -20,13 +23,26 @@ use crate::dice::{Dice, Stream};
 use crate::env::{SimEntropy, SimEnv};
 use crate::network::{Net, SimTransport};
 use crate::plan::Plan;
-use crate::runtime::{ClockId, Group, World};
+use crate::roots::{Cabinet, MayDie, SimRoots, recorded};
+use crate::runtime::{ClockId, Group, SimRuntime, World};
 use crate::walls::Walls;
 
+use disks::Copied;
+pub use disks::Refusal;
 pub use operator::{client, expired_client, operator};
 
 /// Nodes of the Region.
 pub const NODES: usize = 3;
+
+/// How roots are watched: faster than in the server, as runs are short.
+const ROOT_WATCH: RootWatchConfig = RootWatchConfig {
+    grace: ROOT_GRACE,
+    probe_interval: Duration::from_secs(1),
+    probe_timeout: Duration::from_millis(1500),
+    operation_timeout: Duration::from_secs(3),
+};
+/// How long keys are used after a root last answered.
+pub const ROOT_GRACE: Duration = Duration::from_secs(8);
 
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,13 +65,27 @@ pub struct Running {
 }
 
 struct Slot {
+    /// Its node's id: another one once the machine has lost what it had.
+    id: NodeId,
     clock: ClockId,
     boots: u32,
     log: MemStore,
     state: MemStore,
+    /// What else is in its folder: the record of its roots.
+    folder: MemStore,
+    /// Its devices.
+    cabinet: Arc<Cabinet>,
+    booted: Duration,
     group: Option<Group>,
     running: Option<Running>,
     frozen: bool,
+    /// Its disk has been tampered with, and its node is to be refused.
+    lies: bool,
+    /// Why it was refused.
+    refused: Option<Refusal>,
+    /// What an operator was told last who wanted it in, for a failure's text.
+    told: String,
+    copies: VecDeque<Copied>,
 }
 
 /// The Region's nodes.
@@ -71,6 +101,8 @@ pub struct Cluster {
     purpose: Purpose,
     slots: Mutex<Vec<Slot>>,
     disks: Mutex<Dice>,
+    /// Whether a process dies between two steps of its root keeper: how often in a thousand.
+    deaths: Mutex<(Dice, u64)>,
     failures: Mutex<Vec<String>>,
 }
 
@@ -86,45 +118,9 @@ fn start_node<E: Env>(
     Box::pin(Node::start(config, env, Arc::new(log), Arc::new(state), transport))
 }
 
-/// A node's only root, which is never changed here.
-struct OneRoot(RootId);
-
-impl OneRoot {
-    fn refuse<T: Send + 'static>() -> BoxFuture<'static, Result<T, String>> {
-        Box::pin(std::future::ready(Err("a simulated node's root is not changed".to_owned())))
-    }
-}
-
-impl RootKeeper for OneRoot {
-    fn kept(&self) -> Vec<KeptRoot> {
-        vec![KeptRoot { id: self.0.clone(), place: "memory".to_owned() }]
-    }
-
-    fn add(&self, _: String) -> BoxFuture<'_, Result<Arc<dyn RootProvider>, String>> {
-        Self::refuse()
-    }
-
-    fn forget(&self, _: RootId) -> BoxFuture<'_, Result<(), String>> {
-        Self::refuse()
-    }
-
-    fn offer(&self, _: RootId, _: SecretVec) -> BoxFuture<'_, Result<(u8, u8), String>> {
-        Self::refuse()
-    }
-
-    fn next_share(&self, _: RootId) -> BoxFuture<'_, Result<(u8, String, u8), String>> {
-        Self::refuse()
-    }
-}
-
-/// A node's id, by its index.
-#[must_use]
-pub const fn id_of(index: usize) -> NodeId {
-    index as NodeId + 1
-}
-
+/// Where a machine's node is reached.
 fn address_of(index: usize) -> String {
-    format!("node-{}:4410", id_of(index))
+    format!("machine-{index}:4410")
 }
 
 impl Cluster {
@@ -134,14 +130,26 @@ impl Cluster {
         let slots = plan
             .clocks
             .iter()
-            .map(|(clock, _)| Slot {
+            .zip(1..)
+            .map(|((clock, _), id)| Slot {
+                id,
                 clock: world.add_clock(*clock),
                 boots: 0,
                 log: MemStore::default(),
                 state: MemStore::default(),
+                folder: MemStore::default(),
+                cabinet: Cabinet::new(
+                    Arc::clone(world),
+                    [seed.to_le_bytes(), u64::to_le_bytes(id)].concat(),
+                ),
+                booted: Duration::ZERO,
                 group: None,
                 running: None,
                 frozen: false,
+                lies: false,
+                refused: None,
+                told: String::new(),
+                copies: VecDeque::new(),
             })
             .collect();
         Arc::new(Self {
@@ -153,6 +161,7 @@ impl Cluster {
             purpose: plan.purpose(),
             slots: Mutex::new(slots),
             disks: Mutex::new(Dice::new(seed, Stream::Disks)),
+            deaths: Mutex::new((Dice::new(seed, Stream::Deaths), 0)),
             failures: Mutex::default(),
         })
     }
@@ -168,45 +177,48 @@ impl Cluster {
         let entropy = SimEntropy::new(self.seed, node, slot.boots);
         let wall = (Arc::clone(&self.walls), index);
         let env = SimEnv::new(Arc::clone(&self.world), slot.clock, wall, entropy);
-        let (log, state) = (slot.log.clone(), slot.state.clone());
+        let (id, log, state) = (slot.id, slot.log.clone(), slot.state.clone());
         slot.boots += 1;
         slot.group = Some(group);
         slot.frozen = false;
+        slot.booted = self.world.now();
         drop(slots);
         let this = Arc::clone(self);
         drop(self.world.spawn_in(group, async move {
-            match this.start(index, group, env, log, state).await {
+            match this.start(index, (id, group), env, log, state).await {
                 Ok(running) => this.slots.lock()[index].running = Some(running),
-                Err(why) => {
-                    this.failures
-                        .lock()
-                        .push(format!("node {} did not start: {why}", id_of(index)));
-                }
+                Err(why) => this.did_not_start(index, why),
             }
         }));
     }
 
     async fn start(
-        &self,
+        self: &Arc<Self>,
         index: usize,
-        group: Group,
+        (id, group): (NodeId, Group),
         env: SimEnv,
         log: MemStore,
         state: MemStore,
-    ) -> Result<Running, String> {
-        let id = id_of(index);
-        let config = NodeConfig { node: id, address: address_of(index), timers: self.timers };
-        let transport = SimTransport::new(Arc::clone(&self.net), id, group);
-        let entropy = env.entropy();
-        let node =
-            start_node(config, env, log, state, transport).await.map_err(|e| e.to_string())?;
-        let seed = [self.seed.to_le_bytes(), id.to_le_bytes()].concat();
-        let root = MemoryRoot::new(&seed, Arc::clone(&entropy), true).map_err(|e| e.to_string())?;
+    ) -> Result<Running, Refusal> {
+        let (entropy, clock) = (env.entropy(), EnvClock::shared(env.clone()));
+        let folder = self.folder(index);
+        let first = format!("first of node {id}");
+        let may_die = self.may_die(index);
+        let (kept, open) = SimRoots::open(env.clone(), folder, &first, may_die).await?;
+        let mut open = open.into_iter();
+        let root = open.next().ok_or(Refusal::RootsAway)?;
         let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
         // Few: open keys are evicted, and opened again from their tokens.
         let config = HsmConfig { cache_max_entries: 64, arena };
-        let kept: Arc<dyn RootKeeper> = Arc::new(OneRoot(root.identity().clone()));
-        let hsm = Hsm::new(Arc::new(root), entropy, &config).map_err(|e| e.to_string())?;
+        let hsm = Hsm::new(root, entropy, &config).map_err(|e| e.to_string())?;
+        for root in open {
+            hsm.add_root(root).map_err(|e| e.to_string())?;
+        }
+        drop(SimRuntime::spawn(hsm.watch_roots(clock, ROOT_WATCH)));
+        drop(SimRuntime::spawn(Arc::clone(&kept).retry(Arc::downgrade(&hsm))));
+        let config = NodeConfig { node: id, address: address_of(index), timers: self.timers };
+        let transport = SimTransport::new(Arc::clone(&self.net), id, group);
+        let node = start_node(config, env, log, state, transport).await.map_err(Refusal::from)?;
         let region = "eu-west-1".parse().map_err(|_| "a Region's name")?;
         let audit = Audit::new(None, region, [0; 8]);
         let kms = Kms::new(Arc::clone(&node), hsm, kept, audit, true);
@@ -227,10 +239,11 @@ impl Cluster {
         // First the stores and the network, then the tasks: their Drop code must not write.
         slot.log = slot.log.crash(kept(&slot.log));
         slot.state = slot.state.crash(kept(&slot.state));
+        slot.folder = slot.folder.crash(kept(&slot.folder));
         let running = slot.running.take();
-        let clock = slot.clock;
+        let (id, clock) = (slot.id, slot.clock);
         drop(slots);
-        self.net.hang_up(id_of(index));
+        self.net.hang_up(id);
         self.world.kill(group);
         drop(running);
         if death == Death::PowerCut {
@@ -254,6 +267,12 @@ impl Cluster {
         } else {
             self.world.thaw(group, slept);
         }
+    }
+
+    /// The id of the node on machine `index`.
+    #[must_use]
+    pub fn id(&self, index: usize) -> NodeId {
+        self.slots.lock()[index].id
     }
 
     /// The process of node `index`, if it is up (starting, serving or frozen).
@@ -298,7 +317,7 @@ impl Cluster {
         let mut failures = self.failures.lock().clone();
         for index in 0..NODES {
             if let Some(fatal) = self.running(index).and_then(|node| node.kms.node().fatal()) {
-                failures.push(format!("consensus stopped on node {}: {fatal}", id_of(index)));
+                failures.push(format!("consensus stopped on node {}: {fatal}", self.id(index)));
             }
         }
         failures
@@ -308,7 +327,7 @@ impl Cluster {
     #[must_use]
     pub fn describe(&self) -> String {
         let one = |index: usize| match self.running(index) {
-            None => format!("node {}: down", id_of(index)),
+            None => format!("node {}: down", self.id(index)),
             Some(running) => {
                 let s = running.kms.node().status();
                 format!(
@@ -326,7 +345,8 @@ impl Cluster {
             }
         };
         let all: Vec<String> = (0..NODES).map(one).collect();
-        format!("at {} ms, {}", self.world.now().as_millis(), all.join("; "))
+        let told: Vec<String> = self.slots.lock().iter().map(|slot| slot.told.clone()).collect();
+        format!("at {} ms, {}; told {told:?}", self.world.now().as_millis(), all.join("; "))
     }
 
     /// Lets go of everything, so that nothing outlives the world.

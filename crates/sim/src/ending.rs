@@ -1,22 +1,38 @@
 //! What must hold in the end, once nothing breaks any more.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward_model::{ErrorCode, KeyState};
+use keyward_hsm::RootId;
+use keyward_model::{ErrorCode, KeyState, NodeId};
 use keyward_service::api::{DescribeKey, Encrypt, Secret};
 use keyward_service::{Request, Response};
 use keyward_state::{Store, Table};
 
 use crate::book::{Change, KeyView, Told, alias_name};
 use crate::client::{Callers, decrypt};
-use crate::cluster::{NODES, id_of};
+use crate::cluster::{Death, NODES};
+use crate::runtime::JoinHandle;
 use crate::sleep;
 
 /// Once faults are over, a change is acknowledged and every node serves within this.
 const HEAL_WITHIN: Duration = Duration::from_secs(10);
+/// A node that is being replaced when faults end has joined and votes within this.
+const WHOLE_WITHIN: Duration = Duration::from_secs(60);
+/// Roots that were away are tried again, and what was changed is settled, within this.
+const ROOTS_WITHIN: Duration = Duration::from_secs(30);
 /// Deletions that are due are executed, and deleted keys have left every disk, within this.
 const GONE_WITHIN: Duration = Duration::from_secs(60);
+
+/// Once faults are over, every machine has a node that votes again.
+pub async fn must_be_whole(callers: &Arc<Callers>, lies: JoinHandle<()>) {
+    if crate::timeout(WHOLE_WITHIN, lies).await.is_none() {
+        let nodes = callers.cluster.describe();
+        let what = format!("THE REGION IS NOT WHOLE within {WHOLE_WITHIN:?}: {nodes}");
+        callers.book.lock().violate(what);
+    }
+}
 
 /// Liveness: once faults are over, a change is acknowledged, and every node serves.
 pub async fn must_heal(callers: &Arc<Callers>) {
@@ -36,7 +52,7 @@ pub async fn must_heal(callers: &Arc<Callers>) {
         for (index, serves) in serves.iter_mut().enumerate() {
             if !changed && let Some(running) = callers.cluster.running(index) {
                 let patience = Duration::from_secs(2);
-                let told = callers.try_change(running, &Change::Create, patience).await;
+                let told = callers.try_change((index, running), &Change::Create, patience).await;
                 changed |= told == Told::Done;
             }
             if !*serves {
@@ -83,7 +99,7 @@ async fn insist(
 pub async fn nothing_acknowledged_is_lost(callers: &Arc<Callers>) {
     let world = &callers.cluster.world;
     for index in 0..NODES {
-        let who = format!("node {} in the end", id_of(index));
+        let who = format!("node {} in the end", callers.cluster.id(index));
         let (keys, aliases) = {
             let book = callers.book.lock();
             (book.keys.len(), book.aliases.len())
@@ -187,7 +203,7 @@ pub async fn every_ciphertext_opens(callers: &Arc<Callers>) {
                 Ok(_) => "to something else".to_owned(),
                 Err(why) => format!("not at all: {why:?}"),
             };
-            let node = id_of(index);
+            let node = callers.cluster.id(index);
             callers.book.lock().violate(format!("A CIPHERTEXT OPENS {what}, on node {node}"));
         }
     }
@@ -247,7 +263,7 @@ fn compare_rows(callers: &Callers) {
         let first = rows(0, table);
         for index in 1..NODES {
             if rows(index, table) != first {
-                let node = id_of(index);
+                let node = callers.cluster.id(index);
                 let what = format!("REPLICAS DIFFER: table {} of node {node}", table.name());
                 callers.book.lock().violate(what);
             }
@@ -276,4 +292,52 @@ pub async fn what_was_deleted_leaves(callers: &Arc<Callers>) {
     // Open keys leave memory in the next round of housekeeping.
     sleep(Duration::from_millis(500)).await;
     callers.invariants.look_in_the_end(cluster, &mut callers.book.lock());
+}
+
+/// Every node's record of its roots, those that are open in it, and the Region's list agree, and each has a copy
+/// of every domain key; the Region knows of no others.
+pub async fn roots_agree(callers: &Arc<Callers>) {
+    let cluster = &callers.cluster;
+    let end = cluster.world.now() + ROOTS_WITHIN;
+    let agree = |index: usize| {
+        let running = cluster.running(index)?;
+        let (node, state) = (cluster.id(index), running.kms.node().state());
+        let set = |ids: Vec<RootId>| ids.into_iter().collect::<BTreeSet<RootId>>();
+        let recorded = set(cluster.recorded_roots(index).into_iter().map(|(id, _)| id).collect());
+        let open = set(running.kms.hsm().roots().into_iter().map(|status| status.id).collect());
+        let listed = set(state.roots_of(node).map(|root| root.id.clone()).collect());
+        let sealed = recorded.iter().all(|root| state.domain_keys_without(root).is_empty());
+        let members = running.kms.node().members();
+        let known = |node: &NodeId| members.iter().any(|member| member.node == *node);
+        let strays = state.roots.values().filter(|root| !known(&root.node)).count();
+        let same = recorded == open && recorded == listed && sealed && strays == 0;
+        (!same).then(|| {
+            format!(
+                "node {node} has {recorded:?} on record, {open:?} open, the Region lists {listed:?}, all sealed: \
+                 {sealed}, roots of nodes that are no members: {strays}"
+            )
+        })
+    };
+    loop {
+        let differences: Vec<String> = (0..NODES).filter_map(agree).collect();
+        if differences.is_empty() {
+            return;
+        }
+        if cluster.world.now() > end {
+            let what = format!("ROOTS DIFFER: {}", differences.join("; "));
+            return callers.book.lock().violate(what);
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// All machines lose power at once: every domain key is opened anew, by the roots on record.
+pub async fn start_cold(callers: &Arc<Callers>) {
+    for index in 0..NODES {
+        callers.cluster.kill(index, Death::PowerCut);
+    }
+    for index in 0..NODES {
+        callers.cluster.boot(index);
+    }
+    must_heal(callers).await;
 }

@@ -4,7 +4,9 @@
 mod deletion_dates;
 mod gone_from_disks;
 mod no_resurrection;
+mod one_vote;
 mod region_time;
+mod roots;
 
 use std::time::Duration;
 
@@ -17,7 +19,9 @@ use crate::cluster::Cluster;
 use deletion_dates::DeletionDates;
 use gone_from_disks::GoneFromDisks;
 use no_resurrection::NoResurrection;
+use one_vote::OneVote;
 use region_time::RegionTime;
+pub use roots::Began;
 
 /// Between looks.
 const LOOK: Duration = Duration::from_millis(20);
@@ -32,6 +36,7 @@ struct Rules {
     deletion_dates: DeletionDates,
     no_resurrection: NoResurrection,
     gone_from_disks: GoneFromDisks,
+    one_vote: OneVote,
 }
 
 impl Invariants {
@@ -42,6 +47,8 @@ impl Invariants {
         rules.deletion_dates.look(cluster, book);
         rules.no_resurrection.look(cluster, book);
         rules.gone_from_disks.look(cluster, book);
+        rules.one_vote.look(cluster, book);
+        roots::look(cluster, book);
     }
 
     /// Looks for keys that have gone meanwhile.

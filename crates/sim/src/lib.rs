@@ -18,6 +18,7 @@ pub mod faults;
 pub mod invariants;
 pub mod network;
 pub mod plan;
+pub mod roots;
 pub mod runtime;
 mod scenario;
 pub mod walls;

@@ -46,6 +46,10 @@ pub struct Plan {
     pub wrong_walls: bool,
     /// How keys come to their deletion dates.
     pub deletions: Deletions,
+    /// Whether disks lie and nodes are replaced.
+    pub lying_disks: bool,
+    /// Whether roots are away, and are added, removed and rotated.
+    pub root_faults: bool,
 }
 
 impl Plan {
@@ -87,6 +91,8 @@ impl Plan {
             // A majority is right at any time: after the long night one clock may be behind already.
             wrong_walls: deletions != Deletions::LongNight && dice.permille(400),
             deletions,
+            lying_disks: dice.permille(300),
+            root_faults: dice.permille(300),
         }
     }
 

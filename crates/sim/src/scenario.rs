@@ -10,7 +10,7 @@ use crate::client::Callers;
 use crate::cluster::{Cluster, NODES};
 use crate::dice::{Dice, Stream};
 use crate::ending;
-use crate::faults::{break_clocks, break_things, heal, reach_dates};
+use crate::faults::{break_clocks, break_roots, break_things, heal, lie_about_disks, reach_dates};
 use crate::invariants;
 use crate::plan::{Deletions, Plan};
 use crate::runtime::{HARNESS, JoinHandle, World};
@@ -104,8 +104,21 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     let dice = Dice::new(seed, Stream::Deletions);
     let dates = reach_dates(Arc::clone(callers), dice, plan.deletions, plan.faults);
     drop(world.spawn_in(HARNESS, dates));
+    if plan.root_faults {
+        let dice = Dice::new(seed, Stream::Roots);
+        let roots = break_roots(Arc::clone(callers), dice, plan.faults);
+        drop(world.spawn_in(HARNESS, roots));
+    }
+    let lies = plan.lying_disks.then(|| {
+        let dice = Dice::new(seed, Stream::Lies);
+        let lies = lie_about_disks(Arc::clone(callers), dice, plan.faults);
+        world.spawn_in(HARNESS, lies)
+    });
     break_things(Arc::clone(callers), Dice::new(seed, Stream::Faults), plan.faults).await;
     heal(callers);
+    if let Some(lies) = lies {
+        ending::must_be_whole(callers, lies).await;
+    }
     ending::must_heal(callers).await;
     ended.store(true, Ordering::Relaxed);
     let end = world.now() + CLIENTS_END_WITHIN;
@@ -114,6 +127,10 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
         if crate::timeout(left, client).await.is_none() {
             callers.book.lock().violate("A CALL DID NOT END long after its deadline".to_owned());
         }
+    }
+    ending::roots_agree(callers).await;
+    if plan.root_faults {
+        ending::start_cold(callers).await;
     }
     ending::what_was_deleted_leaves(callers).await;
     ending::nothing_acknowledged_is_lost(callers).await;

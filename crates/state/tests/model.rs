@@ -487,7 +487,9 @@ fn a_clock_that_is_moved_ahead_makes_no_outcome_old() {
         time: Timestamp(5_000_001_000),
         command: Command::AdvanceClock { milliseconds: week },
     };
+    let before = machine.state.time.0 - machine.state.clock_offset_ms;
     let offset = machine.run_as(moved.clone());
+    assert!(machine.state.time.0 - machine.state.clock_offset_ms >= before, "time went back");
     // One whose time does not know of it yet, then one that does.
     for (id, time) in [(79, 5_000_001_000), (80, 5_000_002_000 + week)] {
         let command = Command::SetDescription { key: key(1), description: id.to_string() };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use keyward_model::{KmsError, Timestamp};
 use keyward_service::{Caller, FoundingRequest, Kms};
 
-use super::{Cluster, NODES, address_of, id_of};
+use super::{Cluster, NODES, address_of};
 use crate::env::SimEnv;
 use crate::runtime::Cut;
 use crate::walls::WALL_START_MS;
@@ -97,10 +97,11 @@ impl Cluster {
         })
         .await?;
         for index in 1..NODES {
+            let id = self.id(index);
             self.operate(0, move |kms| async move {
                 let who = operator();
                 let address = address_of(index);
-                kms.add_node(&who, id_of(index), address, false, SETUP_PATIENCE).await
+                kms.add_node(&who, id, address, false, SETUP_PATIENCE).await
             })
             .await?;
         }
@@ -117,5 +118,21 @@ impl Cluster {
             crate::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
+    }
+
+    /// Where the node of machine `index` is reached.
+    #[must_use]
+    pub fn address(&self, index: usize) -> String {
+        address_of(index)
+    }
+
+    /// True if the leader counts the node of machine `index` among the voters.
+    #[must_use]
+    pub fn votes(&self, index: usize) -> bool {
+        let id = self.id(index);
+        let leader = self.leader().and_then(|leader| self.running(leader));
+        leader.is_some_and(|running| {
+            running.kms.node().members().iter().any(|member| member.node == id && member.voter)
+        })
     }
 }

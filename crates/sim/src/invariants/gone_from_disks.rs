@@ -7,7 +7,7 @@ use keyward_model::KeyMaterialId;
 use keyward_state::{Store, Table};
 
 use crate::book::Book;
-use crate::cluster::{Cluster, NODES, id_of};
+use crate::cluster::{Cluster, NODES};
 
 /// Bytes of a token that are looked for: from its middle, where everything is random.
 const BYTES: usize = 24;
@@ -49,14 +49,14 @@ impl GoneFromDisks {
                     let middle = &token[(token.len() - BYTES) / 2..][..BYTES];
                     for (name, disk) in &disks {
                         if disk.holds(middle) {
-                            let (node, key) = (id_of(index), tombstone.key);
+                            let (node, key) = (cluster.id(index), tombstone.key);
                             book.violate(format!(
                                 "NOT GONE: the {name} of node {node} holds the sealed material of key {key}"
                             ));
                         }
                     }
                     if running.kms.hsm().unsealed(material).is_some() {
-                        let (node, key) = (id_of(index), tombstone.key);
+                        let (node, key) = (cluster.id(index), tombstone.key);
                         book.violate(format!("NOT GONE: key {key} is open on node {node}"));
                     }
                 }

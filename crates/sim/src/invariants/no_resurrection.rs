@@ -9,7 +9,7 @@ use keyward_model::KeyId;
 
 use crate::book::{Book, KeyView};
 use crate::check::{End, Step, WriteId};
-use crate::cluster::{Cluster, NODES, id_of};
+use crate::cluster::{Cluster, NODES};
 
 /// A key that is gone.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl NoResurrection {
                     continue;
                 };
                 if state.key(key).is_some() || state.tombstone(key).is_none() {
-                    let node = id_of(index);
+                    let node = cluster.id(index);
                     let tombstone = state.tombstone(key).is_some();
                     book.violate(format!(
                         "RESURRECTION of key {key}: node {node} at entry {} has it: {}, its tombstone: \

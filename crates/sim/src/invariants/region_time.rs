@@ -8,7 +8,7 @@ use keyward_model::Timestamp;
 use keyward_state::State;
 
 use crate::book::Book;
-use crate::cluster::{Cluster, NODES, id_of};
+use crate::cluster::{Cluster, NODES};
 
 /// A reading is run on for ten seconds by a clock that may be 5 % fast, and as much is lost by rounding, in
 /// milliseconds.
@@ -54,7 +54,7 @@ impl RegionTime {
                     "REGION TIME ran ahead: entry {} on node {} is stamped {ahead_ms} ms ahead, and a majority \
                      of clocks was never more than {} ms ahead",
                     state.applied,
-                    id_of(index),
+                    cluster.id(index),
                     self.ahead_ms
                 ));
             }
@@ -67,7 +67,7 @@ impl RegionTime {
                     book.violate(format!(
                         "A WRONG CLOCK DECIDES: node {} serves, and takes the time to be {off_ms} ms ahead \
                          of what it is",
-                        id_of(index)
+                        cluster.id(index)
                     ));
                 }
             }

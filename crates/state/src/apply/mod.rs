@@ -159,6 +159,11 @@ impl Tx<'_> {
         self.state.counters = Arc::new(counters);
     }
 
+    pub(crate) fn put_time(&mut self, time: Timestamp) {
+        self.batch.put(Table::Meta, META_TIME, codec::encode(&time));
+        self.state.time = time;
+    }
+
     pub(crate) fn put_clock_offset(&mut self, milliseconds: i64) {
         self.batch.put(Table::Meta, META_OFFSET, codec::encode(&milliseconds));
         self.state.clock_offset_ms = milliseconds;

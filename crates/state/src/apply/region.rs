@@ -63,7 +63,10 @@ impl Tx<'_> {
             )));
         }
         let offset = self.state.clock_offset_ms.saturating_add(milliseconds);
+        // The latest time moves with it: less the offset, it must not seem to have gone back.
+        let moved = offset - self.state.clock_offset_ms;
         self.put_clock_offset(offset);
+        self.put_time(Timestamp(self.state.time.0.saturating_add(moved)));
         Ok(Reply::ClockOffset(offset))
     }
 
