@@ -1,7 +1,7 @@
 //! The boundary as callers see it: [`Hsm`].
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ pub struct Hsm {
     watch: OnceLock<Watch>,
     /// Set while no root has answered for longer than the grace. All that a use of a key looks at.
     away: AtomicBool,
+    /// When a root that was taken off since had last answered, in nanoseconds: the grace counts from it too.
+    removed_good_ns: AtomicU64,
     entropy: Arc<dyn Entropy>,
     crypto: Arc<dyn CryptoProvider>,
     arena: Arc<Arena>,
@@ -85,6 +87,7 @@ impl Hsm {
             roots: RwLock::new(vec![WatchedRoot::new(root)]),
             watch: OnceLock::new(),
             away: AtomicBool::new(false),
+            removed_good_ns: AtomicU64::new(0),
             entropy,
             crypto: Arc::new(RingProvider),
             arena: Arena::new(&config.arena)?,
@@ -147,7 +150,9 @@ impl Hsm {
         if roots.len() == 1 {
             return Err(HsmError::LastRoot(id.clone()));
         }
-        roots.remove(at);
+        let last_good = roots.remove(at).health().last_good().unwrap_or_default();
+        let good_ns = u64::try_from(last_good.as_nanos()).unwrap_or(u64::MAX);
+        self.removed_good_ns.fetch_max(good_ns, Ordering::AcqRel);
         Ok(())
     }
 
@@ -213,17 +218,9 @@ impl Hsm {
 
     /// When a root last answered rightly, or the watch began.
     fn last_answer(&self, watch: &Watch) -> Duration {
-        let answers = self
-            .roots
-            .read()
-            .iter()
-            .filter_map(|root| match root.health() {
-                RootHealth::Healthy { last_good, .. } => Some(last_good),
-                RootHealth::Failing { last_good, .. } => last_good,
-                RootHealth::Unknown => None,
-            })
-            .max();
-        answers.unwrap_or(watch.begun).max(watch.begun)
+        let answers = self.roots.read().iter().filter_map(|root| root.health().last_good()).max();
+        let removed = Duration::from_nanos(self.removed_good_ns.load(Ordering::Acquire));
+        answers.unwrap_or(watch.begun).max(watch.begun).max(removed)
     }
 
     /// One interval, or what is left of the grace when that is less.

@@ -102,6 +102,18 @@ pub enum RootHealth {
     },
 }
 
+impl RootHealth {
+    /// When the root last answered rightly, as far as is known.
+    #[must_use]
+    pub const fn last_good(&self) -> Option<Duration> {
+        match self {
+            Self::Unknown => None,
+            Self::Healthy { last_good, .. } => Some(*last_good),
+            Self::Failing { last_good, .. } => *last_good,
+        }
+    }
+}
+
 /// A root of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootStatus {
@@ -185,9 +197,8 @@ impl WatchedRoot {
         let now = clock.boot_now();
         let mut health = self.health.lock();
         let (since, last_good) = match &*health {
-            RootHealth::Unknown => (now, None),
-            RootHealth::Healthy { last_good, .. } => (now, Some(*last_good)),
             RootHealth::Failing { since, last_good, .. } => (*since, *last_good),
+            health => (now, health.last_good()),
         };
         *health = match answer {
             Ok(()) => {

@@ -3,11 +3,11 @@
 //! Raft rests on disks that remember. A node whose disk has forgotten what it acknowledged could vote twice
 //! in a term, or let a committed entry vanish. So (DESIGN section 4):
 //!
-//! * A **counter** on each node's disk is raised with every write to its log, at least once a second, and told
-//!   only once it is synced: in appends and their answers, so that whoever counts an acknowledgement knows how
-//!   far the disk behind it had come, and in lease renewals. Grants carry what the leader knows of everybody, so
-//!   that every node remembers everybody's; each writes that down once a second, and once a minute it goes
-//!   into replicated state.
+//! * A **counter** on each node's disk is raised with every write to its log while the disk is proved, at least
+//!   once a second, and told only once it is synced: in appends and their answers, so that whoever counts an
+//!   acknowledgement knows how far the disk behind it had come, and in lease renewals. Grants carry what the
+//!   leader knows of everybody, so that every node remembers everybody's; each writes that down once a second,
+//!   and once a minute it goes into replicated state.
 //! * After a start a node is **unproved**: it takes no entry, no snapshot, and does not vote. A leader that
 //!   meets it compares the counter that the disk had at the start with what it remembers, and vouches for it or
 //!   condemns it. Without a leader, a majority of voters (itself included) does so.
@@ -62,22 +62,24 @@ pub(crate) struct Disks {
     found: DiskMark,
     /// The counter, as far as it is synced.
     synced: Arc<AtomicU64>,
-    /// Read at every message.
-    proved: AtomicBool,
+    /// Read at every message, and by the log's writer.
+    proved: Arc<AtomicBool>,
     inner: Mutex<Inner>,
 }
 
 impl Disks {
-    /// `synced` is this node's counter, right after the start as the disk had it.
+    /// `synced` is this node's counter, right after the start as the disk had it; `proved` is shared with the
+    /// log.
     pub(crate) fn new(
         me: NodeId,
         boot: u64,
         synced: Arc<AtomicU64>,
         known: BTreeMap<NodeId, DiskMark>,
+        proved: Arc<AtomicBool>,
     ) -> Self {
         let found = DiskMark { boot, counter: synced.load(Ordering::SeqCst) };
         let inner = Mutex::new(Inner { known, ..Inner::default() });
-        Self { me, found, synced, proved: AtomicBool::new(false), inner }
+        Self { me, found, synced, proved, inner }
     }
 
     /// This start, and the counter as this node's disk had it then.
@@ -204,7 +206,7 @@ mod tests {
     }
 
     fn disks(me: NodeId, known: BTreeMap<NodeId, DiskMark>) -> Disks {
-        Disks::new(me, 1, Arc::new(AtomicU64::new(5)), known)
+        Disks::new(me, 1, Arc::new(AtomicU64::new(5)), known, Arc::default())
     }
 
     fn log_id(term: u64, index: u64) -> LogId {
@@ -273,7 +275,7 @@ mod tests {
     #[test]
     fn what_is_told_is_what_is_synced() {
         let synced = Arc::new(AtomicU64::new(5));
-        let disks = Disks::new(2, 8, Arc::clone(&synced), BTreeMap::new());
+        let disks = Disks::new(2, 8, Arc::clone(&synced), BTreeMap::new(), Arc::default());
         synced.store(7, Ordering::SeqCst);
         assert_eq!((disks.found(), disks.told()), (mark(8, 5), mark(8, 7)));
         assert_eq!(disks.known(), BTreeMap::from([(2, mark(8, 7))]));

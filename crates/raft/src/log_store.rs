@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use keyward_env::Env;
 use keyward_model::{KeyId, NodeId};
@@ -128,12 +128,16 @@ fn damaged(what: &str, error: impl std::fmt::Display) -> io::Error {
 impl<E: Env> LogStore<E> {
     /// Reads the log that `store` holds and starts its writer. `base` is the configuration that the
     /// state machine has applied.
+    ///
+    /// Its counter is raised only while `proved`: a lying disk that counted on would in time have caught up with
+    /// what others remember, and pass for a good one after the next start.
     pub(crate) fn open(
         me: NodeId,
         env: E,
         store: Arc<dyn Store>,
         keeper: Arc<Keeper>,
         base: Membership,
+        proved: Arc<AtomicBool>,
     ) -> io::Result<Self> {
         let read = |key: &[u8]| store.get(Table::LogMeta, key);
         let vote = match read(LAST_VOTE)? {
@@ -172,7 +176,7 @@ impl<E: Env> LogStore<E> {
         let cache = Arc::new(Mutex::new(Cache { entries, vote, purged, base }));
         let (writer, writes) = mpsc::channel(WRITES_WAITING_MAX);
         let written = Arc::new(AtomicU64::new(expected.map_or(0, |next| next.saturating_sub(1))));
-        let marks = Marks { written: Arc::clone(&written), counter: Arc::clone(&counter) };
+        let marks = Marks { written: Arc::clone(&written), counter: Arc::clone(&counter), proved };
         env.spawn(write_in_groups(env.clone(), Arc::clone(&store), writes, marks));
         let purged_of_keys = Arc::new(AtomicU64::new(purged_of_keys));
         let log = Self { me, env, keeper, cache, store, written, purged_of_keys, counter, writer };
@@ -316,9 +320,12 @@ pub(crate) fn remembered(store: &dyn Store) -> io::Result<Remembered> {
 struct Marks {
     written: Arc<AtomicU64>,
     counter: Arc<AtomicU64>,
+    /// The disk is proved: the counter is raised.
+    proved: Arc<AtomicBool>,
 }
 
-/// Writes in order, each group with one sync, and only then tells who waits. Every group raises the counter.
+/// Writes in order, each group with one sync, and only then tells who waits. Every group raises the counter
+/// of a disk that is proved.
 async fn write_in_groups<E: Env>(
     env: E,
     store: Arc<dyn Store>,
@@ -336,7 +343,8 @@ async fn write_in_groups<E: Env>(
             last = next.last.or(last);
             waiting.push(next.done);
         }
-        let counter = marks.counter.load(Ordering::SeqCst) + 1;
+        let raised = u64::from(marks.proved.load(Ordering::SeqCst));
+        let counter = marks.counter.load(Ordering::SeqCst) + raised;
         batch.put(Table::LogMeta, COUNTER, codec::encode(&counter));
         let target = Arc::clone(&store);
         let result = env.blocking(move || target.write(batch, true)).await;

@@ -116,6 +116,10 @@ pub enum NotServing {
     /// The lease lasts, and a change that calls must see has not arrived yet.
     #[error("this node waits for a change that it has not received yet")]
     Behind,
+    /// The lease lasts, and this node has its own wall clock only: it has not heard of Region time since its
+    /// start.
+    #[error("this node has just started, and does not know the Region's time yet")]
+    NoTime,
 }
 
 /// The layer above, as peers reach it.
@@ -225,8 +229,16 @@ impl<E: Env> Node<E> {
         let keeper = Arc::new(Keeper::new(node, boot, config.timers, now));
         let base = position.1.membership().clone();
         let store = Arc::clone(&log_store);
-        let log = LogStore::open(node, env.clone(), store, Arc::clone(&keeper), base)?;
-        let disks = Arc::new(Disks::new(node, boot, log.counter(), remembered.counters));
+        let proved = Arc::new(AtomicBool::new(false));
+        let log = LogStore::open(
+            node,
+            env.clone(),
+            store,
+            Arc::clone(&keeper),
+            base,
+            Arc::clone(&proved),
+        )?;
+        let disks = Arc::new(Disks::new(node, boot, log.counter(), remembered.counters, proved));
         disks.learn(state.counters.iter().map(|(node, counter)| (*node, *counter)));
         disks.judge(node, disks.found()).map_err(StartError::Condemned)?;
         if let Some(purged) = log.purged_index()
@@ -345,11 +357,15 @@ impl<E: Env> Node<E> {
         }
     }
 
-    /// The state that a call may be decided on, without waiting: two atomics and one pointer.
+    /// The state that a call may be decided on, without waiting: three atomics and one pointer.
     pub fn admit_now(&self) -> Result<Arc<State>, NotServing> {
         let cell = self.keeper.cell();
         if !cell.lasts(self.env.boot_now()) {
             return Err(NotServing::NoLease);
+        }
+        // A leader that has just started serves before anybody told it the time, and callers are judged by it.
+        if !self.time.is_known() {
+            return Err(NotServing::NoTime);
         }
         let fence = cell.fence();
         let state = self.visible.load();
@@ -364,7 +380,7 @@ impl<E: Env> Node<E> {
                 Err(refusal) => refusal,
             };
             let now = self.env.boot_now();
-            let worth = refusal == NotServing::Behind || self.keeper.cell().worth_waiting(now);
+            let worth = refusal != NotServing::NoLease || self.keeper.cell().worth_waiting(now);
             if now >= end || !worth || self.stopped.load(Ordering::SeqCst) {
                 return Err(refusal);
             }
@@ -508,10 +524,23 @@ impl<E: Env> Node<E> {
     }
 
     /// The wall clock, put right by the Region's majority. Certificates are judged by it. A node that has
-    /// not heard from a leader since its start has its own only.
+    /// not heard from a leader since its start has its own only, and serves nothing. It is never earlier than
+    /// the latest time in the log.
     #[must_use]
     pub fn wall_now(&self) -> Timestamp {
-        Timestamp(self.time.now(self.env.boot_now()).unwrap_or_else(|| self.env.wall_now_ms()))
+        let told = self.time.now(self.env.boot_now());
+        Timestamp(told.unwrap_or_else(|| {
+            let state = self.visible.load();
+            let stamped_ms = state.time.0.saturating_sub(state.clock_offset_ms);
+            self.env.wall_now_ms().max(stamped_ms)
+        }))
+    }
+
+    /// The median of the voters' wall clocks, as the leader knows it. What a node that wants in is measured by:
+    /// Region time may have stood still for the sake of one clock, and catches up with the next leader only.
+    #[must_use]
+    pub fn median_clock(&self) -> Option<Timestamp> {
+        self.clock_look().and_then(|look| self.time.median(&look)).map(Timestamp)
     }
 
     /// True if this node leads, Region time has come to `date`, and a majority of the voters has shown on

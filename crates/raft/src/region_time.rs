@@ -109,6 +109,11 @@ impl RegionTime {
         (ahead != UNKNOWN).then(|| millis(boot).saturating_add(ahead))
     }
 
+    /// True once this node has heard of it since its start, or has led with a majority's readings.
+    pub(crate) fn is_known(&self) -> bool {
+        self.ahead_ms.load(Ordering::Relaxed) != UNKNOWN
+    }
+
     /// A leader told it, in answer to what was asked at `asked`.
     pub(crate) fn learn(&self, region_ms: i64, asked: Duration) {
         self.ahead_ms.store(region_ms - millis(asked), Ordering::Relaxed);
@@ -161,6 +166,11 @@ impl RegionTime {
             .all(|voters| voters.iter().filter(|voter| past(voter)).count() > voters.len() / 2)
     }
 
+    /// The median of the voters' clocks, if a majority has told.
+    pub(crate) fn median(&self, look: &Look) -> Option<i64> {
+        self.inner.lock().median(look)
+    }
+
     /// How far each node's clock is off the median, in milliseconds; empty without a majority.
     pub(crate) fn offsets(&self, look: &Look) -> BTreeMap<NodeId, i64> {
         let inner = self.inner.lock();
@@ -210,8 +220,10 @@ mod tests {
     fn nothing_is_anchored_without_a_majority() {
         let time = RegionTime::default();
         assert_eq!(time.look(&look(1, 1000, 0), 0), None);
+        assert!(!time.is_known(), "its own clock is nobody's word");
         tell(&time, 1, 2, 1010, 0);
         assert_eq!(time.look(&look(1, 1000, 0), 0), Some(1000));
+        assert!(time.is_known());
     }
 
     #[test]

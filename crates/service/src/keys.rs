@@ -12,7 +12,7 @@ use crate::api::{
     ListAliases, ListKeys, ListResourceTags, Listing, Response, ScheduleKeyDeletion, Tag,
     TagResource, UntagResource, UpdateAlias, UpdateKeyDescription,
 };
-use crate::kms::{Kms, Serving, internal};
+use crate::kms::{Kms, Serving, hsm_refused, internal};
 use crate::resolve::{self, Forms};
 
 const USAGES: [&str; 4] =
@@ -83,10 +83,8 @@ impl<E: Env> Kms<E> {
         let mut bytes = [0; 16];
         self.entropy.fill(&mut bytes);
         let key = KeyId::from_random(bytes);
-        let (material, token) = self
-            .hsm
-            .generate_backing_key(domain_key, key)
-            .map_err(|e| internal("the HSM made no key", &e))?;
+        let (material, token) =
+            self.hsm.generate_backing_key(domain_key, key).map_err(|e| hsm_refused(&e))?;
         let account = s.principal.arn.account();
         let command = Command::CreateKey { key, account, description, tags, material, token };
         self.change(s.deadline, command).await?;

@@ -317,21 +317,32 @@ impl<E: Env> Kms<E> {
                 Ok(LeaderReply::Done)
             }
             LeaderCommand::Promote { node } => {
-                if !was_invited(&self.node.state(), node) {
+                let state = self.node.state();
+                if !was_invited(&state, node) {
                     return Err(refused(format!("node {node} was not invited to vote")));
+                }
+                // Its approval may have been cut off half done: it asks again.
+                let equipped =
+                    state.roots_of(node).any(|root| state.domain_keys_without(&root.id).is_empty());
+                if !equipped {
+                    return Err(refused(format!("node {node} is still fetching domain keys")));
                 }
                 self.node.promote(node).await.map_err(refused)?;
                 tracing::info!(node, "a node that was invited votes from now on");
                 Ok(LeaderReply::Done)
             }
             LeaderCommand::RemoveNode { node } => {
-                if self.node.members().iter().all(|member| member.node != node) {
+                let is_member = self.node.members().iter().any(|member| member.node == node);
+                // A removal that was cut off half done has left its roots: domain keys would wait for them.
+                if !is_member && self.node.state().roots_of(node).next().is_none() {
                     return Err(KmsError::new(
                         ErrorCode::NotFoundException,
                         format!("node {node} is not a member; `keyward cluster status` lists them"),
                     ));
                 }
-                self.node.remove(node, self.left(deadline)).await.map_err(refused)?;
+                if is_member {
+                    self.node.remove(node, self.left(deadline)).await.map_err(refused)?;
+                }
                 self.change(deadline, Command::ForgetRoot { node }).await?;
                 Ok(LeaderReply::Done)
             }
@@ -390,10 +401,10 @@ impl<E: Env> Kms<E> {
             }
         };
         self.node.judge_disk(node, disk).map_err(refused)?;
-        let off_ms = wall_ms - self.now().0;
+        let off_ms = wall_ms - self.node.median_clock().unwrap_or(self.now()).0;
         if off_ms.abs() > CLOCK_OFF_MAX_MS {
             return Err(refused(format!(
-                "node {node}'s clock is {} s off the Region's, and {} s are allowed: set it (chrony or ntpd \
+                "node {node}'s clock is {} s off the Region's clocks, and {} s are allowed: set it (chrony or ntpd \
                  keeps it right), then add the node again",
                 off_ms / 1000,
                 CLOCK_OFF_MAX_MS / 1000

@@ -10,7 +10,7 @@ use crate::api::{
     DisableKeyRotation, EnableKeyRotation, GetKeyRotationStatus, ListKeyRotations, Listing,
     Response, RotateKeyOnDemand, RotationEntry,
 };
-use crate::kms::{Kms, Serving, internal};
+use crate::kms::{Kms, Serving, hsm_refused, internal};
 use crate::resolve::{self, Forms};
 
 impl<E: Env> Kms<E> {
@@ -90,10 +90,8 @@ impl<E: Env> Kms<E> {
         kind: RotationKind,
     ) -> Result<keyward_model::KeyMaterialId, KmsError> {
         let domain_key = self.active_domain_key(state).await?;
-        let (material, token) = self
-            .hsm
-            .generate_backing_key(domain_key, key)
-            .map_err(|e| internal("the HSM made no key", &e))?;
+        let (material, token) =
+            self.hsm.generate_backing_key(domain_key, key).map_err(|e| hsm_refused(&e))?;
         let command = Command::IntroduceMaterial { key, material, token, kind };
         match self.change(deadline, command).await? {
             Reply::Introduced(material) => Ok(material),

@@ -14,6 +14,18 @@ pub enum KeyView {
     Enabled,
     /// DisabledException.
     Disabled,
+    /// It waits for its deletion: KMSInvalidStateException.
+    Pending,
+}
+
+impl From<keyward_model::KeyState> for KeyView {
+    fn from(state: keyward_model::KeyState) -> Self {
+        match state {
+            keyward_model::KeyState::Enabled => Self::Enabled,
+            keyward_model::KeyState::Disabled => Self::Disabled,
+            keyward_model::KeyState::PendingDeletion => Self::Pending,
+        }
+    }
 }
 
 /// A key that some client made.
@@ -27,6 +39,10 @@ pub struct KeyBook {
     pub description: History<String>,
     /// Rotations acknowledged, and rotations that may have happened.
     pub rotations: (usize, usize),
+    /// Deletion dates that were told, in milliseconds.
+    pub dates_ms: Vec<i64>,
+    /// When it was first seen to be gone for good.
+    pub gone_since: Option<Step>,
 }
 
 /// A ciphertext that a caller was given.
@@ -51,6 +67,10 @@ pub enum Change {
     Describe(usize, String),
     /// RotateKeyOnDemand.
     Rotate(usize),
+    /// ScheduleKeyDeletion, with the shortest waiting period.
+    Schedule(usize),
+    /// CancelKeyDeletion.
+    Cancel(usize),
     /// CreateAlias.
     CreateAlias(usize, usize),
     /// UpdateAlias.
@@ -65,6 +85,17 @@ pub struct Begun {
     change: Change,
     began: Step,
     write: Option<WriteId>,
+}
+
+/// What an acknowledgement says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Acknowledged {
+    /// The id of the key that was made.
+    Created(String),
+    /// The date that was set for a deletion, in milliseconds.
+    Date(i64),
+    /// No more than that.
+    Done,
 }
 
 /// How a change ended, for its caller.
@@ -101,10 +132,46 @@ pub struct Counters {
     pub power_cuts: u64,
     /// Processes paused or suspended.
     pub pauses: u64,
+    /// Of these, machines of leaders that were suspended: the monotonic clock stood still, the boot clock went on.
+    pub suspended_leaders: u64,
+    /// Of these, machines of followers that were suspended.
+    pub suspended_followers: u64,
     /// Links cut.
     pub partitions: u64,
     /// Leadership handed over.
     pub hand_overs: u64,
+    /// Deletions scheduled.
+    pub scheduled: u64,
+    /// Deletions cancelled.
+    pub cancelled: u64,
+    /// Times at which waiting periods came to their end.
+    pub dates_reached: u64,
+    /// Keys gone for good.
+    pub deleted: u64,
+    /// Wall clocks of leaders set wrong.
+    pub wrong_leaders: u64,
+    /// Wall clocks of followers set wrong.
+    pub wrong_followers: u64,
+    /// Calls with an expired certificate that were refused for it.
+    pub expired_refused: u64,
+    /// Disks wiped.
+    pub wiped: u64,
+    /// Disks replaced by an old copy.
+    pub old_copies: u64,
+    /// Disks of another machine.
+    pub foreign_disks: u64,
+    /// Nodes taken out of service while they were well.
+    pub replaced: u64,
+    /// Nodes that joined on a machine that had lost its own, and vote.
+    pub joined: u64,
+    /// Devices of roots that were slow, gone or wrong.
+    pub root_faults: u64,
+    /// Roots added and removed.
+    pub roots_changed: u64,
+    /// Last roots of nodes that could not be removed.
+    pub last_roots_kept: u64,
+    /// Calls refused since no root had answered for longer than the grace, or none could open a domain key.
+    pub root_refused: u64,
     /// Messages delivered.
     pub messages: u64,
     /// Simulated time, in milliseconds.
@@ -125,8 +192,26 @@ impl Counters {
         self.kills += other.kills;
         self.power_cuts += other.power_cuts;
         self.pauses += other.pauses;
+        self.suspended_leaders += other.suspended_leaders;
+        self.suspended_followers += other.suspended_followers;
         self.partitions += other.partitions;
         self.hand_overs += other.hand_overs;
+        self.scheduled += other.scheduled;
+        self.cancelled += other.cancelled;
+        self.dates_reached += other.dates_reached;
+        self.deleted += other.deleted;
+        self.wrong_leaders += other.wrong_leaders;
+        self.wrong_followers += other.wrong_followers;
+        self.expired_refused += other.expired_refused;
+        self.wiped += other.wiped;
+        self.old_copies += other.old_copies;
+        self.foreign_disks += other.foreign_disks;
+        self.replaced += other.replaced;
+        self.joined += other.joined;
+        self.root_faults += other.root_faults;
+        self.roots_changed += other.roots_changed;
+        self.last_roots_kept += other.last_roots_kept;
+        self.root_refused += other.root_refused;
         self.messages += other.messages;
         self.simulated_ms += other.simulated_ms;
         self.steps += other.steps;
@@ -183,6 +268,8 @@ impl Book {
                 self.keys[*key].rotations.1 += 1;
                 None
             }
+            Change::Schedule(key) => Some(self.keys[*key].state.begin(KeyView::Pending, step)),
+            Change::Cancel(key) => Some(self.keys[*key].state.begin(KeyView::Disabled, step)),
             Change::CreateAlias(alias, key) | Change::UpdateAlias(alias, key) => {
                 Some(self.aliases[*alias].begin(Some(*key), step))
             }
@@ -191,12 +278,13 @@ impl Book {
         Begun { change, began: step, write }
     }
 
-    /// It has ended.
+    /// It has ended. `rootless`: it was refused for want of a root, as may be.
     pub fn end(
         &mut self,
         begun: &Begun,
-        result: &Result<Option<String>, KmsError>,
+        result: &Result<Acknowledged, KmsError>,
         step: Step,
+        rootless: bool,
     ) -> Told {
         let (end, told) = match result {
             Ok(_) => (End::Acknowledged(step), Told::Done),
@@ -209,12 +297,14 @@ impl Book {
             Told::Unknown => self.counters.unknown += 1,
             Told::TryAgain | Told::Refused => self.counters.refused += 1,
         }
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !rootless
+        {
             self.check_refusal(begun, error, step);
         }
         match (&begun.change, begun.write) {
             (Change::Create, _) => {
-                if let Ok(Some(id)) = result {
+                if let Ok(Acknowledged::Created(id)) = result {
                     self.created(id.clone(), begun.began, step);
                 }
             }
@@ -223,6 +313,17 @@ impl Book {
                 End::Void => self.keys[*key].rotations.1 -= 1,
                 End::Unknown => {}
             },
+            (Change::Schedule(key), Some(write)) => {
+                self.keys[*key].state.ended(write, end);
+                if let Ok(Acknowledged::Date(date_ms)) = result {
+                    self.keys[*key].dates_ms.push(*date_ms);
+                    self.counters.scheduled += 1;
+                }
+            }
+            (Change::Cancel(key), Some(write)) => {
+                self.keys[*key].state.ended(write, end);
+                self.counters.cancelled += u64::from(result.is_ok());
+            }
             (Change::SetEnabled(key, _), Some(write)) => self.keys[*key].state.ended(write, end),
             (Change::Describe(key, _), Some(write)) => {
                 self.keys[*key].description.ended(write, end);
@@ -247,6 +348,8 @@ impl Book {
             state,
             description: History::new(String::new()),
             rotations: (0, 0),
+            dates_ms: Vec::new(),
+            gone_since: None,
         });
     }
 
@@ -256,6 +359,8 @@ impl Book {
             Change::SetEnabled(key, _)
             | Change::Describe(key, _)
             | Change::Rotate(key)
+            | Change::Schedule(key)
+            | Change::Cancel(key)
             | Change::CreateAlias(_, key) => Some(key),
             _ => None,
         };
@@ -267,6 +372,18 @@ impl Book {
             ErrorCode::DependencyTimeoutException => true,
             ErrorCode::DisabledException | ErrorCode::ConflictException => {
                 matches!(begun.change, Change::Rotate(_))
+            }
+            ErrorCode::KMSInvalidStateException => {
+                let pending = match begun.change {
+                    // The one call that only a key can refuse that does *not* wait for its deletion.
+                    Change::Cancel(_) => None,
+                    Change::UpdateAlias(_, key) => Some(key),
+                    _ => key,
+                };
+                if let Some(key) = pending {
+                    self.read_state(key, KeyView::Pending, begun.began, step, "a change");
+                }
+                pending.is_some() || matches!(begun.change, Change::Cancel(_))
             }
             ErrorCode::LimitExceededException => true,
             ErrorCode::AlreadyExistsException => aliases,
@@ -290,6 +407,11 @@ impl Book {
     /// EnableKey begins; the same the other way round, and for keys that were created.
     pub fn read_state(&mut self, key: usize, view: KeyView, began: Step, ended: Step, who: &str) {
         let book = &self.keys[key];
+        let lives = matches!(view, KeyView::Enabled | KeyView::Disabled);
+        if book.gone_since.is_some_and(|gone| gone < began) && lives {
+            let what = format!("RESURRECTION of key {} through {who}: it is {view:?}", book.id);
+            return self.violate(what);
+        }
         if let Err(why) = book.state.may_read(&view, began, ended) {
             let what = format!("STALE STATE of key {} through {who}: {why}", book.id);
             self.violate(what);

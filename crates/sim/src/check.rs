@@ -101,6 +101,14 @@ impl<V: Clone + PartialEq + std::fmt::Debug> History<V> {
         self.writes.iter().all(|write| write.end != End::Unknown)
     }
 
+    /// The last acknowledged write.
+    #[must_use]
+    pub fn last_acknowledged(&self) -> Option<&V> {
+        let acknowledged = |w: &&Write<V>| matches!(w.end, End::Acknowledged(_));
+        let last = self.writes.iter().filter(acknowledged).max_by_key(|write| write.began);
+        last.map(|write| &write.value)
+    }
+
     /// How many writes were acknowledged.
     #[must_use]
     pub fn acknowledged(&self) -> usize {

@@ -8,16 +8,18 @@ use std::time::Duration;
 
 use keyward_model::{ErrorCode, KmsError};
 use keyward_service::api::{
-    CreateAlias, CreateKey, Decrypt, DeleteAlias, DescribeKey, DisableKey, EnableKey, Encrypt,
-    RotateKeyOnDemand, Secret, UpdateAlias, UpdateKeyDescription,
+    CancelKeyDeletion, CreateAlias, CreateKey, Decrypt, DeleteAlias, DescribeKey, DisableKey,
+    EnableKey, Encrypt, RotateKeyOnDemand, ScheduleKeyDeletion, Secret, UpdateAlias,
+    UpdateKeyDescription,
 };
 use keyward_service::{Call, Caller, Request, Response};
 use parking_lot::Mutex;
 use tower::ServiceExt;
 
-use crate::book::{Book, Change, KeyView, Sample, SharedBook, Told, alias_name};
-use crate::cluster::{Cluster, NODES, Running, client, id_of};
+use crate::book::{Acknowledged, Book, Change, KeyView, Sample, SharedBook, Told, alias_name};
+use crate::cluster::{Cluster, NODES, Running, client, expired_client};
 use crate::dice::Dice;
+use crate::invariants::{Began, Invariants};
 use crate::runtime::JoinHandle;
 
 /// Ciphertexts kept for the end of a run.
@@ -26,6 +28,8 @@ const SAMPLES_MAX: usize = 240;
 const SAMPLE_ONE_IN: u64 = 8;
 /// How often a change is tried.
 const TRIES_MAX: usize = 5;
+/// The waiting period of every deletion: the shortest that there is.
+pub const WINDOW_DAYS: i32 = 7;
 /// A call that took longer than this had to wait for something.
 const HELD: Duration = Duration::from_millis(1);
 
@@ -37,7 +41,11 @@ pub struct Callers {
     pub book: SharedBook,
     /// Set once nothing may break any more.
     pub healed: AtomicBool,
+    /// What is looked at all the time.
+    pub invariants: Invariants,
     caller: Arc<Caller>,
+    /// With a certificate that is over.
+    expired: Arc<Caller>,
     dice: Mutex<Dice>,
 }
 
@@ -49,6 +57,8 @@ enum Use {
     Decrypt(usize),
     Describe(usize),
     Alias(usize),
+    /// By a caller whose certificate is over.
+    Expired(usize),
 }
 
 fn context() -> BTreeMap<String, String> {
@@ -69,7 +79,9 @@ impl Callers {
             cluster,
             book: Mutex::new(book),
             healed: AtomicBool::new(false),
+            invariants: Invariants::default(),
             caller: client(),
+            expired: expired_client(),
             dice: Mutex::new(dice),
         })
     }
@@ -92,6 +104,11 @@ impl Callers {
                 UpdateKeyDescription { key_id: id(key), description: text.clone() }.into()
             }
             Change::Rotate(key) => RotateKeyOnDemand { key_id: id(key) }.into(),
+            Change::Schedule(key) => {
+                let pending_window_in_days = Some(WINDOW_DAYS);
+                ScheduleKeyDeletion { key_id: id(key), pending_window_in_days }.into()
+            }
+            Change::Cancel(key) => CancelKeyDeletion { key_id: id(key) }.into(),
             Change::CreateAlias(alias, key) => {
                 CreateAlias { alias_name: alias_name(*alias), target_key_id: id(key) }.into()
             }
@@ -106,7 +123,7 @@ impl Callers {
     /// task.
     pub async fn try_change(
         self: &Arc<Self>,
-        running: Running,
+        (index, running): (usize, Running),
         change: &Change,
         patience: Duration,
     ) -> Told {
@@ -114,13 +131,22 @@ impl Callers {
         let world = Arc::clone(&self.cluster.world);
         let told = self.cluster.world.spawn_in(running.group, async move {
             let request = this.request(&change);
-            let begun = this.book.lock().begin(change, world.step());
+            let begun = this.book.lock().begin(change.clone(), world.step());
+            let rooted = Began::now(&this.cluster, index, &running);
             let call = Call::new(Arc::clone(&this.caller), request, patience);
-            let result = running.stack.oneshot(call).await.map(|response| match response {
-                Response::Key(metadata) => Some(metadata.key_id),
-                _ => None,
+            let stack = running.stack.clone();
+            let result = stack.oneshot(call).await.map(|response| match response {
+                Response::Key(metadata) => Acknowledged::Created(metadata.key_id),
+                Response::DeletionScheduled { deletion_date, .. } => {
+                    Acknowledged::Date(deletion_date.0)
+                }
+                _ => Acknowledged::Done,
             });
-            let told = this.book.lock().end(&begun, &result, world.step());
+            this.look_for_the_gone(result.as_ref().err());
+            let who = format!("node {} ({change:?})", running.kms.node().id());
+            let error = result.as_ref().err();
+            let rootless = this.lacks_a_root(index, &running, error, rooted, &who);
+            let told = this.book.lock().end(&begun, &result, world.step(), rootless);
             world.note(match &result {
                 Ok(_) => 1,
                 Err(error) => code_number(error) << 8,
@@ -133,7 +159,8 @@ impl Callers {
 
     /// A change, tried again on other nodes as a real caller would. True once it was acknowledged.
     pub async fn change(self: &Arc<Self>, change: Change) -> bool {
-        let repeatable = matches!(change, Change::SetEnabled(..) | Change::Describe(..));
+        let repeatable =
+            matches!(change, Change::SetEnabled(..) | Change::Describe(..) | Change::Cancel(_));
         for _ in 0..TRIES_MAX {
             let index = self.throw(|dice| dice.index(NODES));
             let Some(running) = self.cluster.running(index) else {
@@ -141,7 +168,7 @@ impl Callers {
                 continue;
             };
             let patience = Duration::from_millis(self.throw(|dice| dice.pick(&[1000, 2000, 5000])));
-            match self.try_change(running, &change, patience).await {
+            match self.try_change((index, running), &change, patience).await {
                 Told::Done => {
                     self.probe(&change);
                     return true;
@@ -159,7 +186,10 @@ impl Callers {
     /// The first calls after an acknowledgement, on every node.
     fn probe(self: &Arc<Self>, change: &Change) {
         let usage = match change {
-            Change::SetEnabled(key, _) | Change::Rotate(key) => Use::Encrypt(*key),
+            Change::SetEnabled(key, _)
+            | Change::Rotate(key)
+            | Change::Schedule(key)
+            | Change::Cancel(key) => Use::Encrypt(*key),
             Change::Describe(key, _) => Use::Describe(*key),
             Change::Create => Use::Encrypt(self.book.lock().keys.len() - 1),
             Change::CreateAlias(alias, _)
@@ -197,7 +227,8 @@ impl Callers {
                 0..=34 => Use::Encrypt(key),
                 35..=49 => Use::DryRun(key),
                 50..=64 => Use::Describe(key),
-                65..=74 => Use::Alias(dice.index(aliases)),
+                65..=71 => Use::Alias(dice.index(aliases)),
+                72..=74 => Use::Expired(key),
                 _ if samples > 0 => Use::Decrypt(dice.index(samples)),
                 _ => Use::Encrypt(key),
             }
@@ -212,15 +243,22 @@ impl Callers {
             let (request, key) = this.use_request(usage, &plaintext);
             let patience = Duration::from_millis(this.throw(|dice| dice.pick(&[200, 1000, 4000])));
             let world = &this.cluster.world;
+            let rooted = Began::now(&this.cluster, index, &running);
             let (began, began_at) = (world.step(), world.now());
-            let call = Call::new(Arc::clone(&this.caller), request, patience);
-            let result = running.stack.oneshot(call).await;
+            let expired = matches!(usage, Use::Expired(_));
+            let caller = if expired { &this.expired } else { &this.caller };
+            let call = Call::new(Arc::clone(caller), request, patience);
+            let result = running.stack.clone().oneshot(call).await;
             let (ended, held) = (world.step(), world.now() > began_at + HELD);
             world.note(match &result {
                 Ok(_) => 2,
                 Err(error) => code_number(error) << 8 | 1,
             });
-            let who = format!("node {} ({usage:?})", id_of(index));
+            let who = format!("node {} ({usage:?})", this.cluster.id(index));
+            if this.lacks_a_root(index, &running, result.as_ref().err(), rooted, &who) {
+                this.book.lock().counters.unserved += 1;
+                return;
+            }
             this.check_use(usage, key, &result, (began, ended), held, &who);
             if let (Use::Encrypt(key), Ok(Response::Encrypted { ciphertext_blob, .. })) =
                 (usage, result)
@@ -247,7 +285,7 @@ impl Callers {
                 let sample = &book.samples[sample];
                 (decrypt(sample).into(), Some(sample.key))
             }
-            Use::Describe(key) => {
+            Use::Describe(key) | Use::Expired(key) => {
                 (DescribeKey { key_id: book.keys[key].id.clone() }.into(), Some(key))
             }
             Use::Alias(alias) => (DescribeKey { key_id: alias_name(alias) }.into(), None),
@@ -263,6 +301,7 @@ impl Callers {
         held: bool,
         who: &str,
     ) {
+        self.look_for_the_gone(result.as_ref().err());
         let mut book = self.book.lock();
         match result {
             Err(error) if error.code == ErrorCode::DependencyTimeoutException => {
@@ -272,6 +311,15 @@ impl Callers {
             _ => book.counters.calls += 1,
         }
         book.counters.held += u64::from(held);
+        if let Use::Expired(_) = usage {
+            match result {
+                Err(error) if error.code == ErrorCode::UnrecognizedClientException => {
+                    book.counters.expired_refused += 1;
+                }
+                other => book.violate(format!("AN EXPIRED CALLER WAS LET IN by {who}: {other:?}")),
+            }
+            return;
+        }
         let seen = match result {
             Ok(Response::Key(metadata)) => {
                 if let Use::Alias(alias) = usage {
@@ -280,10 +328,7 @@ impl Callers {
                 if let Some(key) = key {
                     book.read_description(key, &metadata.description, began, ended, who);
                 }
-                match metadata.state {
-                    keyward_model::KeyState::Enabled => KeyView::Enabled,
-                    _ => KeyView::Disabled,
-                }
+                KeyView::from(metadata.state)
             }
             Ok(Response::Decrypted { plaintext, .. }) => {
                 if let Use::Decrypt(sample) = usage
@@ -297,16 +342,55 @@ impl Callers {
             Err(error) => match error.code {
                 ErrorCode::DryRunOperationException => KeyView::Enabled,
                 ErrorCode::DisabledException => KeyView::Disabled,
+                ErrorCode::KMSInvalidStateException => KeyView::Pending,
                 ErrorCode::NotFoundException => match usage {
                     Use::Alias(alias) => return book.read_alias(alias, None, began, ended, who),
                     _ => KeyView::Absent,
                 },
+                // A ciphertext does not tell whether its key is none of the caller's or gone.
+                ErrorCode::AccessDeniedException if matches!(usage, Use::Decrypt(_)) => {
+                    KeyView::Absent
+                }
                 _ => return book.violate(format!("AN UNEXPECTED ERROR through {who}: {error:?}")),
             },
         };
         if let Some(key) = key {
             book.read_state(key, seen, began, ended, who);
         }
+    }
+
+    /// The Region deletes keys by itself. A caller who is told so may know before we have looked.
+    pub fn look_for_the_gone(&self, error: Option<&KmsError>) {
+        let absent = [ErrorCode::NotFoundException, ErrorCode::AccessDeniedException];
+        if error.is_some_and(|error| absent.contains(&error.code)) {
+            self.invariants.look_for_the_gone(&self.cluster, &mut self.book.lock());
+        }
+    }
+
+    /// Whether a call was refused for want of a root, or of a domain key for one, where that may be: on a node
+    /// that is on its way in, or whose roots have been away.
+    fn lacks_a_root(
+        &self,
+        index: usize,
+        running: &Running,
+        error: Option<&KmsError>,
+        began: Began,
+        who: &str,
+    ) -> bool {
+        if error.is_none_or(|error| error.code != ErrorCode::KeyUnavailableException) {
+            return false;
+        }
+        let node = running.kms.node();
+        let votes = node.members().iter().any(|member| member.node == node.id() && member.voter);
+        let fits = began.may_refuse(&self.cluster, index);
+        let mut book = self.book.lock();
+        match fits {
+            Err(why) if votes => {
+                book.violate(format!("REFUSED FOR WANT OF A ROOT by {who}: {why}: {error:?}"));
+            }
+            _ => book.counters.root_refused += 1,
+        }
+        true
     }
 
     fn keep(&self, sample: Sample) {

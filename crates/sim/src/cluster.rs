@@ -1,36 +1,48 @@
 //! Three nodes of a Region, founded and joined as an operator does it, over stores that forget in a power
 //! cut what was not synced.
 
+mod devices;
+mod disks;
+mod operator;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward_env::Env;
+use keyward_env::{AsyncRuntime, Env};
 use keyward_hsm::{
-    ARENA_BYTES_MIN, ArenaConfig, Hsm, HsmConfig, MemoryRoot, RootId, RootProvider, SecretVec,
+    ARENA_BYTES_MIN, ArenaConfig, EnvClock, Hsm, HsmConfig, RootId, RootWatchConfig,
 };
-use keyward_model::{KmsError, NodeId, Timestamp};
+use keyward_model::NodeId;
 use keyward_raft::{BoxFuture, Node, NodeConfig, StartError};
-use keyward_service::{Audit, Caller, FoundingRequest, KeptRoot, Kms, RootKeeper, Stack, stack};
-use keyward_state::{MemStore, Timers};
+use keyward_service::{Audit, Kms, Stack, stack};
+use keyward_state::{MemStore, Purpose, Timers};
 use parking_lot::Mutex;
 
 use crate::dice::{Dice, Stream};
-use crate::env::{SimEntropy, SimEnv, WALL_START_MS};
+use crate::env::{SimEntropy, SimEnv};
 use crate::network::{Net, SimTransport};
 use crate::plan::Plan;
-use crate::runtime::{ClockId, Cut, Group, World};
+use crate::roots::{Cabinet, MayDie, SimRoots, recorded};
+use crate::runtime::{ClockId, Group, SimRuntime, World};
+use crate::walls::Walls;
+
+use disks::Copied;
+pub use disks::Refusal;
+pub use operator::{client, expired_client, operator};
 
 /// Nodes of the Region.
 pub const NODES: usize = 3;
 
-/// The authority's certificate and key. Fixed bytes: making them takes the operating system's randomness.
-const CA_CERTIFICATE: &[u8] = include_bytes!("../assets/authority.der");
-const CA_PRIVATE_KEY: &[u8] = include_bytes!("../assets/authority-key.der");
-
-const OPERATOR: &str = "arn:aws:iam::111122223333:user/operator";
-const CLIENT: &str = "arn:aws:iam::111122223333:user/client";
-/// How long an operator's call may take while the Region is set up.
-const SETUP_PATIENCE: Duration = Duration::from_secs(20);
+/// How roots are watched: faster than in the server, as runs are short.
+const ROOT_WATCH: RootWatchConfig = RootWatchConfig {
+    grace: ROOT_GRACE,
+    probe_interval: Duration::from_secs(1),
+    probe_timeout: Duration::from_millis(1500),
+    operation_timeout: Duration::from_secs(3),
+};
+/// How long keys are used after a root last answered.
+pub const ROOT_GRACE: Duration = Duration::from_secs(8);
 
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,14 +65,27 @@ pub struct Running {
 }
 
 struct Slot {
+    /// Its node's id: another one once the machine has lost what it had.
+    id: NodeId,
     clock: ClockId,
-    wall_offset_ms: i64,
     boots: u32,
     log: MemStore,
     state: MemStore,
+    /// What else is in its folder: the record of its roots.
+    folder: MemStore,
+    /// Its devices.
+    cabinet: Arc<Cabinet>,
+    booted: Duration,
     group: Option<Group>,
     running: Option<Running>,
     frozen: bool,
+    /// Its disk has been tampered with, and its node is to be refused.
+    lies: bool,
+    /// Why it was refused.
+    refused: Option<Refusal>,
+    /// What an operator was told last who wanted it in, for a failure's text.
+    told: String,
+    copies: VecDeque<Copied>,
 }
 
 /// The Region's nodes.
@@ -69,26 +94,16 @@ pub struct Cluster {
     pub world: Arc<World>,
     /// The network between them.
     pub net: Arc<Net>,
+    /// The machines' wall clocks.
+    pub walls: Arc<Walls>,
     seed: u64,
     timers: Timers,
+    purpose: Purpose,
     slots: Mutex<Vec<Slot>>,
     disks: Mutex<Dice>,
+    /// Whether a process dies between two steps of its root keeper: how often in a thousand.
+    deaths: Mutex<(Dice, u64)>,
     failures: Mutex<Vec<String>>,
-}
-
-fn caller(arn: &str, serial: u8) -> Arc<Caller> {
-    let principal = match arn.parse() {
-        Ok(principal) => principal,
-        Err(_) => unreachable!("the ARNs above are well formed"),
-    };
-    Arc::new(Caller {
-        principal,
-        serial: vec![serial],
-        not_after: Timestamp(WALL_START_MS).plus_days(30),
-        // A principal made without a certificate of the Region's own authority.
-        own_authority: serial == OPERATOR_SERIAL,
-        plan: keyward_service::PlanSlot::default(),
-    })
 }
 
 /// `Node::start`, boxed where the environment is still generic: with a concrete one, rustc (1.95) cannot
@@ -103,59 +118,9 @@ fn start_node<E: Env>(
     Box::pin(Node::start(config, env, Arc::new(log), Arc::new(state), transport))
 }
 
-/// A node's only root, which is never changed here.
-struct OneRoot(RootId);
-
-impl OneRoot {
-    fn refuse<T: Send + 'static>() -> BoxFuture<'static, Result<T, String>> {
-        Box::pin(std::future::ready(Err("a simulated node's root is not changed".to_owned())))
-    }
-}
-
-impl RootKeeper for OneRoot {
-    fn kept(&self) -> Vec<KeptRoot> {
-        vec![KeptRoot { id: self.0.clone(), place: "memory".to_owned() }]
-    }
-
-    fn add(&self, _: String) -> BoxFuture<'_, Result<Arc<dyn RootProvider>, String>> {
-        Self::refuse()
-    }
-
-    fn forget(&self, _: RootId) -> BoxFuture<'_, Result<(), String>> {
-        Self::refuse()
-    }
-
-    fn offer(&self, _: RootId, _: SecretVec) -> BoxFuture<'_, Result<(u8, u8), String>> {
-        Self::refuse()
-    }
-
-    fn next_share(&self, _: RootId) -> BoxFuture<'_, Result<(u8, String, u8), String>> {
-        Self::refuse()
-    }
-}
-
-const OPERATOR_SERIAL: u8 = 1;
-
-/// Who operates the Region.
-#[must_use]
-pub fn operator() -> Arc<Caller> {
-    caller(OPERATOR, OPERATOR_SERIAL)
-}
-
-/// Who uses and manages its keys.
-#[must_use]
-pub fn client() -> Arc<Caller> {
-    caller(CLIENT, 2)
-}
-
-/// A node's id, by its index.
-#[must_use]
-pub const fn id_of(index: usize) -> NodeId {
-    index as NodeId + 1
-}
-
+/// Where a machine's node is reached.
 fn address_of(index: usize) -> String {
-    format!("node-{}:4410", id_of(index))
+    format!("machine-{index}:4410")
 }
 
 impl Cluster {
@@ -165,24 +130,38 @@ impl Cluster {
         let slots = plan
             .clocks
             .iter()
-            .map(|(clock, wall_offset_ms)| Slot {
+            .zip(1..)
+            .map(|((clock, _), id)| Slot {
+                id,
                 clock: world.add_clock(*clock),
-                wall_offset_ms: *wall_offset_ms,
                 boots: 0,
                 log: MemStore::default(),
                 state: MemStore::default(),
+                folder: MemStore::default(),
+                cabinet: Cabinet::new(
+                    Arc::clone(world),
+                    [seed.to_le_bytes(), u64::to_le_bytes(id)].concat(),
+                ),
+                booted: Duration::ZERO,
                 group: None,
                 running: None,
                 frozen: false,
+                lies: false,
+                refused: None,
+                told: String::new(),
+                copies: VecDeque::new(),
             })
             .collect();
         Arc::new(Self {
             world: Arc::clone(world),
             net: Net::new(Arc::clone(world), seed),
+            walls: Walls::new(Arc::clone(world), plan.clocks.iter().map(|(_, error_ms)| *error_ms)),
             seed,
             timers: plan.timers,
+            purpose: plan.purpose(),
             slots: Mutex::new(slots),
             disks: Mutex::new(Dice::new(seed, Stream::Disks)),
+            deaths: Mutex::new((Dice::new(seed, Stream::Deaths), 0)),
             failures: Mutex::default(),
         })
     }
@@ -196,46 +175,50 @@ impl Cluster {
         let group = self.world.start_process(slot.clock);
         let node = u32::try_from(index).unwrap_or(u32::MAX);
         let entropy = SimEntropy::new(self.seed, node, slot.boots);
-        let env = SimEnv::new(Arc::clone(&self.world), slot.clock, slot.wall_offset_ms, entropy);
-        let (log, state) = (slot.log.clone(), slot.state.clone());
+        let wall = (Arc::clone(&self.walls), index);
+        let env = SimEnv::new(Arc::clone(&self.world), slot.clock, wall, entropy);
+        let (id, log, state) = (slot.id, slot.log.clone(), slot.state.clone());
         slot.boots += 1;
         slot.group = Some(group);
         slot.frozen = false;
+        slot.booted = self.world.now();
         drop(slots);
         let this = Arc::clone(self);
         drop(self.world.spawn_in(group, async move {
-            match this.start(index, group, env, log, state).await {
+            match this.start(index, (id, group), env, log, state).await {
                 Ok(running) => this.slots.lock()[index].running = Some(running),
-                Err(why) => {
-                    this.failures
-                        .lock()
-                        .push(format!("node {} did not start: {why}", id_of(index)));
-                }
+                Err(why) => this.did_not_start(index, why),
             }
         }));
     }
 
     async fn start(
-        &self,
+        self: &Arc<Self>,
         index: usize,
-        group: Group,
+        (id, group): (NodeId, Group),
         env: SimEnv,
         log: MemStore,
         state: MemStore,
-    ) -> Result<Running, String> {
-        let id = id_of(index);
-        let config = NodeConfig { node: id, address: address_of(index), timers: self.timers };
-        let transport = SimTransport::new(Arc::clone(&self.net), id, group);
-        let entropy = env.entropy();
-        let node =
-            start_node(config, env, log, state, transport).await.map_err(|e| e.to_string())?;
-        let seed = [self.seed.to_le_bytes(), id.to_le_bytes()].concat();
-        let root = MemoryRoot::new(&seed, Arc::clone(&entropy), true).map_err(|e| e.to_string())?;
+    ) -> Result<Running, Refusal> {
+        let (entropy, clock) = (env.entropy(), EnvClock::shared(env.clone()));
+        let folder = self.folder(index);
+        let first = format!("first of node {id}");
+        let may_die = self.may_die(index);
+        let (kept, open) = SimRoots::open(env.clone(), folder, &first, may_die).await?;
+        let mut open = open.into_iter();
+        let root = open.next().ok_or(Refusal::RootsAway)?;
         let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
         // Few: open keys are evicted, and opened again from their tokens.
         let config = HsmConfig { cache_max_entries: 64, arena };
-        let kept: Arc<dyn RootKeeper> = Arc::new(OneRoot(root.identity().clone()));
-        let hsm = Hsm::new(Arc::new(root), entropy, &config).map_err(|e| e.to_string())?;
+        let hsm = Hsm::new(root, entropy, &config).map_err(|e| e.to_string())?;
+        for root in open {
+            hsm.add_root(root).map_err(|e| e.to_string())?;
+        }
+        drop(SimRuntime::spawn(hsm.watch_roots(clock, ROOT_WATCH)));
+        drop(SimRuntime::spawn(Arc::clone(&kept).retry(Arc::downgrade(&hsm))));
+        let config = NodeConfig { node: id, address: address_of(index), timers: self.timers };
+        let transport = SimTransport::new(Arc::clone(&self.net), id, group);
+        let node = start_node(config, env, log, state, transport).await.map_err(Refusal::from)?;
         let region = "eu-west-1".parse().map_err(|_| "a Region's name")?;
         let audit = Audit::new(None, region, [0; 8]);
         let kms = Kms::new(Arc::clone(&node), hsm, kept, audit, true);
@@ -256,10 +239,11 @@ impl Cluster {
         // First the stores and the network, then the tasks: their Drop code must not write.
         slot.log = slot.log.crash(kept(&slot.log));
         slot.state = slot.state.crash(kept(&slot.state));
+        slot.folder = slot.folder.crash(kept(&slot.folder));
         let running = slot.running.take();
-        let clock = slot.clock;
+        let (id, clock) = (slot.id, slot.clock);
         drop(slots);
-        self.net.hang_up(id_of(index));
+        self.net.hang_up(id);
         self.world.kill(group);
         drop(running);
         if death == Death::PowerCut {
@@ -283,6 +267,12 @@ impl Cluster {
         } else {
             self.world.thaw(group, slept);
         }
+    }
+
+    /// The id of the node on machine `index`.
+    #[must_use]
+    pub fn id(&self, index: usize) -> NodeId {
+        self.slots.lock()[index].id
     }
 
     /// The process of node `index`, if it is up (starting, serving or frozen).
@@ -309,6 +299,12 @@ impl Cluster {
         self.slots.lock()[index].state.clone()
     }
 
+    /// What node `index` has on its log disk.
+    #[must_use]
+    pub fn log_store(&self, index: usize) -> MemStore {
+        self.slots.lock()[index].log.clone()
+    }
+
     /// The node that leads, if one knows that it does.
     #[must_use]
     pub fn leader(&self) -> Option<usize> {
@@ -321,7 +317,7 @@ impl Cluster {
         let mut failures = self.failures.lock().clone();
         for index in 0..NODES {
             if let Some(fatal) = self.running(index).and_then(|node| node.kms.node().fatal()) {
-                failures.push(format!("consensus stopped on node {}: {fatal}", id_of(index)));
+                failures.push(format!("consensus stopped on node {}: {fatal}", self.id(index)));
             }
         }
         failures
@@ -331,7 +327,7 @@ impl Cluster {
     #[must_use]
     pub fn describe(&self) -> String {
         let one = |index: usize| match self.running(index) {
-            None => format!("node {}: down", id_of(index)),
+            None => format!("node {}: down", self.id(index)),
             Some(running) => {
                 let s = running.kms.node().status();
                 format!(
@@ -349,72 +345,8 @@ impl Cluster {
             }
         };
         let all: Vec<String> = (0..NODES).map(one).collect();
-        format!("at {} ms, {}", self.world.now().as_millis(), all.join("; "))
-    }
-
-    // --- Founding.
-
-    /// Runs an operator's call on node `index`.
-    pub async fn operate<T, F, Fut>(&self, index: usize, call: F) -> Result<T, String>
-    where
-        T: Send + 'static,
-        F: FnOnce(Arc<Kms<SimEnv>>) -> Fut + Send + 'static,
-        Fut: Future<Output = Result<T, KmsError>> + Send + 'static,
-    {
-        let running = self.running(index).ok_or("the node is down")?;
-        let kms = running.kms;
-        let done: Result<_, Cut> =
-            self.world.spawn_in(running.group, async move { call(kms).await }).await;
-        match done {
-            Ok(result) => result.map_err(|e| format!("{e:?}")),
-            Err(cut) => Err(cut.to_string()),
-        }
-    }
-
-    /// Switches all on, founds the Region on the first, adds the others and makes the client's principal.
-    pub async fn set_up(self: &Arc<Self>) -> Result<(), String> {
-        for index in 0..NODES {
-            self.boot(index);
-        }
-        self.all_running().await?;
-        let region = "eu-west-1".parse().map_err(|_| "a Region's name")?;
-        let request = FoundingRequest {
-            purpose: keyward_state::Purpose::Production,
-            region,
-            timers: self.timers,
-            operator: operator().principal.clone(),
-            ca_certificate: CA_CERTIFICATE.to_vec(),
-            ca_private_key: CA_PRIVATE_KEY.to_vec().into(),
-        };
-        self.operate(0, |kms| async move { kms.found(&operator(), request, SETUP_PATIENCE).await })
-            .await?;
-        self.operate(0, |kms| async move {
-            let kinds = ["administrator".to_owned(), "user".to_owned()];
-            let who = operator();
-            kms.create_principal(&who, CLIENT, &kinds, None, None, SETUP_PATIENCE).await
-        })
-        .await?;
-        for index in 1..NODES {
-            self.operate(0, move |kms| async move {
-                let who = operator();
-                let address = address_of(index);
-                kms.add_node(&who, id_of(index), address, false, SETUP_PATIENCE).await
-            })
-            .await?;
-        }
-        Ok(())
-    }
-
-    async fn all_running(&self) -> Result<(), String> {
-        let patience = Duration::from_secs(5);
-        let end = self.world.now() + patience;
-        while (0..NODES).any(|index| self.running(index).is_none()) {
-            if self.world.now() > end {
-                return Err(format!("not every node has started: {:?}", self.failures()));
-            }
-            crate::sleep(Duration::from_millis(5)).await;
-        }
-        Ok(())
+        let told: Vec<String> = self.slots.lock().iter().map(|slot| slot.told.clone()).collect();
+        format!("at {} ms, {}; told {told:?}", self.world.now().as_millis(), all.join("; "))
     }
 
     /// Lets go of everything, so that nothing outlives the world.

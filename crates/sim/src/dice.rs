@@ -21,6 +21,16 @@ pub enum Stream {
     Plan,
     /// Restarts: what a power cut leaves.
     Disks,
+    /// Wall clocks set wrong.
+    Walls,
+    /// Deletion dates that come.
+    Deletions,
+    /// Disks that lie.
+    Lies,
+    /// Roots that are away, and changes of roots.
+    Roots,
+    /// Processes that die between two steps.
+    Deaths,
     /// A node's entropy: its index and how many times it has booted.
     Entropy(u32, u32),
     /// A client.
@@ -36,6 +46,11 @@ impl Stream {
             Self::Faults => 4,
             Self::Plan => 5,
             Self::Disks => 6,
+            Self::Walls => 7,
+            Self::Deletions => 8,
+            Self::Lies => 9,
+            Self::Roots => 10,
+            Self::Deaths => 11,
             Self::Client(client) => (1 << 32) | client as u64,
             Self::Entropy(node, boot) => (1 << 63) | ((node as u64) << 32) | boot as u64,
         }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::dice::{Dice, Stream};
 use crate::runtime::{ClockId, SimRuntime, World};
+use crate::walls::Walls;
 
 /// Entropy that the seed decides.
 pub struct SimEntropy(Mutex<Dice>);
@@ -33,7 +34,8 @@ impl Entropy for SimEntropy {
 pub struct SimEnv {
     world: Arc<World>,
     clock: ClockId,
-    wall_offset_ms: i64,
+    walls: Arc<Walls>,
+    machine: usize,
     entropy: Arc<SimEntropy>,
 }
 
@@ -43,19 +45,16 @@ impl fmt::Debug for SimEnv {
     }
 }
 
-/// The wall clock when a world begins: 2027-01-15.
-pub const WALL_START_MS: i64 = 1_800_000_000_000;
-
 impl SimEnv {
-    /// The seams of a boot on that clock, whose wall clock is off by `wall_offset_ms`.
+    /// The seams of a boot of that machine, on its clock.
     #[must_use]
     pub fn new(
         world: Arc<World>,
         clock: ClockId,
-        wall_offset_ms: i64,
+        (walls, machine): (Arc<Walls>, usize),
         entropy: Arc<SimEntropy>,
     ) -> Self {
-        Self { world, clock, wall_offset_ms, entropy }
+        Self { world, clock, walls, machine, entropy }
     }
 
     /// What a disk does with one piece of work: how long before it takes effect, how long after.
@@ -79,8 +78,7 @@ impl Env for SimEnv {
     }
 
     fn wall_now_ms(&self) -> i64 {
-        let now_ms = i64::try_from(self.world.now().as_millis()).unwrap_or(i64::MAX / 2);
-        WALL_START_MS + self.wall_offset_ms + now_ms
+        self.walls.now_ms(self.machine)
     }
 
     fn entropy(&self) -> Arc<dyn Entropy> {

@@ -1,14 +1,24 @@
 //! What goes wrong, and when: the fault mix of the lease model. Everything comes from the seed.
 
+mod clocks;
+mod dates;
+mod disks;
+mod roots;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::client::Callers;
-use crate::cluster::{Death, NODES, id_of, operator};
+use crate::cluster::{Death, NODES, operator};
 use crate::dice::Dice;
 use crate::network::Weather;
 use crate::sleep;
+
+pub use clocks::break_clocks;
+pub use dates::reach_dates;
+pub use disks::lie_about_disks;
+pub use roots::break_roots;
 
 /// Breaks things for that long.
 pub async fn break_things(callers: Arc<Callers>, mut dice: Dice, duration: Duration) {
@@ -42,7 +52,12 @@ pub fn heal(callers: &Callers) {
     cluster.net.mend();
     cluster.net.set_weather(Weather::FAIR);
     cluster.world.calm_schedule();
+    cluster.set_deaths(0);
     for index in 0..NODES {
+        if !cluster.walls.has_passed() {
+            cluster.walls.set_off(index, 0);
+        }
+        cluster.cabinet(index).repair();
         match cluster.group(index) {
             Some(_) => cluster.freeze(index, false, Duration::ZERO),
             None => cluster.boot(index),
@@ -50,8 +65,10 @@ pub fn heal(callers: &Callers) {
     }
 }
 
+/// A machine that nobody counts on (its disk lies) is not spared for.
 fn some_node_is_down(callers: &Callers) -> bool {
-    (0..NODES).any(|index| callers.cluster.group(index).is_none())
+    let cluster = &callers.cluster;
+    (0..NODES).any(|index| cluster.group(index).is_none() && !cluster.lies(index))
 }
 
 /// One follower loses the leader, then another restarts again and again.
@@ -62,8 +79,8 @@ fn lose_one_and_blink(callers: &Arc<Callers>, dice: &mut Dice, leader: Option<us
     callers.book.lock().counters.partitions += 1;
     let net = &callers.cluster.net;
     net.mend();
-    net.cut(id_of(leader), id_of(first));
-    net.cut(id_of(first), id_of(leader));
+    net.cut(callers.cluster.id(leader), callers.cluster.id(first));
+    net.cut(callers.cluster.id(first), callers.cluster.id(leader));
     for begins in (600..3000).step_by(400) {
         let at = dice.between_ms(begins, begins + 400);
         let (down, cut) = (dice.between_ms(5, 60), dice.permille(600));
@@ -76,8 +93,8 @@ fn lose_one_and_blink(callers: &Arc<Callers>, dice: &mut Dice, leader: Option<us
             again.cluster.kill(second, Death::Kill);
             start_after(&again, second, down);
             if cut && let Some(leader) = again.cluster.leader() {
-                again.cluster.net.cut(id_of(leader), id_of(second));
-                again.cluster.net.cut(id_of(second), id_of(leader));
+                again.cluster.net.cut(again.cluster.id(leader), again.cluster.id(second));
+                again.cluster.net.cut(again.cluster.id(second), again.cluster.id(leader));
             }
         });
     }
@@ -89,10 +106,10 @@ fn part(callers: &Callers, dice: &mut Dice, index: usize) {
     let alone = dice.permille(300);
     for other in (0..NODES).filter(|other| *other != index) {
         if alone || dice.permille(800) {
-            callers.cluster.net.cut(id_of(index), id_of(other));
+            callers.cluster.net.cut(callers.cluster.id(index), callers.cluster.id(other));
         }
         if alone || dice.permille(800) {
-            callers.cluster.net.cut(id_of(other), id_of(index));
+            callers.cluster.net.cut(callers.cluster.id(other), callers.cluster.id(index));
         }
     }
 }
@@ -105,7 +122,15 @@ fn pause(callers: &Arc<Callers>, dice: &mut Dice, index: usize) {
     }
     let lasts = dice.between_ms(100, 6000);
     let slept = if dice.permille(300) { lasts } else { Duration::ZERO };
-    callers.book.lock().counters.pauses += 1;
+    {
+        let counters = &mut callers.book.lock().counters;
+        counters.pauses += 1;
+        match callers.cluster.leader() {
+            _ if slept.is_zero() => {}
+            Some(leader) if leader == index => counters.suspended_leaders += 1,
+            _ => counters.suspended_followers += 1,
+        }
+    }
     callers.cluster.freeze(index, true, Duration::ZERO);
     let again = Arc::clone(callers);
     callers.cluster.world.after(lasts, move || {

@@ -12,12 +12,16 @@ pub mod check;
 pub mod client;
 pub mod cluster;
 pub mod dice;
+mod ending;
 pub mod env;
 pub mod faults;
+pub mod invariants;
 pub mod network;
 pub mod plan;
+pub mod roots;
 pub mod runtime;
 mod scenario;
+pub mod walls;
 
 use std::future::Future;
 use std::time::Duration;

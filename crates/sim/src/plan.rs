@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keyward_state::Timers;
+use keyward_state::{Purpose, Timers};
 
 use crate::cluster::NODES;
 use crate::dice::{Dice, Stream};
@@ -13,6 +13,19 @@ use crate::runtime::Clock;
 const CALM_MS: &[u64] = &[1, 1, 2, 5, 10];
 /// Delays of a network in chaos.
 const CHAOS_MS: &[u64] = &[1, 1, 2, 5, 20, 60, 300, 1500];
+
+/// How keys come to their deletion dates in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletions {
+    /// No key is scheduled for deletion.
+    None,
+    /// Keys are, and their dates do not come.
+    Waiting,
+    /// A Region for development whose operator moves its clock ahead.
+    ClockAdvanced,
+    /// All machines are without power for longer than a waiting period. One clock may not notice.
+    LongNight,
+}
 
 /// A run's settings.
 #[derive(Debug)]
@@ -29,6 +42,14 @@ pub struct Plan {
     pub faults: Duration,
     /// The Region's timers.
     pub timers: Timers,
+    /// Whether one machine's wall clock is set wrong, now and then, by up to a year.
+    pub wrong_walls: bool,
+    /// How keys come to their deletion dates.
+    pub deletions: Deletions,
+    /// Whether disks lie and nodes are replaced.
+    pub lying_disks: bool,
+    /// Whether roots are away, and are added, removed and rotated.
+    pub root_faults: bool,
 }
 
 impl Plan {
@@ -51,6 +72,14 @@ impl Plan {
             twice_permille: dice.pick(&[0, 10]),
             delays_ms: if chaos { CHAOS_MS } else { CALM_MS },
         };
+        let deletions = dice.pick(&[
+            Deletions::None,
+            Deletions::None,
+            Deletions::None,
+            Deletions::Waiting,
+            Deletions::ClockAdvanced,
+            Deletions::LongNight,
+        ]);
         let seconds = 20 + dice.below(21);
         Self {
             clocks,
@@ -59,6 +88,20 @@ impl Plan {
             pace_ms: dice.pick(&[(60, 600), (200, 1500)]),
             faults: faults.unwrap_or(Duration::from_secs(seconds)),
             timers: if dice.permille(250) { Timers::QUICK } else { Timers::DEFAULT },
+            // A majority is right at any time: after the long night one clock may be behind already.
+            wrong_walls: deletions != Deletions::LongNight && dice.permille(400),
+            deletions,
+            lying_disks: dice.permille(300),
+            root_faults: dice.permille(300),
+        }
+    }
+
+    /// What the Region is founded for.
+    #[must_use]
+    pub fn purpose(&self) -> Purpose {
+        match self.deletions {
+            Deletions::ClockAdvanced => Purpose::Dev,
+            _ => Purpose::Production,
         }
     }
 }

@@ -51,6 +51,12 @@ fn no_seed_breaks_a_rule() {
     assert!(sum.calls > 1000 * SEEDS, "{sum:?}");
     assert!(sum.kills + sum.power_cuts > 5 * SEEDS, "{sum:?}");
     assert!(sum.pauses > SEEDS && sum.partitions > SEEDS && sum.hand_overs > SEEDS / 2, "{sum:?}");
+    assert!(sum.suspended_leaders > 20 && sum.suspended_followers > 20, "{sum:?}");
+    assert!(sum.wrong_leaders > 20 && sum.wrong_followers > 20 && sum.expired_refused > SEEDS);
+    assert!(sum.scheduled > 50 && sum.cancelled > 50 && sum.deleted > 20, "{sum:?}");
+    assert!(sum.wiped > 10 && sum.old_copies > 10 && sum.foreign_disks > 10, "{sum:?}");
+    assert!(sum.replaced > 10 && sum.joined > 40, "{sum:?}");
+    assert!(sum.root_faults > 100 && sum.roots_changed > 25 && sum.last_roots_kept > 10, "{sum:?}");
 }
 
 fn trace_of_another_process(seed: u64) -> String {

@@ -13,7 +13,7 @@ type Rows = BTreeMap<(Table8, Vec<u8>), Vec<u8>>;
 type Row = ((Table8, Vec<u8>), Vec<u8>);
 type Table8 = u8;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Disk {
     /// What readers see.
     visible: Rows,
@@ -21,6 +21,8 @@ struct Disk {
     durable: Rows,
     /// Written and not yet synced, in order.
     unsynced: Vec<Batch>,
+    /// What was overwritten or deleted, and is still in the files until they are purged.
+    leftovers: Vec<(Table8, Vec<u8>)>,
     /// Set by a crash: a task of the old process that is still being dropped must not write.
     cut: bool,
     syncs: u64,
@@ -36,14 +38,19 @@ const fn table_number(table: Table) -> Table8 {
     table as Table8
 }
 
-fn apply(rows: &mut Rows, batch: &Batch) {
+/// Changes the rows. Returns the values that are rows no longer.
+fn apply(rows: &mut Rows, batch: &Batch) -> Vec<(Table8, Vec<u8>)> {
+    let mut left = Vec::new();
     for change in &batch.changes {
         match change {
             Change::Put(table, key, value) => {
-                rows.insert((table_number(*table), key.clone()), value.clone());
+                let table = table_number(*table);
+                let old = rows.insert((table, key.clone()), value.clone());
+                left.extend(old.map(|old| (table, old)));
             }
             Change::Delete(table, key) => {
-                rows.remove(&(table_number(*table), key.clone()));
+                let table = table_number(*table);
+                left.extend(rows.remove(&(table, key.clone())).map(|old| (table, old)));
             }
             Change::DeleteRange(table, from, to) => {
                 let table = table_number(*table);
@@ -52,11 +59,12 @@ fn apply(rows: &mut Rows, batch: &Batch) {
                     .map(|(key, _)| key.clone())
                     .collect();
                 for key in doomed {
-                    rows.remove(&key);
+                    left.extend(rows.remove(&key).map(|old| (table, old)));
                 }
             }
         }
     }
+    left
 }
 
 impl MemStore {
@@ -70,8 +78,31 @@ impl MemStore {
         for batch in disk.unsynced.iter().take(kept) {
             apply(&mut durable, batch);
         }
-        let next = Disk { visible: durable.clone(), durable, ..Disk::default() };
+        let leftovers = disk.leftovers.clone();
+        let next = Disk { visible: durable.clone(), durable, leftovers, ..Disk::default() };
         Self { disk: Arc::new(Mutex::new(next)) }
+    }
+
+    /// A copy of the disk as it is now, as one makes of a folder's files.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        let disk = self.disk.lock();
+        let copy = Disk { durable: disk.visible.clone(), unsynced: Vec::new(), ..disk.clone() };
+        Self { disk: Arc::new(Mutex::new(copy)) }
+    }
+
+    /// Whether these bytes are in any value that the files hold: of a row, or of one that was overwritten or
+    /// deleted and not purged since.
+    #[must_use]
+    pub fn holds(&self, bytes: &[u8]) -> bool {
+        let disk = self.disk.lock();
+        let within = |value: &[u8]| value.windows(bytes.len()).any(|window| window == bytes);
+        disk.visible.values().chain(disk.durable.values()).any(|value| within(value))
+            || disk.leftovers.iter().any(|(_, value)| within(value))
+            || disk.unsynced.iter().flat_map(|batch| &batch.changes).any(|change| match change {
+                Change::Put(_, _, value) => within(value),
+                Change::Delete(..) | Change::DeleteRange(..) => false,
+            })
     }
 
     /// How many batches a crash would lose now.
@@ -114,7 +145,11 @@ impl Store for MemStore {
 
     fn write(&self, batch: Batch, sync: bool) -> io::Result<()> {
         self.open(|disk| {
-            apply(&mut disk.visible, &batch);
+            // Nobody looks for leftovers of tables that hold no sealed material.
+            let left = apply(&mut disk.visible, &batch).into_iter().filter(|(table, _)| {
+                [Table::Tokens, Table::Log].iter().any(|kept| table_number(*kept) == *table)
+            });
+            disk.leftovers.extend(left);
             disk.unsynced.push(batch);
             if sync {
                 disk.syncs += 1;
@@ -134,9 +169,13 @@ impl Store for MemStore {
         })
     }
 
-    fn purge(&self, _tables: &[Table]) -> io::Result<()> {
-        // What is synced holds the present rows and no older ones.
-        self.write(Batch::default(), true)
+    fn purge(&self, tables: &[Table]) -> io::Result<()> {
+        self.write(Batch::default(), true)?;
+        self.open(|disk| {
+            disk.leftovers
+                .retain(|(left, _)| tables.iter().all(|table| table_number(*table) != *left));
+            Ok(())
+        })
     }
 
     fn begin_install(&self) -> io::Result<Box<dyn Install>> {
@@ -180,6 +219,7 @@ impl Install for MemInstall {
             disk.visible = rows.into_iter().collect();
             disk.durable = disk.visible.clone();
             disk.unsynced.clear();
+            disk.leftovers.clear();
             Ok(())
         })
     }
@@ -206,5 +246,24 @@ mod tests {
         let has = |key: &str| after.get(Table::Keys, key.as_bytes()).unwrap().is_some();
         assert_eq!([has("a"), has("b"), has("c"), has("d")], [true, true, true, false]);
         assert!(store.write(put("e"), true).is_err(), "the crashed process must not write");
+    }
+
+    #[test]
+    fn what_was_deleted_is_in_the_files_until_they_are_purged() {
+        let store = MemStore::default();
+        let mut batch = Batch::default();
+        batch.put(Table::Tokens, b"key".as_slice(), b"a sealed token".to_vec());
+        store.write(batch, true).unwrap();
+        let earlier = store.copied();
+        let mut batch = Batch::default();
+        batch.delete(Table::Tokens, b"key".as_slice());
+        store.write(batch, true).unwrap();
+        assert!(store.holds(b"sealed") && !store.holds(b"opened"));
+        let store = store.crash(0);
+        assert!(store.holds(b"sealed"));
+        store.purge(&[Table::Keys]).unwrap();
+        assert!(store.holds(b"sealed"), "another table's files");
+        store.purge(&[Table::Tokens]).unwrap();
+        assert!(!store.holds(b"sealed") && earlier.holds(b"sealed"));
     }
 }

@@ -467,6 +467,40 @@ fn a_command_that_is_retried_gets_the_first_outcome_and_changes_nothing() {
 }
 
 #[test]
+fn a_clock_that_is_moved_ahead_makes_no_outcome_old() {
+    let mut machine = Machine::new();
+    let create = Command::CreateKey {
+        key: key(1),
+        account: account(),
+        description: String::new(),
+        tags: BTreeMap::new(),
+        material: material(1),
+        token: token(),
+    };
+    let created =
+        Envelope { id: [77; 16], time: Timestamp(5_000_000_000), command: create.clone() };
+    let first = machine.run_as(created.clone());
+    assert!(first.is_ok());
+    let week = 7 * Timestamp::DAY_MS;
+    let moved = Envelope {
+        id: [78; 16],
+        time: Timestamp(5_000_001_000),
+        command: Command::AdvanceClock { milliseconds: week },
+    };
+    let before = machine.state.time.0 - machine.state.clock_offset_ms;
+    let offset = machine.run_as(moved.clone());
+    assert!(machine.state.time.0 - machine.state.clock_offset_ms >= before, "time went back");
+    // One whose time does not know of it yet, then one that does.
+    for (id, time) in [(79, 5_000_001_000), (80, 5_000_002_000 + week)] {
+        let command = Command::SetDescription { key: key(1), description: id.to_string() };
+        machine.run_as(Envelope { id: [id; 16], time: Timestamp(time), command }).expect("done");
+        assert_eq!(machine.run_as(created.clone()), first, "a second key");
+        assert_eq!(machine.run_as(moved.clone()), offset, "moved twice");
+        assert!(machine.state.outcome(&[79; 16]).is_some());
+    }
+}
+
+#[test]
 fn outcomes_are_forgotten_after_ten_minutes_and_time_never_goes_backwards() {
     let mut machine = Machine::new();
     machine.create(1).expect("created");

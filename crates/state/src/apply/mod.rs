@@ -43,9 +43,13 @@ pub fn apply(state: &mut State, batch: &mut Batch, envelope: &Envelope) -> Outco
         batch.put(Table::Meta, META_TIME, codec::encode(&state.time));
     }
     let now = state.time;
+    // A clock that is moved ahead must not make anybody's outcome old: a try again would be a second change.
+    let ran = Timestamp(now.0.saturating_sub(state.clock_offset_ms));
+    let last = state.outcome_ages.last().map_or(ran, |((last, _), ())| *last);
+    let ran = ran.max(last);
     let mut tx = Tx { state, batch, now };
     let outcome = tx.run(&envelope.command);
-    tx.keep_outcome(envelope, &outcome);
+    tx.keep_outcome(envelope, &outcome, ran);
     outcome
 }
 
@@ -161,6 +165,11 @@ impl Tx<'_> {
         self.state.counters = Arc::new(counters);
     }
 
+    pub(crate) fn put_time(&mut self, time: Timestamp) {
+        self.batch.put(Table::Meta, META_TIME, codec::encode(&time));
+        self.state.time = time;
+    }
+
     pub(crate) fn put_clock_offset(&mut self, milliseconds: i64) {
         self.batch.put(Table::Meta, META_OFFSET, codec::encode(&milliseconds));
         self.state.clock_offset_ms = milliseconds;
@@ -234,14 +243,15 @@ impl Tx<'_> {
         self.state.quota_use.remove_mut(bucket);
     }
 
-    /// Remembers the outcome, and forgets those that are too old or too many.
-    fn keep_outcome(&mut self, envelope: &Envelope, outcome: &Outcome) {
-        let kept = (self.now, outcome.clone());
+    /// Remembers the outcome, and forgets those that are too old or too many. `ran` is Region time without the
+    /// offset by which a Region for development is moved ahead.
+    fn keep_outcome(&mut self, envelope: &Envelope, outcome: &Outcome, ran: Timestamp) {
+        let kept = (ran, outcome.clone());
         self.batch.put(Table::Outcomes, envelope.id, codec::encode(&kept));
         self.state.outcomes.insert_mut(envelope.id, Arc::new(kept));
-        self.state.outcome_ages.insert_mut((self.now, envelope.id), ());
+        self.state.outcome_ages.insert_mut((ran, envelope.id), ());
         while let Some(&(time, id)) = self.state.outcome_ages.first().map(|(age, ())| age) {
-            let old = time.0 + OUTCOME_KEPT_MS < self.now.0;
+            let old = time.0 + OUTCOME_KEPT_MS < ran.0;
             if !old && self.state.outcomes.size() <= OUTCOMES_KEPT_MAX {
                 break;
             }

@@ -63,7 +63,10 @@ impl Tx<'_> {
             )));
         }
         let offset = self.state.clock_offset_ms.saturating_add(milliseconds);
+        // The latest time moves with it: less the offset, it must not seem to have gone back.
+        let moved = offset - self.state.clock_offset_ms;
         self.put_clock_offset(offset);
+        self.put_time(Timestamp(self.state.time.0.saturating_add(moved)));
         Ok(Reply::ClockOffset(offset))
     }
 
@@ -347,7 +350,17 @@ impl Tx<'_> {
         if self.state.domain_keys.contains_key(&sealed.id) {
             return DONE;
         }
-        self.put_domain_key(DomainKey { sealed: sealed.clone(), created: self.now });
+        // A root that was removed meanwhile must not open it, and one that is new gets its copy once it is
+        // registered.
+        let mut sealed = sealed.clone();
+        sealed.copies.retain(|copy| self.state.roots.contains_key(&copy.root));
+        if sealed.copies.is_empty() {
+            return Err(KmsError::new(
+                ErrorCode::AccessDeniedException,
+                format!("domain key {} is sealed for no registered root", sealed.id),
+            ));
+        }
+        self.put_domain_key(DomainKey { sealed, created: self.now });
         DONE
     }
 

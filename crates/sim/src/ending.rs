@@ -1,0 +1,343 @@
+//! What must hold in the end, once nothing breaks any more.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward_hsm::RootId;
+use keyward_model::{ErrorCode, KeyState, NodeId};
+use keyward_service::api::{DescribeKey, Encrypt, Secret};
+use keyward_service::{Request, Response};
+use keyward_state::{Store, Table};
+
+use crate::book::{Change, KeyView, Told, alias_name};
+use crate::client::{Callers, decrypt};
+use crate::cluster::{Death, NODES};
+use crate::runtime::JoinHandle;
+use crate::sleep;
+
+/// Once faults are over, a change is acknowledged and every node serves within this.
+const HEAL_WITHIN: Duration = Duration::from_secs(10);
+/// A node that is being replaced when faults end has joined and votes within this.
+const WHOLE_WITHIN: Duration = Duration::from_secs(60);
+/// Roots that were away are tried again, and what was changed is settled, within this.
+const ROOTS_WITHIN: Duration = Duration::from_secs(30);
+/// Deletions that are due are executed, and deleted keys have left every disk, within this.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
+
+/// Once faults are over, every machine has a node that votes again.
+pub async fn must_be_whole(callers: &Arc<Callers>, lies: JoinHandle<()>) {
+    if crate::timeout(WHOLE_WITHIN, lies).await.is_none() {
+        let nodes = callers.cluster.describe();
+        let what = format!("THE REGION IS NOT WHOLE within {WHOLE_WITHIN:?}: {nodes}");
+        callers.book.lock().violate(what);
+    }
+}
+
+/// Liveness: once faults are over, a change is acknowledged, and every node serves.
+pub async fn must_heal(callers: &Arc<Callers>) {
+    let world = &callers.cluster.world;
+    let end = world.now() + HEAL_WITHIN;
+    let mut changed = false;
+    let mut serves = [false; NODES];
+    while !changed || serves.contains(&false) {
+        if world.now() > end {
+            let nodes = callers.cluster.describe();
+            let what = format!(
+                "NO RECOVERY within {HEAL_WITHIN:?}: a change was acknowledged: {changed}, nodes serve: \
+                 {serves:?}; {nodes}"
+            );
+            return callers.book.lock().violate(what);
+        }
+        for (index, serves) in serves.iter_mut().enumerate() {
+            if !changed && let Some(running) = callers.cluster.running(index) {
+                let patience = Duration::from_secs(2);
+                let told = callers.try_change((index, running), &Change::Create, patience).await;
+                changed |= told == Told::Done;
+            }
+            if !*serves {
+                *serves = serves_now(callers, index).await;
+            }
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn serves_now(callers: &Callers, index: usize) -> bool {
+    let key_id = callers.book.lock().keys[0].id.clone();
+    match callers.ask(index, DescribeKey { key_id }.into()).await {
+        Some(Ok(_)) => true,
+        Some(Err(error)) => error.code != ErrorCode::DependencyTimeoutException,
+        None => false,
+    }
+}
+
+/// An answer, though a node may need a moment.
+async fn insist(
+    callers: &Callers,
+    index: usize,
+    request: impl Fn() -> Request,
+) -> Result<Response, (ErrorCode, String)> {
+    let mut last = (ErrorCode::DependencyTimeoutException, "the node is down".to_owned());
+    for _ in 0..20 {
+        match callers.ask(index, request()).await {
+            Some(Ok(response)) => return Ok(response),
+            Some(Err(error)) if error.code != ErrorCode::DependencyTimeoutException => {
+                return Err((error.code, error.to_string()));
+            }
+            Some(Err(error)) => last.1 = error.to_string(),
+            None => {}
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    last.1 = format!("{}; {}", last.1, callers.cluster.describe());
+    Err(last)
+}
+
+/// No lost acknowledgement: what every node shows in the end is the last write of each thing, or one
+/// whose outcome nobody knows.
+pub async fn nothing_acknowledged_is_lost(callers: &Arc<Callers>) {
+    let world = &callers.cluster.world;
+    for index in 0..NODES {
+        let who = format!("node {} in the end", callers.cluster.id(index));
+        let (keys, aliases) = {
+            let book = callers.book.lock();
+            (book.keys.len(), book.aliases.len())
+        };
+        for key in 0..keys {
+            let key_id = callers.book.lock().keys[key].id.clone();
+            let began = world.step();
+            let shown =
+                insist(callers, index, || DescribeKey { key_id: key_id.clone() }.into()).await;
+            let ended = world.step();
+            let mut book = callers.book.lock();
+            match shown {
+                Ok(Response::Key(metadata)) => {
+                    let view = KeyView::from(metadata.state);
+                    book.read_state(key, view, began, ended, &who);
+                    book.read_description(key, &metadata.description, began, ended, &who);
+                }
+                // Gone for good, or lost: the history tells.
+                Err((ErrorCode::NotFoundException, _)) => {
+                    book.read_state(key, KeyView::Absent, began, ended, &who);
+                }
+                other => book.violate(format!("LOST KEY {key_id} on {who}: {other:?}")),
+            }
+        }
+        for alias in 0..aliases {
+            let began = world.step();
+            let request = || DescribeKey { key_id: alias_name(alias) }.into();
+            let shown = insist(callers, index, request).await;
+            let ended = world.step();
+            let mut book = callers.book.lock();
+            match shown {
+                Ok(Response::Key(metadata)) => {
+                    book.read_alias(alias, Some(&metadata.key_id), began, ended, &who);
+                }
+                Err((ErrorCode::NotFoundException, _)) => {
+                    book.read_alias(alias, None, began, ended, &who);
+                }
+                other => book.violate(format!("AN ALIAS CANNOT BE READ on {who}: {other:?}")),
+            }
+        }
+        materials_are_there(callers, index, &who);
+    }
+}
+
+/// Every acknowledged rotation made a material, and nothing else did.
+fn materials_are_there(callers: &Callers, index: usize, who: &str) {
+    let Some(running) = callers.cluster.running(index) else { return };
+    let state = running.kms.node().state();
+    let mut book = callers.book.lock();
+    let mut found = Vec::new();
+    for key in &book.keys {
+        let Some(row) = key.id.parse().ok().and_then(|id| state.key(&id)) else { continue };
+        let (acknowledged, possible) = key.rotations;
+        let materials = row.materials.len();
+        if !(acknowledged + 1..=possible + 1).contains(&materials) {
+            found.push(format!(
+                "LOST OR SURPLUS ROTATION of key {} on {who}: {materials} materials after {acknowledged} \
+                 acknowledged and {possible} possible rotations",
+                key.id
+            ));
+        }
+    }
+    for what in found {
+        book.violate(what);
+    }
+}
+
+/// Every ciphertext that was returned opens again, on every node, once its key is enabled; but for those of
+/// keys that are gone, which open nowhere.
+pub async fn every_ciphertext_opens(callers: &Arc<Callers>) {
+    let (keys, samples) = {
+        let book = callers.book.lock();
+        (book.keys.len(), book.samples.clone())
+    };
+    let gone: Vec<bool> = {
+        let book = callers.book.lock();
+        book.keys.iter().map(|key| key.gone_since.is_some()).collect()
+    };
+    let alive = || (0..keys).filter(|key| !gone[*key]);
+    for key in alive() {
+        let key_id = callers.book.lock().keys[key].id.clone();
+        let shown = insist(callers, 0, || DescribeKey { key_id: key_id.clone() }.into()).await;
+        let pending = KeyState::PendingDeletion;
+        if matches!(shown, Ok(Response::Key(metadata)) if metadata.state == pending) {
+            callers.change(Change::Cancel(key)).await;
+        }
+        if !callers.change(Change::SetEnabled(key, true)).await {
+            callers.book.lock().violate(format!("KEY {key} COULD NOT BE ENABLED in the end"));
+        }
+    }
+    for index in 0..NODES {
+        for sample in &samples {
+            let what = match insist(callers, index, || decrypt(sample).into()).await {
+                Err((ErrorCode::AccessDeniedException, _)) if gone[sample.key] => continue,
+                Ok(_) if gone[sample.key] => "though its key is gone".to_owned(),
+                Ok(Response::Decrypted { plaintext, .. })
+                    if plaintext.bytes() == sample.plaintext =>
+                {
+                    continue;
+                }
+                Ok(_) => "to something else".to_owned(),
+                Err(why) => format!("not at all: {why:?}"),
+            };
+            let node = callers.cluster.id(index);
+            callers.book.lock().violate(format!("A CIPHERTEXT OPENS {what}, on node {node}"));
+        }
+    }
+    // And every key still makes new ones.
+    for key in alive() {
+        let key_id = callers.book.lock().keys[key].id.clone();
+        let request = || {
+            let plaintext = Secret::new(vec![7; 16]);
+            Encrypt { key_id: key_id.clone(), plaintext, ..Encrypt::default() }.into()
+        };
+        if let Err(why) = insist(callers, key % NODES, request).await {
+            callers
+                .book
+                .lock()
+                .violate(format!("KEY {key_id} DOES NOT ENCRYPT in the end: {why:?}"));
+        }
+    }
+}
+
+/// All replicas hold the same rows once they have applied the same entries.
+pub async fn replicas_agree(callers: &Callers) {
+    let applied = |index: usize| {
+        callers.cluster.running(index).map(|running| running.kms.node().state().applied)
+    };
+    for _ in 0..200 {
+        let first = applied(0);
+        if first.is_some() && (1..NODES).all(|index| applied(index) == first) {
+            // Rows and positions are written in one batch: look at once, before anything else runs.
+            return compare_rows(callers);
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    callers.book.lock().violate("REPLICAS do not reach the same index".to_owned());
+}
+
+fn compare_rows(callers: &Callers) {
+    const TABLES: [Table; 8] = [
+        Table::Keys,
+        Table::Tokens,
+        Table::Aliases,
+        Table::Principals,
+        Table::DomainKeys,
+        Table::Roots,
+        Table::Outcomes,
+        Table::Tombstones,
+    ];
+    let rows = |index: usize, table: Table| {
+        let mut rows = Vec::new();
+        let store = callers.cluster.state_store(index);
+        let scanned = store.scan(table, &mut |key, value| {
+            rows.push((key.to_vec(), value.to_vec()));
+            Ok(())
+        });
+        (scanned.is_ok(), rows)
+    };
+    for table in TABLES {
+        let first = rows(0, table);
+        for index in 1..NODES {
+            if rows(index, table) != first {
+                let node = callers.cluster.id(index);
+                let what = format!("REPLICAS DIFFER: table {} of node {node}", table.name());
+                callers.book.lock().violate(what);
+            }
+        }
+    }
+}
+
+/// What is due for deletion goes, and leaves every disk.
+pub async fn what_was_deleted_leaves(callers: &Arc<Callers>) {
+    let cluster = &callers.cluster;
+    let end = cluster.world.now() + GONE_WITHIN;
+    let done = |index: usize| {
+        cluster.running(index).is_some_and(|running| {
+            let (node, state) = (running.kms.node(), running.kms.node().state());
+            state.deletions_due(node.region_now(), 1).is_empty()
+                && node.status().purged >= state.deletions()
+        })
+    };
+    while !(0..NODES).all(done) {
+        if cluster.world.now() > end {
+            let what = format!("KEYS ARE NOT GONE within {GONE_WITHIN:?}: {}", cluster.describe());
+            return callers.book.lock().violate(what);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    // Open keys leave memory in the next round of housekeeping.
+    sleep(Duration::from_millis(500)).await;
+    callers.invariants.look_in_the_end(cluster, &mut callers.book.lock());
+}
+
+/// Every node's record of its roots, those that are open in it, and the Region's list agree, and each has a copy
+/// of every domain key; the Region knows of no others.
+pub async fn roots_agree(callers: &Arc<Callers>) {
+    let cluster = &callers.cluster;
+    let end = cluster.world.now() + ROOTS_WITHIN;
+    let agree = |index: usize| {
+        let running = cluster.running(index)?;
+        let (node, state) = (cluster.id(index), running.kms.node().state());
+        let set = |ids: Vec<RootId>| ids.into_iter().collect::<BTreeSet<RootId>>();
+        let recorded = set(cluster.recorded_roots(index).into_iter().map(|(id, _)| id).collect());
+        let open = set(running.kms.hsm().roots().into_iter().map(|status| status.id).collect());
+        let listed = set(state.roots_of(node).map(|root| root.id.clone()).collect());
+        let sealed = recorded.iter().all(|root| state.domain_keys_without(root).is_empty());
+        let members = running.kms.node().members();
+        let known = |node: &NodeId| members.iter().any(|member| member.node == *node);
+        let strays = state.roots.values().filter(|root| !known(&root.node)).count();
+        let same = recorded == open && recorded == listed && sealed && strays == 0;
+        (!same).then(|| {
+            format!(
+                "node {node} has {recorded:?} on record, {open:?} open, the Region lists {listed:?}, all sealed: \
+                 {sealed}, roots of nodes that are no members: {strays}"
+            )
+        })
+    };
+    loop {
+        let differences: Vec<String> = (0..NODES).filter_map(agree).collect();
+        if differences.is_empty() {
+            return;
+        }
+        if cluster.world.now() > end {
+            let what = format!("ROOTS DIFFER: {}", differences.join("; "));
+            return callers.book.lock().violate(what);
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// All machines lose power at once: every domain key is opened anew, by the roots on record.
+pub async fn start_cold(callers: &Arc<Callers>) {
+    for index in 0..NODES {
+        callers.cluster.kill(index, Death::PowerCut);
+    }
+    for index in 0..NODES {
+        callers.cluster.boot(index);
+    }
+    must_heal(callers).await;
+}

@@ -1,0 +1,74 @@
+//! What must hold all the time: looked at every few milliseconds of simulated time, on every node that is
+//! up. One rule a file. (What callers are told is checked where they are told it: `book.rs`, `check.rs`.)
+
+mod deletion_dates;
+mod gone_from_disks;
+mod no_resurrection;
+mod one_vote;
+mod region_time;
+mod roots;
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::book::Book;
+use crate::client::Callers;
+use crate::cluster::Cluster;
+
+use deletion_dates::DeletionDates;
+use gone_from_disks::GoneFromDisks;
+use no_resurrection::NoResurrection;
+use one_vote::OneVote;
+use region_time::RegionTime;
+pub use roots::Began;
+
+/// Between looks.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// All rules that are looked at all the time.
+#[derive(Debug, Default)]
+pub struct Invariants(Mutex<Rules>);
+
+#[derive(Debug, Default)]
+struct Rules {
+    region_time: RegionTime,
+    deletion_dates: DeletionDates,
+    no_resurrection: NoResurrection,
+    gone_from_disks: GoneFromDisks,
+    one_vote: OneVote,
+}
+
+impl Invariants {
+    /// Looks at every node now.
+    pub fn look(&self, cluster: &Cluster, book: &mut Book) {
+        let mut rules = self.0.lock();
+        rules.region_time.look(cluster, book);
+        rules.deletion_dates.look(cluster, book);
+        rules.no_resurrection.look(cluster, book);
+        rules.gone_from_disks.look(cluster, book);
+        rules.one_vote.look(cluster, book);
+        roots::look(cluster, book);
+    }
+
+    /// Looks for keys that have gone meanwhile.
+    pub fn look_for_the_gone(&self, cluster: &Cluster, book: &mut Book) {
+        let mut rules = self.0.lock();
+        rules.deletion_dates.look(cluster, book);
+        rules.no_resurrection.look(cluster, book);
+    }
+
+    /// What must hold once every node has said that nothing of deleted keys is left.
+    pub fn look_in_the_end(&self, cluster: &Cluster, book: &mut Book) {
+        self.look(cluster, book);
+        self.0.lock().gone_from_disks.look_in_the_end(cluster, book);
+    }
+}
+
+/// Looks all the time.
+pub async fn watch(callers: std::sync::Arc<Callers>) {
+    loop {
+        callers.invariants.look(&callers.cluster, &mut callers.book.lock());
+        crate::sleep(LOOK).await;
+    }
+}
