@@ -229,6 +229,7 @@ impl OperatorService for OperatorDoor {
                 purpose: cluster.purpose.name().to_owned(),
                 time: Some(date(cluster.time)),
                 clock_offset_ms: cluster.clock_offset_ms,
+                voters_change: cluster.voters_change,
             }
         }))
         .await

@@ -37,6 +37,8 @@ pub struct ClusterStatus {
     /// Region time.
     pub time: Timestamp,
     pub clock_offset_ms: i64,
+    /// A change of the voters is under way: majorities of the old and of the new ones are needed.
+    pub voters_change: bool,
 }
 
 /// One node of it; no status when it does not answer.
@@ -208,6 +210,7 @@ impl<E: Env> Kms<E> {
             purpose: facts.purpose,
             time: self.node.region_now(),
             clock_offset_ms: state.clock_offset_ms,
+            voters_change: self.node.voters_change(),
         })
     }
 

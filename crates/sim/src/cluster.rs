@@ -331,7 +331,7 @@ impl Cluster {
             Some(running) => {
                 let s = running.kms.node().status();
                 format!(
-                    "node {}: term {} leader {:?} log {} committed {} applied {} lease {} {} ms fence {}",
+                    "node {}: term {} leader {:?} log {} committed {} applied {} lease {} {} ms fence {} members {:?} fatal {:?}",
                     s.node,
                     s.term,
                     s.leader,
@@ -340,7 +340,15 @@ impl Cluster {
                     s.applied,
                     s.lease,
                     s.lease_ms,
-                    s.fence
+                    s.fence,
+                    running
+                        .kms
+                        .node()
+                        .members()
+                        .iter()
+                        .map(|m| (m.node, m.voter))
+                        .collect::<Vec<_>>(),
+                    running.kms.node().fatal()
                 )
             }
         };

@@ -163,6 +163,11 @@ fn show(format: Format, status: v1::ClusterStatusResponse) {
             ms => format!(" (moved ahead by {} h)", ms / 3_600_000),
         };
         let leader = status.leader_id.map_or("none".to_owned(), |id| format!("node {id}"));
+        if status.voters_change {
+            sayln!(
+                "The voters are changing: until that is done, the old ones and the new ones are both needed.\n"
+            );
+        }
         sayln!(
             "Region {} ({}, {})  time: {}{moved}  leader: {leader}  keys: {}  domain keys: {} (active {})\n",
             status.region,

@@ -21,6 +21,12 @@ impl<E: Env> Node<E> {
             .collect()
     }
 
+    /// A change of the voters is under way, as far as this node knows: two sets of them are in force.
+    #[must_use]
+    pub fn voters_change(&self) -> bool {
+        self.keeper.voters().len() > 1
+    }
+
     /// Makes this node the only voter of a new Region. Refused by a node that has a log.
     pub async fn found(&self) -> Result<(), String> {
         self.disks.confirmed(None);

@@ -131,9 +131,12 @@ impl Cluster {
     #[must_use]
     pub fn votes(&self, index: usize) -> bool {
         let id = self.id(index);
-        let leader = self.leader().and_then(|leader| self.running(leader));
-        leader.is_some_and(|running| {
-            running.kms.node().members().iter().any(|member| member.node == id && member.voter)
+        (0..NODES).all(|other| {
+            self.running(other).is_some_and(|running| {
+                let node = running.kms.node();
+                let votes = |member: &keyward_raft::Member| member.node == id && member.voter;
+                !node.voters_change() && node.members().iter().any(votes)
+            })
         })
     }
 }
