@@ -21,6 +21,12 @@ impl<E: Env> Node<E> {
             .collect()
     }
 
+    /// Whether that node is a member, by the last configuration in the log.
+    #[must_use]
+    pub fn has_member(&self, node: NodeId) -> bool {
+        self.members().iter().any(|member| member.node == node)
+    }
+
     /// Makes this node the only voter of a new Region. Refused by a node that has a log.
     pub async fn found(&self) -> Result<(), String> {
         self.disks.confirmed();
