@@ -51,6 +51,15 @@ pub struct LeaseCell {
     epoch: AtomicU64,
 }
 
+/// Whether a removal of `node` is in the log, committed or not. It may commit whatever became of the call that
+/// began it, and nobody fences the node from then on.
+fn leaves(effective: &Membership, node: NodeId) -> bool {
+    let sets = effective.get_joint_config();
+    let votes_last = sets.last().is_some_and(|set| set.contains(&node));
+    effective.get_node(&node).is_none()
+        || (!votes_last && sets.iter().any(|set| set.contains(&node)))
+}
+
 impl LeaseCell {
     /// Rule 3, first half: the lease lasts.
     #[must_use]
@@ -380,7 +389,7 @@ impl Keeper {
         let mut inner = self.inner.lock();
         let quorum_ack = self.quorum_ack(&inner, now);
         // Learners only once their adding is committed (rule 5).
-        let member = inner.committed.get_node(&peer).is_some();
+        let member = inner.committed.get_node(&peer).is_some() && !leaves(&inner.effective, peer);
         let Some(leading) = &mut inner.leading else {
             return Err("this node does not lead".to_owned());
         };
@@ -628,4 +637,27 @@ fn clock_fits(leading: &mut Leading, peer: NodeId, request: &LeaseRequest, now: 
         *watch = ClockWatch { ours: now, theirs, wrong };
     }
     !watch.wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_node_whose_removal_is_in_the_log_leaves_and_a_learner_does_not() {
+        let membership = |sets: &[&[NodeId]], nodes: &[NodeId]| {
+            let sets = sets.iter().map(|set| set.iter().copied().collect()).collect();
+            let nodes: BTreeMap<NodeId, _> =
+                nodes.iter().map(|node| (*node, openraft::impls::BasicNode::default())).collect();
+            Membership::new(sets, nodes).expect("a configuration")
+        };
+        let joint = membership(&[&[1, 2, 3], &[1, 3]], &[1, 2, 3, 4]);
+        assert!(leaves(&joint, 2) && !leaves(&joint, 3) && !leaves(&joint, 4));
+        let removed = membership(&[&[1, 3]], &[1, 3, 4]);
+        assert!(leaves(&removed, 2) && !leaves(&removed, 1) && !leaves(&removed, 4));
+        let promoted = membership(&[&[1, 3], &[1, 3, 4]], &[1, 3, 4]);
+        assert!(!leaves(&promoted, 4));
+    }
 }

@@ -2,6 +2,7 @@
 //! completes rotations, begins those that are due, and rotates the domain key.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keyward_audit::Value;
@@ -10,12 +11,15 @@ use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId, Timestamp};
 use keyward_state::{Command, RotationKind, State};
 
 use crate::kms::{Kms, hsm_refused, internal};
+use crate::operator::refused;
 use crate::peer::{App, AppRequest, AppResponse};
 
 /// Between rounds.
 const ROUND: Duration = Duration::from_millis(250);
 /// How long one step of a round may take.
 const STEP_PATIENCE: Duration = Duration::from_secs(5);
+/// A change of the voters that has been under way for so many rounds was left half done.
+const LEFT_HALF_DONE: u32 = 12;
 /// Rotations completed or begun in one round at most: a round stays short.
 const ROTATIONS_A_ROUND: usize = 32;
 /// The domain key is rotated when it is this old.
@@ -27,8 +31,18 @@ impl<E: Env> Kms<E> {
         self.node.set_app(Arc::new(App(Arc::downgrade(self))));
         let this = Arc::clone(self);
         self.node.env().spawn(async move { this.keep_house().await });
+        let this = Arc::clone(self);
+        self.node.env().spawn(async move { this.keep_memory_clean().await });
         self.node.env().spawn(Arc::clone(self).ask_for_shares());
         self.node.env().spawn(Arc::clone(self).keep_quotas());
+    }
+
+    /// Material of deleted keys leaves memory. By itself: a round of housekeeping may have to wait for others.
+    async fn keep_memory_clean(self: Arc<Self>) {
+        while !self.node.is_stopped() {
+            self.evict_deleted(&self.node.state());
+            self.node.env().sleep(ROUND).await;
+        }
     }
 
     async fn keep_house(self: Arc<Self>) {
@@ -47,12 +61,12 @@ impl<E: Env> Kms<E> {
             self.open_domain_key(&state, facts.active_domain_key).await,
             self.settle_roots(&state).await,
         ];
-        self.evict_deleted(&state);
         self.hand_over_unrecorded().await;
         if self.for_good {
             results.push(self.ask_for_vote(&state).await);
         }
         if self.node.leads() {
+            results.push(self.complete_voters_change().await);
             self.execute_deletions(&state).await;
             results.push(self.complete_rotations(&state).await);
             self.begin_rotations(&state).await;
@@ -132,6 +146,20 @@ impl<E: Env> Kms<E> {
 
     pub(crate) fn step_end(&self) -> Duration {
         self.node.env().boot_now() + STEP_PATIENCE
+    }
+
+    /// A leader that dies between the two steps of a change leaves two sets of voters in force, and the loss of one
+    /// node of the smaller one could stop the Region. A change that is under way here is left to whoever makes it:
+    /// only one that has been so for a while is completed.
+    async fn complete_voters_change(&self) -> Result<(), KmsError> {
+        let rounds = self.rounds_of_change.load(Ordering::Relaxed) + 1;
+        let rounds = if self.node.voters_change() { rounds } else { 0 };
+        self.rounds_of_change.store(rounds, Ordering::Relaxed);
+        if rounds < LEFT_HALF_DONE {
+            return Ok(());
+        }
+        tracing::warn!("a change of the voters was left half done: it is completed");
+        self.node.complete_voters_change().await.map_err(refused)
     }
 
     /// Rotations whose second half is missing: their first half is fenced now, then they complete.

@@ -3,7 +3,7 @@
 //! Raft command) > look at the lease again.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use keyward_env::{Entropy, Env};
@@ -41,6 +41,8 @@ pub struct Kms<E: Env> {
     pub(crate) quotas: Quotas,
     /// Speaks up when keys that wait for their deletion are used.
     pub(crate) alarm: Alarm,
+    /// For how many rounds two sets of voters have been in force.
+    pub(crate) rounds_of_change: AtomicU32,
     /// Up to which deletion open material has left memory.
     pub(crate) evicted: AtomicU64,
 }
@@ -88,6 +90,7 @@ impl<E: Env> Kms<E> {
             roots,
             quotas: Quotas::default(),
             alarm: Alarm::default(),
+            rounds_of_change: AtomicU32::new(0),
             evicted: AtomicU64::new(0),
         })
     }
@@ -296,7 +299,12 @@ impl<E: Env> Kms<E> {
             .domain_key_id()
             .ok_or_else(|| internal("a sealed token is damaged", &material.id))?;
         self.open_domain_key(s.state, domain_key).await?;
-        self.hsm.unseal(key.id, material.id, &token).map_err(|e| hsm_refused(&e))
+        let open = self.hsm.unseal(key.id, material.id, &token).map_err(|e| hsm_refused(&e))?;
+        // The key may have been deleted meanwhile, and its open material been taken out of memory before.
+        if self.node.state().tombstone(&key.id).is_some() {
+            self.hsm.evict(&material.id);
+        }
+        Ok(open)
     }
 
     /// Has the HSM open a domain key with this node's root, if it is not open already.

@@ -27,6 +27,19 @@ impl<E: Env> Node<E> {
         self.keeper.voters().len() > 1
     }
 
+    /// Whether that node is a member, by the last configuration in the log.
+    #[must_use]
+    pub fn has_member(&self, node: NodeId) -> bool {
+        self.members().iter().any(|member| member.node == node)
+    }
+
+    /// Completes a change of the voters that an earlier leader left half done. Leader only.
+    pub async fn complete_voters_change(&self) -> Result<(), String> {
+        // Nobody is added: the voters are those that the change was to lead to.
+        let change = openraft::ChangeMembers::AddVoterIds(BTreeSet::new());
+        self.raft.change_membership(change, false).await.map(drop).map_err(|e| e.to_string())
+    }
+
     /// Makes this node the only voter of a new Region. Refused by a node that has a log.
     pub async fn found(&self) -> Result<(), String> {
         self.disks.confirmed(None);

@@ -166,6 +166,10 @@ impl<E: Env> Node<E> {
                 self.keeper.fence_here(index);
                 PeerResponse::Ok
             }
+            // A node that was removed may not know that yet, and goes on with its housekeeping.
+            PeerRequest::Propose { .. } if !self.has_member(from) => {
+                PeerResponse::Failed(format!("node {from} is not a member here"))
+            }
             PeerRequest::Propose { envelope, patience_ms } => {
                 let patience = Duration::from_millis(patience_ms);
                 PeerResponse::Proposed(self.propose_here(*envelope, patience).await)
@@ -186,7 +190,7 @@ impl<E: Env> Node<E> {
                 PeerResponse::Ok
             }
             PeerRequest::Banish { why } => {
-                if self.members().iter().any(|member| member.node == from) {
+                if self.has_member(from) {
                     self.condemn(&why).await;
                     PeerResponse::Ok
                 } else {

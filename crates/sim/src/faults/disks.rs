@@ -170,7 +170,7 @@ impl Operator<'_> {
             });
             match removed.await {
                 Ok(()) => return,
-                Err(why) if why.contains("is not a member") => return,
+                Err(why) if why.contains("NotFoundException") => return,
                 Err(why) if why.contains("transfer leadership first") => {
                     // A leader whose clock is wrong would give it back at once.
                     self.set_clocks_right();

@@ -96,8 +96,16 @@ impl NoResurrection {
         book.keys[key].gone_since = Some(step);
         for alias in 0..book.aliases.len() {
             let history = &mut book.aliases[alias];
-            if history.may_read(&Some(key), self.looked, step).is_ok() {
-                gone.aliases.push((alias, history.begin(None, step)));
+            if history.may_read(&Some(key), self.looked, step).is_err() {
+                continue;
+            }
+            // It went with the key, unless it may have pointed elsewhere.
+            let others = (0..book.keys.len()).filter(|other| *other != key).map(Some);
+            let elsewhere =
+                others.chain([None]).any(|to| history.may_read(&to, self.looked, step).is_ok());
+            let write = history.begin(None, step);
+            if !elsewhere {
+                gone.aliases.push((alias, write));
             }
         }
         gone

@@ -39,11 +39,16 @@ fn stray_copy(state: &State) -> Option<String> {
     stray.map(|copy| copy.root.to_string())
 }
 
+fn all_open(running: &Running) -> bool {
+    let state = running.kms.node().state();
+    state.domain_keys.keys().all(|id| running.kms.hsm().has_domain_key(*id))
+}
+
 /// What a call had when it began.
 #[derive(Clone, Copy, Debug)]
 pub struct Began {
     at: Duration,
-    /// Every domain key was open: no root is needed within the grace.
+    /// Every domain key was open: no root is needed within the grace, unless another one has come since.
     open: bool,
     /// For how long no root had answered.
     silent: Duration,
@@ -53,15 +58,15 @@ impl Began {
     /// A call begins on that node.
     #[must_use]
     pub fn now(cluster: &Cluster, index: usize, running: &Running) -> Self {
-        let state = running.kms.node().state();
-        let open = state.domain_keys.keys().all(|id| running.kms.hsm().has_domain_key(*id));
-        Self { at: cluster.world.now(), open, silent: cluster.roots_silent_for(index) }
+        let (at, open) = (cluster.world.now(), all_open(running));
+        Self { at, open, silent: cluster.roots_silent_for(index) }
     }
 
     /// Why the node may not refuse the call for want of a root.
     pub fn may_refuse(&self, cluster: &Cluster, index: usize) -> Result<(), String> {
         let silent = self.silent.max(cluster.roots_silent_for(index));
-        if self.open && silent < GRACE_MIN {
+        if self.open && cluster.running(index).as_ref().is_some_and(all_open) && silent < GRACE_MIN
+        {
             return Err(format!("its keys were open, and a root answered {silent:?} ago"));
         }
         if cluster.cabinet(index).good_since(self.at.saturating_sub(KNOWN_AFTER))

@@ -24,6 +24,10 @@ use crate::state::{
 };
 use crate::store::{Batch, Table};
 
+/// The most that the time between two commands adds to the age of outcomes: as long as a call may last, in
+/// milliseconds.
+const OUTCOME_GAP_MAX_MS: i64 = 60_000;
+
 /// Changes the state, and records each changed row.
 pub(crate) struct Tx<'a> {
     pub(crate) state: &'a mut State,
@@ -38,15 +42,17 @@ pub fn apply(state: &mut State, batch: &mut Batch, envelope: &Envelope) -> Outco
     if let Some(first) = state.outcome(&envelope.id) {
         return first.clone();
     }
+    let before = state.time;
     if envelope.time > state.time {
         state.time = envelope.time;
         batch.put(Table::Meta, META_TIME, codec::encode(&state.time));
     }
     let now = state.time;
-    // A clock that is moved ahead must not make anybody's outcome old: a try again would be a second change.
-    let ran = Timestamp(now.0.saturating_sub(state.clock_offset_ms));
-    let last = state.outcome_ages.last().map_or(ran, |((last, _), ())| *last);
-    let ran = ran.max(last);
+    // Time that jumps (a night without power, a clock that is moved ahead) must not make anybody's outcome old: a
+    // try again would be a second change.
+    let passed = (now.0 - before.0).min(OUTCOME_GAP_MAX_MS);
+    let last = state.outcome_ages.last().map_or(now, |((last, _), ())| *last);
+    let ran = Timestamp(last.0.saturating_add(passed));
     let mut tx = Tx { state, batch, now };
     let outcome = tx.run(&envelope.command);
     tx.keep_outcome(envelope, &outcome, ran);
@@ -243,8 +249,8 @@ impl Tx<'_> {
         self.state.quota_use.remove_mut(bucket);
     }
 
-    /// Remembers the outcome, and forgets those that are too old or too many. `ran` is Region time without the
-    /// offset by which a Region for development is moved ahead.
+    /// Remembers the outcome, and forgets those that are too old or too many. `ran` is the time that
+    /// they age by.
     fn keep_outcome(&mut self, envelope: &Envelope, outcome: &Outcome, ran: Timestamp) {
         let kept = (ran, outcome.clone());
         self.batch.put(Table::Outcomes, envelope.id, codec::encode(&kept));
