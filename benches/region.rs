@@ -1,10 +1,18 @@
 //! The figures that the README and the decisions quote, measured on real processes and printed beside their bar:
 //! `make numbers`, or `cargo bench -p keyward --bench region -- --only keys --keys 100000`.
 
+#[path = "figures/echo.rs"]
+mod echo;
+#[path = "figures/noisy.rs"]
+mod noisy;
+#[path = "figures/quotas.rs"]
+mod quotas;
 #[path = "figures/recording.rs"]
 mod recording;
 #[path = "figures/roots.rs"]
 mod roots;
+#[path = "figures/servers.rs"]
+mod servers;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -26,8 +34,11 @@ async fn main() {
         let mut arguments = std::env::args().skip_while(|argument| argument != name);
         arguments.nth(1).and_then(|value| value.parse().ok()).unwrap_or(default)
     };
-    if let Some(server) = recording::asked_to_serve() {
+    if let Some(server) = servers::asked_to_serve() {
         return server.serve().await;
+    }
+    if noisy::offer_if_asked().await {
+        return;
     }
     let mut arguments = std::env::args().skip_while(|argument| argument != "--only");
     let only = arguments.nth(1);
@@ -49,6 +60,12 @@ async fn main() {
     }
     if wanted("recording") {
         recording::cost().await;
+    }
+    if wanted("quotas") {
+        quotas::cost().await;
+    }
+    if wanted("noisy") {
+        noisy::neighbours().await;
     }
 }
 

@@ -9,6 +9,7 @@
 mod ticket;
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Poll, Waker};
@@ -97,7 +98,8 @@ struct Queue {
     lines: Vec<u8>,
     /// The number of the next record.
     next: u64,
-    waiting: Vec<(u64, Waker)>,
+    /// Who waits: a place for each record that is not done, the first for record `Shared::done`.
+    waiting: VecDeque<Option<Waker>>,
     /// The writer has been told that there is work, and will look before it rests.
     writer_called: bool,
     failure: Option<AuditError>,
@@ -136,7 +138,7 @@ impl Trail {
             queue: Mutex::new(Queue {
                 lines: Vec::new(),
                 next,
-                waiting: Vec::new(),
+                waiting: VecDeque::new(),
                 writer_called: false,
                 failure: None,
                 closed: false,
@@ -244,13 +246,14 @@ impl Shared {
         }
         let sequence = queue.next;
         queue.next += 1;
+        queue.waiting.push_back(None);
         segment::line(&mut queue.lines, sequence, self.config.node, self.boot, body);
         let call = !std::mem::replace(&mut queue.writer_called, true);
         drop(queue);
         if call {
             self.work.notify_one();
         }
-        Ok(Ticket { shared: Arc::clone(self), sequence, registered: None })
+        Ok(Ticket { shared: Arc::clone(self), sequence })
     }
 
     fn begin_close(&self) {
@@ -309,9 +312,11 @@ impl Shared {
     /// All records below `end` are handed over: their calls go on.
     fn finish_group(&self, end: u64) -> Vec<Waker> {
         let mut queue = self.queue.lock();
-        self.done.store(end, Ordering::Release);
-        let done = queue.waiting.extract_if(.., |(sequence, _)| *sequence < end);
-        done.map(|(_, waker)| waker).collect()
+        let records = end - self.done.swap(end, Ordering::AcqRel);
+        let records = usize::try_from(records).unwrap_or(usize::MAX).min(queue.waiting.len());
+        let mut waiting = Vec::with_capacity(records);
+        waiting.extend(queue.waiting.drain(..records).flatten());
+        waiting
     }
 
     /// Nothing is taken any more, and all calls that wait are told why.
@@ -329,7 +334,7 @@ impl Shared {
         };
         tracing::error!(%error, "the audit trail takes no records");
         self.tell_failing(error);
-        waiting.into_iter().for_each(|(_, waker)| waker.wake());
+        waiting.into_iter().flatten().for_each(Waker::wake);
         self.upkeep.notify_one();
     }
 

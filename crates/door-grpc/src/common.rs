@@ -6,6 +6,7 @@ use std::time::Duration;
 use keyward_model::limits::{CALL_DEADLINE_DEFAULT, CALL_DEADLINE_MAX};
 use keyward_model::{ErrorCode, KmsError, Timestamp};
 use keyward_service::{Caller, Trace};
+use tonic::metadata::AsciiMetadataValue;
 use tonic::{Request, Response, Status};
 
 use crate::errors::status;
@@ -43,7 +44,9 @@ pub(crate) fn trace<T>(request: &Request<T>, request_id: [u8; 16]) -> Trace {
 /// An answer that tells the call's id.
 pub(crate) fn answer<T>(result: Result<T, KmsError>, request_id: [u8; 16]) -> Answer<T> {
     let mut answer = result.map(Response::new).map_err(|error| status(&error));
-    if let Ok(id) = hex::encode(request_id).parse() {
+    let mut digits = [0; 32];
+    let encoded = hex::encode_to_slice(request_id, &mut digits);
+    if let (Ok(()), Ok(id)) = (encoded, AsciiMetadataValue::try_from(&digits[..])) {
         match &mut answer {
             Ok(response) => response.metadata_mut().insert(REQUEST_ID, id),
             Err(status) => status.metadata_mut().insert(REQUEST_ID, id),

@@ -47,9 +47,17 @@ impl KeyId {
     }
 }
 
+/// Hexadecimal digits in a place of the caller's: a call shows several ids. `place` has two bytes for each of `bytes`.
+fn hex_digits<'a>(bytes: &[u8], place: &'a mut [u8]) -> &'a str {
+    let encoded = hex::encode_to_slice(bytes, place).is_ok();
+    assert!(encoded, "the place has another length");
+    std::str::from_utf8(place).unwrap_or_default()
+}
+
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = hex::encode(self.bytes);
+        let mut digits = [0; 32];
+        let digits = hex_digits(&self.bytes, &mut digits);
         if self.multi_region {
             return write!(f, "mrk-{digits}");
         }
@@ -134,7 +142,7 @@ impl KeyMaterialId {
 
 impl fmt::Display for KeyMaterialId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
+        f.write_str(hex_digits(&self.0, &mut [0; 64]))
     }
 }
 

@@ -16,6 +16,11 @@ mod profile;
 mod purse;
 mod rate;
 
+/// What the lock-free cells are made of. `tests/loom.rs` puts loom's in its place.
+mod atomic {
+    pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+}
+
 pub use definition::{
     BucketId, Covers, Holder, LIMIT_MAX, Limit, Quota, QuotaError, QuotaName, SHARED_FROM, Scope,
     Window,

@@ -6,8 +6,9 @@
 //!
 //! All times are points on the node's own `CLOCK_BOOTTIME`, passed in; nothing here reads a clock.
 
+mod cell;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use keyward_model::NodeId;
@@ -16,6 +17,9 @@ use parking_lot::Mutex;
 
 use crate::messages::{Grant, LeaseRequest};
 use crate::types::{LeaderId, Membership};
+
+pub use cell::LeaseCell;
+use cell::nanos;
 
 /// The most by which a clock's rate may be off, in parts per hundred. Real ones are off by under 0.1 %.
 pub const RHO_PERCENT: u32 = 5;
@@ -33,24 +37,6 @@ fn grantors_wait(duration: Duration) -> Duration {
     duration * (100 + RHO_PERCENT) / (100 - RHO_PERCENT)
 }
 
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// What a call needs to know, readable without a lock.
-#[derive(Debug, Default)]
-pub struct LeaseCell {
-    until_ns: AtomicU64,
-    fence: AtomicU64,
-    /// Calls without a lease wait until this point rather than fail: a leader was just elected, hands
-    /// over, or the node has just started.
-    patience_until_ns: AtomicU64,
-    /// Index of the last entry that calls can see. Written by the state machine before anybody is told.
-    applied: AtomicU64,
-    /// Rises whenever a lease begins after there was none for a while.
-    epoch: AtomicU64,
-}
-
 /// Whether a removal of `node` is in the log, committed or not. It may commit whatever became of the call that
 /// began it, and nobody fences the node from then on.
 fn leaves(effective: &Membership, node: NodeId) -> bool {
@@ -58,61 +44,6 @@ fn leaves(effective: &Membership, node: NodeId) -> bool {
     let votes_last = sets.last().is_some_and(|set| set.contains(&node));
     effective.get_node(&node).is_none()
         || (!votes_last && sets.iter().any(|set| set.contains(&node)))
-}
-
-impl LeaseCell {
-    /// Rule 3, first half: the lease lasts.
-    #[must_use]
-    pub fn lasts(&self, now: Duration) -> bool {
-        nanos(now) < self.until_ns.load(Ordering::SeqCst)
-    }
-
-    /// Rule 3, second half: calls are decided on nothing older. Read after [`Self::lasts`].
-    #[must_use]
-    pub fn fence(&self) -> u64 {
-        self.fence.load(Ordering::SeqCst)
-    }
-
-    /// Whether a call that cannot be served now should wait for a moment.
-    #[must_use]
-    pub fn worth_waiting(&self, now: Duration) -> bool {
-        nanos(now) < self.patience_until_ns.load(Ordering::SeqCst)
-    }
-
-    /// Index of the last entry that calls can see.
-    #[must_use]
-    pub fn applied(&self) -> u64 {
-        self.applied.load(Ordering::SeqCst)
-    }
-
-    /// What the lease has left.
-    #[must_use]
-    pub fn left(&self, now: Duration) -> Duration {
-        Duration::from_nanos(self.until_ns.load(Ordering::SeqCst).saturating_sub(nanos(now)))
-    }
-
-    /// Names the stretch of time for which leases have followed one another without a gap. What a node was
-    /// given on the strength of its lease ends with it.
-    #[must_use]
-    pub fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::SeqCst)
-    }
-
-    fn raise_fence(&self, index: u64) {
-        self.fence.fetch_max(index, Ordering::SeqCst);
-    }
-
-    /// The fence is raised first, and the epoch: who sees the new end sees the new fence and the new epoch.
-    fn set_until(&self, until: Duration, now: Duration) {
-        if !self.lasts(now) && until > now {
-            self.epoch.fetch_add(1, Ordering::SeqCst);
-        }
-        self.until_ns.store(nanos(until), Ordering::SeqCst);
-    }
-
-    fn end(&self) {
-        self.until_ns.store(0, Ordering::SeqCst);
-    }
 }
 
 /// A follower's clock, as seen from the leader.
@@ -223,7 +154,7 @@ impl Keeper {
     }
 
     fn be_patient(&self, now: Duration) {
-        self.cell.patience_until_ns.store(nanos(now + self.ttl()), Ordering::SeqCst);
+        self.cell.be_patient_until(now + self.ttl());
     }
 
     // --- The log tells (before anybody else can know).
@@ -291,7 +222,7 @@ impl Keeper {
     /// Entries up to `index` are visible to calls; `committed` is the last configuration among them.
     pub fn applied(&self, index: u64, committed: &Membership, now: Duration) {
         let mut inner = self.inner.lock();
-        self.cell.applied.store(index, Ordering::SeqCst);
+        self.cell.set_applied(index);
         if inner.committed != *committed {
             inner.committed = committed.clone();
             // A removal that is committed is complete: membership itself refuses the node now, and it
@@ -641,9 +572,139 @@ fn clock_fits(leading: &mut Leading, peer: NodeId, request: &LeaseRequest, now: 
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use openraft::impls::BasicNode;
 
     use super::*;
+
+    const TIMERS: Timers = Timers::DEFAULT;
+    const BOOT: u64 = 42;
+
+    fn at(ms: u64) -> Duration {
+        Duration::from_secs(1000) + Duration::from_millis(ms)
+    }
+
+    fn leader(term: u64, node_id: NodeId) -> LeaderId {
+        LeaderId { term, node_id }
+    }
+
+    fn members(nodes: &[NodeId]) -> Membership {
+        let nodes: BTreeMap<NodeId, BasicNode> =
+            nodes.iter().map(|node| (*node, BasicNode::default())).collect();
+        let voters: BTreeSet<NodeId> = nodes.keys().copied().collect();
+        Membership::new(vec![voters], nodes).expect("a configuration")
+    }
+
+    /// Node 1 of three, which has won term 5 at 0 ms after a leader's last entry, and has applied its own first.
+    fn leading(last_author: Option<NodeId>) -> Keeper {
+        let keeper = Keeper::new(1, BOOT, TIMERS, at(0));
+        keeper.configured(members(&[1, 2, 3]));
+        keeper.won(leader(5, 1), 10, last_author, at(0));
+        keeper.applied(10, &members(&[1, 2, 3]), at(0));
+        keeper
+    }
+
+    fn granted(keeper: &Keeper, peer: NodeId, now: Duration) -> Grant {
+        keeper.acknowledged(leader(5, 1), 2, now, now);
+        let request = LeaseRequest { boot: 7, clock_ns: nanos(now), wall_ms: 0, counter: 0 };
+        keeper.grant(peer, &request, None, now).expect("a grant")
+    }
+
+    /// When leases of earlier terms are over on any clock.
+    fn earlier_terms_over() -> Duration {
+        at(0) + grantors_wait(Duration::from_millis(TIMERS.lease_ttl_ms))
+    }
+
+    const NS: Duration = Duration::from_nanos(1);
+
+    #[test]
+    fn the_epoch_rises_exactly_when_a_lease_begins_after_a_gap() {
+        let holder = Keeper::new(2, BOOT, TIMERS, at(0));
+        let grant = |fence| Grant {
+            leader: leader(5, 1),
+            boot: BOOT,
+            fence,
+            duration_ns: nanos(Duration::from_millis(TIMERS.lease_ttl_ms)),
+            region_ms: None,
+            counters: Vec::new(),
+        };
+        let epoch = || holder.cell().epoch();
+        assert_eq!(epoch(), 0, "no lease yet");
+        assert!(holder.take(&grant(0), at(0), at(5)));
+        assert_eq!(epoch(), 1);
+        let first_end = holder.cell().left(Duration::ZERO);
+        // Renewed in the last moment: no gap.
+        assert!(holder.take(&grant(0), at(900), first_end - NS));
+        assert_eq!(epoch(), 1);
+        // An answer that is so late that its lease is over already begins nothing.
+        let second_end = holder.cell().left(Duration::ZERO);
+        assert!(second_end > first_end);
+        assert!(holder.take(&grant(0), at(0), second_end));
+        assert_eq!(epoch(), 1);
+        assert!(!holder.cell().lasts(second_end));
+        // The first moment without a lease is a gap.
+        assert!(holder.take(&grant(0), at(3000), second_end));
+        assert_eq!(epoch(), 2);
+        // A lease that is ended early and taken up again is another stretch, on any clock reading.
+        holder.won(leader(6, 2), 20, None, at(3100));
+        assert_eq!(epoch(), 2, "none began");
+        holder.configured(members(&[2]));
+        holder.applied(20, &members(&[2]), at(3100));
+        assert_eq!(epoch(), 3);
+        holder.tick(at(3200));
+        assert_eq!(epoch(), 3);
+    }
+
+    #[test]
+    fn a_node_may_hold_a_lease_until_its_grants_and_earlier_terms_are_over() {
+        let keeper = leading(None);
+        let both = BTreeSet::from([2, 3]);
+        assert_eq!(keeper.possible_holders(at(0)), Some(both.clone()));
+        assert_eq!(keeper.possible_holders(earlier_terms_over() - NS), Some(both));
+        assert_eq!(keeper.possible_holders(earlier_terms_over()), Some(BTreeSet::new()));
+        let asked = earlier_terms_over();
+        let grant = granted(&keeper, 3, asked);
+        let over = asked + Duration::from_nanos(grant.duration_ns);
+        assert_eq!(keeper.possible_holders(over - NS), Some(BTreeSet::from([3])));
+        assert_eq!(keeper.possible_holders(over), Some(BTreeSet::new()));
+        keeper.voted(leader(6, 3), over);
+        assert_eq!(keeper.possible_holders(over), None, "it does not lead any more");
+    }
+
+    #[test]
+    fn the_last_leader_is_spared_until_it_is_granted_something() {
+        let keeper = leading(Some(3));
+        assert_eq!(keeper.possible_holders(at(1)), Some(BTreeSet::from([2])));
+        let grant = granted(&keeper, 3, at(10));
+        let over = at(10) + Duration::from_nanos(grant.duration_ns);
+        assert_eq!(keeper.possible_holders(at(11)), Some(BTreeSet::from([2, 3])));
+        assert_eq!(
+            keeper.possible_holders(over.min(earlier_terms_over() - NS)),
+            Some(BTreeSet::from([2]))
+        );
+    }
+
+    #[test]
+    fn a_leader_that_handed_over_is_not_spared() {
+        let keeper = Keeper::new(1, BOOT, TIMERS, at(0));
+        keeper.configured(members(&[1, 2, 3]));
+        keeper.asked_to_stand();
+        keeper.won(leader(5, 1), 10, Some(3), at(0));
+        assert_eq!(keeper.possible_holders(at(1)), Some(BTreeSet::from([2, 3])));
+    }
+
+    #[test]
+    fn a_node_on_its_way_out_counts_while_its_grant_does() {
+        let keeper = leading(None);
+        let asked = earlier_terms_over();
+        let grant = granted(&keeper, 3, asked);
+        let over = asked + Duration::from_nanos(grant.duration_ns);
+        keeper.stop_granting(3);
+        keeper.configured(members(&[1, 2]));
+        keeper.applied(11, &members(&[1, 2]), asked);
+        assert_eq!(keeper.possible_holders(over - NS), Some(BTreeSet::from([3])));
+        assert!(!keeper.lease_is_over(3, over - NS));
+        assert_eq!(keeper.possible_holders(over), Some(BTreeSet::new()));
+    }
 
     #[test]
     fn a_node_whose_removal_is_in_the_log_leaves_and_a_learner_does_not() {

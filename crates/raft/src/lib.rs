@@ -21,6 +21,11 @@ mod region_time;
 mod rocks;
 mod types;
 
+/// What the lock-free cells are made of. `tests/loom.rs` puts loom's in its place.
+mod atomic {
+    pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+}
+
 pub use lease::RHO_PERCENT;
 pub use machine::Visible;
 pub use messages::{BoxFuture, Member, NodeStatus, ProposeError, Transport, TransportError};

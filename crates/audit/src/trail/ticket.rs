@@ -14,7 +14,6 @@ use crate::error::AuditError;
 pub struct Ticket {
     pub(super) shared: Arc<Shared>,
     pub(super) sequence: u64,
-    pub(super) registered: Option<Waker>,
 }
 
 impl Ticket {
@@ -50,21 +49,23 @@ impl Future for Ticket {
     /// up there later: a record more than answers, never one less.
     type Output = Result<(), AuditError>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let ticket = &mut *self;
-        if ticket.shared.done.load(Ordering::Acquire) > ticket.sequence {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.shared.done.load(Ordering::Acquire) > self.sequence {
             return Poll::Ready(Ok(()));
         }
-        let mut queue = ticket.shared.queue.lock();
-        if ticket.shared.done.load(Ordering::Acquire) > ticket.sequence {
+        let mut queue = self.shared.queue.lock();
+        let done = self.shared.done.load(Ordering::Acquire);
+        if done > self.sequence {
             return Poll::Ready(Ok(()));
         }
         if let Some(failure) = &queue.failure {
             return Poll::Ready(Err(failure.clone()));
         }
-        if !ticket.registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            queue.waiting.push((ticket.sequence, cx.waker().clone()));
-            ticket.registered = Some(cx.waker().clone());
+        let place = usize::try_from(self.sequence - done).ok();
+        let place = place.and_then(|place| queue.waiting.get_mut(place));
+        let Some(place) = place else { unreachable!("every record that is not done has a place") };
+        if !place.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *place = Some(cx.waker().clone());
         }
         Poll::Pending
     }
