@@ -2,8 +2,9 @@
 //! (loom). The cell's own file is taken, with loom's atomics in place of the standard library's.
 //!
 //! That they can fail was tried by hand. The first one fails when the end is stored before the epoch rises, and when
-//! the fence is raised after the end; the second one when patience is stored after the end, and when the end is stored
-//! or loaded `Relaxed` there; the third one when the epoch rises without a gap.
+//! the fence is raised after the end; the second one when patience is stored after the end, and when `end()` stores or
+//! `lasts` loads the end `Relaxed` (that `set_until` does is not caught: loom takes the other accesses for fences); the
+//! third one when the epoch rises without a gap.
 
 #![allow(dead_code, reason = "the cell's file is taken whole")]
 
