@@ -242,8 +242,9 @@ async fn a_damaged_file_is_repaired_or_named() {
                 }
                 match encrypt(&own, &keys[0]).await {
                     Ok(_) => break Ok("serves"),
-                    Err(_) if RealEnv.boot_now() >= end => {
-                        break Err("neither serves nor ends".to_owned());
+                    Err(error) if RealEnv.boot_now() >= end => {
+                        let said = &region.log(node)[before..];
+                        break Err(format!("neither serves nor ends: {error}; it says {said}"));
                     }
                     Err(_) => RealEnv.sleep(Duration::from_millis(40)).await,
                 }

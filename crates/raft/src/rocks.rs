@@ -16,6 +16,8 @@ use rocksdb::{
     DBRecoveryMode, FlushOptions, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
+mod sum;
+
 const CURRENT: &str = "CURRENT-DB";
 /// After the name of a database that has not been made whole yet.
 const BEING_MADE: &str = " being made";
@@ -32,6 +34,8 @@ struct Shared {
     folder: PathBuf,
     tables: &'static [Table],
     db: ArcSwap<DB>,
+    /// The sum over all rows (`sum.rs`). Held while a batch is written.
+    sum: Mutex<u64>,
     /// Checkpoints and installs, one at a time.
     maintenance: Mutex<()>,
 }
@@ -62,6 +66,10 @@ fn options() -> Options {
     // A torn record at the end of the write-ahead file is what a power cut leaves; anything else in it
     // is damage, and is told.
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    // Tables are written out together, and a write-ahead file that is missing is noticed: a list of files that
+    // has lost its end must not bring some tables back as they were, beside others that are newer.
+    options.set_atomic_flush(true);
+    options.set_track_and_verify_wals_in_manifest(true);
     // A deleted token must not live on in a recycled file.
     options.set_recycle_log_file_num(0);
     options.set_paranoid_checks(true);
@@ -69,21 +77,32 @@ fn options() -> Options {
 }
 
 /// Only a new database may be made: one whose files are missing is damaged, not new.
-fn open_db(path: &Path, tables: &[Table], new: bool) -> io::Result<DB> {
+fn open_db(path: &Path, tables: &[Table], new: bool) -> io::Result<(DB, u64)> {
     let families = tables.iter().map(|table| ColumnFamilyDescriptor::new(table.name(), options()));
     let mut options = options();
     options.create_if_missing(new);
     let failed = |e: rocksdb::Error| io::Error::other(format!("database {}: {e}", path.display()));
     let db = DB::open_cf_descriptors(&options, path, families).map_err(failed)?;
     // Every row is read once, those that newer ones hide too: damage shows now, and not when tables are merged.
+    let mut found = 0_u64;
     for table in tables {
         let mut once = ReadOptions::default();
         once.fill_cache(false);
         for row in db.iterator_cf_opt(family(&db, *table)?, once, IteratorMode::Start) {
-            row.map_err(failed)?;
+            let (key, value) = row.map_err(failed)?;
+            found = found.wrapping_add(sum::of_row(*table, &key, &value));
         }
     }
-    Ok(db)
+    let kept = db.get(sum::KEY).map_err(failed)?;
+    let kept = kept.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+    if kept != found {
+        return Err(io::Error::other(format!(
+            "database {}: rows are missing or older than others: its list of files (MANIFEST) or a write-ahead file has \
+             lost its end",
+            path.display()
+        )));
+    }
+    Ok((db, found))
 }
 
 impl RocksStore {
@@ -91,13 +110,13 @@ impl RocksStore {
     pub fn open(folder: &Path, tables: &'static [Table]) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let current = read_current(folder)?;
-        let db = match current.strip_suffix(BEING_MADE) {
+        let (db, sum) = match current.strip_suffix(BEING_MADE) {
             // Nothing was ever acknowledged from it.
             Some(name) => {
                 remove_strays(folder, "")?;
-                let db = open_db(&folder.join(name), tables, true)?;
+                let opened = open_db(&folder.join(name), tables, true)?;
                 set_current(folder, name)?;
-                db
+                opened
             }
             None => {
                 remove_strays(folder, &current)?;
@@ -108,6 +127,7 @@ impl RocksStore {
             folder: folder.to_owned(),
             tables,
             db: ArcSwap::from_pointee(db),
+            sum: Mutex::new(sum),
             maintenance: Mutex::new(()),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -192,6 +212,7 @@ impl Store for RocksStore {
     }
 
     fn write(&self, batch: Batch, sync: bool) -> io::Result<()> {
+        let mut sum = self.shared.sum.lock();
         let db = self.shared.db.load();
         let mut rows = WriteBatch::default();
         for change in &batch.changes {
@@ -203,9 +224,13 @@ impl Store for RocksStore {
                 }
             }
         }
+        let after = sum::after(&db, *sum, &batch)?;
+        rows.put(sum::KEY, after.to_le_bytes());
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        db.write_opt(rows, &options).map_err(other)
+        db.write_opt(rows, &options).map_err(other)?;
+        *sum = after;
+        Ok(())
     }
 
     fn checkpoint(&self) -> io::Result<Arc<dyn Checkpoint>> {
@@ -236,6 +261,7 @@ impl Store for RocksStore {
             .tables
             .iter()
             .map(|table| family(&db, *table))
+            .chain(db.cf_handle("default").map(Ok))
             .collect::<io::Result<Vec<_>>>()?;
         db.flush_cfs_opt(&families, &FlushOptions::default()).map_err(other)?;
         let mut options = CompactOptions::default();
@@ -340,9 +366,12 @@ impl Install for RocksInstall {
         let name = format!("db-{}", number + 1);
         fs::rename(&self.folder, folder.join(&name))?;
         sync_folder(folder)?;
-        let db = open_db(&folder.join(&name), self.shared.tables, false)?;
+        let (db, sum) = open_db(&folder.join(&name), self.shared.tables, false)?;
         set_current(folder, &name)?;
+        let mut kept = self.shared.sum.lock();
         self.shared.db.store(Arc::new(db));
+        *kept = sum;
+        drop(kept);
         // Readers that still hold the old database keep its open files; the folder can go.
         fs::remove_dir_all(folder.join(old))
     }
