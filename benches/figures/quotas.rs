@@ -2,7 +2,7 @@
 //! clients, an answer of the same size. No server here keeps a trail: a record costs a refused call what it costs any
 //! (`recording`).
 
-use crate::servers::{Called, IN_FLIGHT, Kind, WINDOWS, difference, median};
+use crate::servers::{Called, IN_FLIGHT, Kind, WINDOWS, difference, median, verdict};
 use crate::support::{Region, create_key, encrypt};
 
 const PRINCIPAL: &str = "arn:aws:iam::111122223333:user/dev";
@@ -61,6 +61,6 @@ pub async fn cost() {
     println!("CPU a refusal, not recorded: {refusing:.1} us; an echo: {echo:.1} us");
     println!(
         "  a refusal costs {more:.1} us more, 96 % interval {low:.1} to {high:.1} (bar: at most {bar:.1} us, {})",
-        if more <= bar { "held" } else { "MISSED" }
+        verdict(low, high, bar)
     );
 }

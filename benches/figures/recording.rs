@@ -1,7 +1,7 @@
 //! What the audit trail costs a call: two servers on the same data, one with a trail and one without, are called in
 //! turn with 64 calls in flight; and one call at a time.
 
-use crate::servers::{Called, IN_FLIGHT, Kind, WINDOWS, difference, median};
+use crate::servers::{Called, IN_FLIGHT, Kind, WINDOWS, difference, median, verdict};
 use crate::support::{Region, create_key};
 
 /// The most that a record may cost, in microseconds of CPU.
@@ -40,7 +40,7 @@ pub async fn cost() {
     );
     println!(
         "  a record costs {record:.1} us, 96 % interval {low:.1} to {high:.1} (bar: at most {BAR_US} us, {})",
-        if record <= BAR_US { "held" } else { "MISSED" }
+        verdict(low, high, BAR_US)
     );
     println!(
         "  one call at a time takes {:.0} us recorded, {:.0} us not (medians)",

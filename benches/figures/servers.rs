@@ -265,6 +265,15 @@ pub fn difference(more: &[f64], less: &[f64]) -> (f64, f64, f64) {
     (median(differences), low, high)
 }
 
+/// What an interval says about a bar.
+pub fn verdict(low: f64, high: f64, bar: f64) -> &'static str {
+    match (high <= bar, low > bar) {
+        (true, _) => "held",
+        (_, true) => "MISSED",
+        _ => "undecided: the interval has it inside",
+    }
+}
+
 /// Whether a call was served, or refused for a quota; none if it failed.
 async fn served(client: &Client, key: &str) -> Option<bool> {
     match encrypt(client, key).await {

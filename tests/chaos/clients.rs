@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 
 use super::history::{SharedBook, end_of, step};
 use crate::support::machines::Machines;
+use crate::support::{create_key, decrypt, set_enabled};
 
 type Join = <<RealEnv as Env>::Runtime as AsyncRuntime>::JoinHandle<()>;
 
@@ -36,22 +37,6 @@ fn code<T>(result: &Result<T, CallError>) -> Option<&str> {
     result.as_ref().err().and_then(|error| error.code.as_deref())
 }
 
-async fn create(client: &Client) -> Result<String, CallError> {
-    let request = v1::CreateKeyRequest::default();
-    let made = client.key_once(request, |mut c, r| async move { c.create_key(r).await }).await?;
-    Ok(made.key_metadata.unwrap_or_default().key_id)
-}
-
-async fn switch(client: &Client, key_id: String, enabled: bool) -> Result<(), CallError> {
-    if enabled {
-        let request = v1::EnableKeyRequest { key_id };
-        client.key_once(request, |mut c, r| async move { c.enable_key(r).await }).await.map(drop)
-    } else {
-        let request = v1::DisableKeyRequest { key_id };
-        client.key_once(request, |mut c, r| async move { c.disable_key(r).await }).await.map(drop)
-    }
-}
-
 async fn describe(client: &Client, key_id: String, description: String) -> Result<(), CallError> {
     let request = v1::UpdateKeyDescriptionRequest { key_id, description };
     let call =
@@ -69,12 +54,6 @@ async fn encrypt(client: &Client, key_id: String, text: &[u8]) -> Result<Vec<u8>
     let request = v1::EncryptRequest { key_id, plaintext: text.to_vec(), ..Default::default() };
     let made = client.key_once(request, |mut c, r| async move { c.encrypt(r).await }).await?;
     Ok(made.ciphertext_blob)
-}
-
-async fn decrypt(client: &Client, blob: &[u8]) -> Result<Vec<u8>, CallError> {
-    let request = v1::DecryptRequest { ciphertext_blob: blob.to_vec(), ..Default::default() };
-    let opened = client.key_once(request, |mut c, r| async move { c.decrypt(r).await }).await?;
-    Ok(opened.plaintext)
 }
 
 /// A client of one machine, as that principal.
@@ -108,7 +87,7 @@ impl Clients {
         while self.book.lock().keys.len() < KEYS {
             assert!(RealEnv.boot_now() < end, "no key can be made before anything is broken");
             let began = step();
-            match create(&self.nodes[0]).await {
+            match create_key(&self.nodes[0]).await {
                 Ok(id) => self.book.lock().created(id, began),
                 Err(_) => RealEnv.sleep(Duration::from_millis(100)).await,
             }
@@ -152,7 +131,7 @@ impl Clients {
         let began = step();
         let (result, violation) = match (what, sample) {
             (0, Some((blob, plaintext))) => match decrypt(client, &blob).await {
-                Ok(opened) if opened != plaintext => (Ok(None), true),
+                Ok(opened) if opened.plaintext != plaintext => (Ok(None), true),
                 opened => (opened.map(|_| None), false),
             },
             (1, _) => (look(client, id).await.map(Some), false),
@@ -216,7 +195,7 @@ impl Clients {
             };
             if certain.len() < 3 || (certain.len() < KEYS_MAX && dice.permille(60)) {
                 let began = step();
-                let made = create(client).await;
+                let made = create_key(client).await;
                 if let Ok(id) = made {
                     self.book.lock().created(id, began);
                 }
@@ -228,7 +207,7 @@ impl Clients {
                 let enabled = dice.permille(500);
                 let view = if enabled { KeyView::Enabled } else { KeyView::Disabled };
                 let write = self.book.lock().keys[key].state.begin(view, step());
-                let end = end_of(&switch(client, id, enabled).await);
+                let end = end_of(&set_enabled(client, &id, enabled).await);
                 self.book.lock().switched(key, write, end);
             } else {
                 let text = format!("text {number} of {:08x}", dice.word() >> 32);
@@ -248,7 +227,7 @@ impl Clients {
             }
         }
         let began = step();
-        match create(&self.nodes[0]).await {
+        match create_key(&self.nodes[0]).await {
             Ok(id) => self.book.lock().created(id, began),
             Err(_) => return false,
         }
@@ -269,14 +248,18 @@ impl Clients {
                 (book.keys[key].id.clone(), book.keys[key].samples.clone())
             };
             let write = self.book.lock().keys[key].state.begin(KeyView::Enabled, step());
-            let enabled = switch(&self.nodes[key % 3], id, true).await;
+            let enabled = set_enabled(&self.nodes[key % 3], &id, true).await;
             let end = end_of(&enabled);
             self.book.lock().switched(key, write, end);
             for (node, client) in self.nodes.iter().enumerate() {
                 for (blob, plaintext) in &samples {
                     let opened = decrypt(client, blob).await;
-                    if opened.as_ref().ok() != Some(plaintext) {
-                        let what = format!("A CIPHERTEXT IS LOST on node {}: {opened:?}", node + 1);
+                    if !opened.as_ref().is_ok_and(|opened| opened.plaintext == *plaintext) {
+                        let what = format!(
+                            "A CIPHERTEXT IS LOST on node {}: {}",
+                            node + 1,
+                            super::history::told(&opened)
+                        );
                         self.book.lock().counts.violations.push(what);
                     }
                 }

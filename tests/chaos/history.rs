@@ -51,6 +51,11 @@ pub fn end_of<T>(result: &Result<T, CallError>) -> End {
     }
 }
 
+/// What a call was told, without what it was given.
+pub fn told<T>(result: &Result<T, CallError>) -> String {
+    result.as_ref().err().map_or_else(|| "something else".to_owned(), ToString::to_string)
+}
+
 impl SharedBook {
     pub fn lock(&self) -> MutexGuard<'_, Book> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

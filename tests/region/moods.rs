@@ -8,7 +8,9 @@ use keyward_env::{Env, RealEnv};
 
 use crate::audit::ready;
 use crate::roots::token;
-use crate::support::{Load, Region, code, create_key, decrypt, encrypt, roots_of, wait_until};
+use crate::support::{
+    Load, Region, code, create_key, decrypt, encrypt, goes_on_for, roots_of, wait_until,
+};
 
 /// The slowest call on a key that is open, while its root takes 500 ms for every answer.
 const UNTOUCHED: Duration = Duration::from_millis(250);
@@ -69,22 +71,12 @@ async fn a_token_that_is_slow_or_wrong_or_gone_delays_no_open_key_and_comes_back
     for how in ["wrong", "gone"] {
         is(how);
         let began = RealEnv.boot_now();
-        let mut served = Duration::ZERO;
         wait_until("readiness says so", Duration::from_secs(10), async || {
             let (is_ready, answer) = ready(&region, 2);
             !is_ready && answer.contains("no root answers")
         })
         .await;
-        wait_until("the grace is over", Duration::from_secs(20), async || {
-            match encrypt(&client, &key).await {
-                Ok(_) => {
-                    served = RealEnv.boot_now() - began;
-                    false
-                }
-                Err(error) => error.code.as_deref() == Some("KeyUnavailableException"),
-            }
-        })
-        .await;
+        let served = goes_on_for(&client, &key, began).await;
         assert!(served > Duration::from_secs(2), "{how}: open keys went on for {served:?} only");
         let error = encrypt(&client, &key).await.expect_err("refused");
         assert!(error.retryable && error.message.contains("root"), "{how}: {error}");

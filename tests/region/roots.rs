@@ -7,7 +7,7 @@ use std::time::Duration;
 use keyward_env::{Env, RealEnv};
 
 use crate::support::{
-    KEYWARD, Load, Region, code, create_key, decrypt, encrypt, roots_of, wait_until,
+    KEYWARD, Load, Region, code, create_key, decrypt, encrypt, goes_on_for, roots_of, wait_until,
 };
 
 /// SoftHSM 2, from Debian.
@@ -293,18 +293,7 @@ async fn a_root_that_is_gone_ends_the_use_of_keys_after_the_grace_and_not_before
     assert_eq!(code(encrypt(&client, &key).await), "ok");
     let (root, away) = (region.node_folder(2).join("root.key"), region.folder.path().join("away"));
     std::fs::rename(&root, &away).expect("moved");
-    let gone = RealEnv.boot_now();
-    let mut served = Duration::ZERO;
-    wait_until("the grace is over", Duration::from_secs(20), async || {
-        match encrypt(&client, &key).await {
-            Ok(_) => {
-                served = RealEnv.boot_now() - gone;
-                false
-            }
-            Err(error) => error.code.as_deref() == Some("KeyUnavailableException"),
-        }
-    })
-    .await;
+    let served = goes_on_for(&client, &key, RealEnv.boot_now()).await;
     assert!(served > Duration::from_secs(2), "open keys went on for {served:?} only");
     let error = encrypt(&client, &key).await.expect_err("refused");
     assert!(error.retryable, "{error}");

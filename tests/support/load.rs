@@ -1,10 +1,12 @@
-//! Calls that go on while something is done to the Region.
+//! Calls that go on while something is done to the Region: one after the other ([`Load`]), or at a steady pace
+//! ([`Offered`]).
 
+use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use keyward_client::Client;
+use keyward_client::{CallError, Client};
 use keyward_env::{AsyncRuntime, Env, RealEnv};
 
 use super::encrypt;
@@ -72,5 +74,81 @@ impl Load {
         assert!(calls.failures.is_empty(), "calls failed: {:?}", calls.failures);
         assert!(calls.answered > 0, "no call was made");
         calls
+    }
+}
+
+/// Calls at a steady pace, whether they are answered or not. Ends when dropped.
+pub struct Offered {
+    counts: Arc<Counts>,
+    stop: Arc<AtomicBool>,
+}
+
+#[derive(Default)]
+struct Counts {
+    admitted: AtomicU64,
+    throttled: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Offered {
+    /// So many calls a second, on each of these clients in turn.
+    pub fn start<F, Fut>(clients: Vec<Arc<Client>>, a_second: u64, call: F) -> Self
+    where
+        F: Fn(Arc<Client>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), CallError>> + Send + 'static,
+    {
+        let offered = Self { counts: Arc::default(), stop: Arc::default() };
+        let (all, stop) = (Arc::clone(&offered.counts), Arc::clone(&offered.stop));
+        drop(<RealEnv as Env>::Runtime::spawn(async move {
+            let began = RealEnv.boot_now();
+            let mut sent = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let due = (RealEnv.boot_now() - began).as_millis() as u64 * a_second / 1000;
+                while sent < due {
+                    let answer = call(Arc::clone(&clients[sent as usize % clients.len()]));
+                    let counts = Arc::clone(&all);
+                    drop(<RealEnv as Env>::Runtime::spawn(async move {
+                        let throttled =
+                            |e: &CallError| e.code.as_deref() == Some("ThrottlingException");
+                        let counter = match answer.await {
+                            Ok(()) => &counts.admitted,
+                            Err(error) if throttled(&error) => &counts.throttled,
+                            Err(_) => &counts.failed,
+                        };
+                        counter.fetch_add(1, Ordering::SeqCst);
+                    }));
+                    sent += 1;
+                }
+                RealEnv.sleep(Duration::from_millis(2)).await;
+            }
+        }));
+        offered
+    }
+
+    pub fn admitted(&self) -> u64 {
+        self.counts.admitted.load(Ordering::SeqCst)
+    }
+
+    pub fn throttled(&self) -> u64 {
+        self.counts.throttled.load(Ordering::SeqCst)
+    }
+
+    /// Refused for another reason, or not answered.
+    pub fn failed(&self) -> u64 {
+        self.counts.failed.load(Ordering::SeqCst)
+    }
+
+    /// How many calls a second are admitted of several loads together, over that long.
+    pub async fn rate(loads: &[&Self], seconds: u64) -> f64 {
+        let sum = || loads.iter().map(|load| load.admitted()).sum::<u64>();
+        let (began, before) = (RealEnv.boot_now(), sum());
+        RealEnv.sleep(Duration::from_secs(seconds)).await;
+        (sum() - before) as f64 / (RealEnv.boot_now() - began).as_secs_f64()
+    }
+}
+
+impl Drop for Offered {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
     }
 }

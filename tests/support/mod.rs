@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-mod load;
+pub mod load;
 pub mod machines;
 
 use std::fs;
@@ -342,6 +342,23 @@ pub async fn encrypt(client: &Client, key_id: &str) -> Result<v1::EncryptRespons
         ..v1::EncryptRequest::default()
     };
     client.key_once(request, |mut c, r| async move { c.encrypt(r).await }).await
+}
+
+/// For how long, from `since` on, a node whose root is away goes on with keys that are open, until it refuses for want
+/// of the root.
+pub async fn goes_on_for(client: &Client, key_id: &str, since: Duration) -> Duration {
+    let mut served = Duration::ZERO;
+    wait_until("the grace is over", Duration::from_secs(20), async || {
+        match encrypt(client, key_id).await {
+            Ok(_) => {
+                served = RealEnv.boot_now() - since;
+                false
+            }
+            Err(error) => error.code.as_deref() == Some("KeyUnavailableException"),
+        }
+    })
+    .await;
+    served
 }
 
 pub async fn decrypt(client: &Client, blob: &[u8]) -> Result<v1::DecryptResponse, CallError> {

@@ -228,23 +228,6 @@ impl Client {
         &self.endpoints
     }
 
-    /// Calls the key service.
-    pub async fn key<In, Out, F, Fut>(
-        &self,
-        repeat: Repeat,
-        message: In,
-        call: F,
-    ) -> Result<Out, CallError>
-    where
-        In: Clone,
-        F: Fn(KeyServiceClient<Channel>, Request<In>) -> Fut,
-        Fut: Future<Output = Result<Response<Out>, Status>> + Send,
-        Out: Send,
-    {
-        self.run(repeat, message, |channel, request| call(KeyServiceClient::new(channel), request))
-            .await
-    }
-
     /// Calls the key service on the preferred node, once: what a caller without retries sees.
     pub async fn key_once<In, Out, F, Fut>(&self, message: In, call: F) -> Result<Out, CallError>
     where
@@ -254,61 +237,6 @@ impl Client {
     {
         let at = self.preferred.load(Ordering::Relaxed);
         self.ask(at, message, &|channel, r| call(KeyServiceClient::new(channel), r)).await
-    }
-
-    /// Calls the operator service.
-    pub async fn operator<In, Out, F, Fut>(
-        &self,
-        repeat: Repeat,
-        message: In,
-        call: F,
-    ) -> Result<Out, CallError>
-    where
-        In: Clone,
-        F: Fn(OperatorServiceClient<Channel>, Request<In>) -> Fut,
-        Fut: Future<Output = Result<Response<Out>, Status>> + Send,
-        Out: Send,
-    {
-        self.run(repeat, message, |channel, request| {
-            call(OperatorServiceClient::new(channel), request)
-        })
-        .await
-    }
-
-    /// Calls the quota service.
-    pub async fn quota<In, Out, F, Fut>(
-        &self,
-        repeat: Repeat,
-        message: In,
-        call: F,
-    ) -> Result<Out, CallError>
-    where
-        In: Clone,
-        F: Fn(QuotaServiceClient<Channel>, Request<In>) -> Fut,
-        Fut: Future<Output = Result<Response<Out>, Status>> + Send,
-        Out: Send,
-    {
-        self.run(repeat, message, |channel, request| {
-            call(QuotaServiceClient::new(channel), request)
-        })
-        .await
-    }
-
-    /// Calls the service for joining.
-    pub async fn joining<In, Out, F, Fut>(
-        &self,
-        repeat: Repeat,
-        message: In,
-        call: F,
-    ) -> Result<Out, CallError>
-    where
-        In: Clone,
-        F: Fn(JoinServiceClient<Channel>, Request<In>) -> Fut,
-        Fut: Future<Output = Result<Response<Out>, Status>> + Send,
-        Out: Send,
-    {
-        self.run(repeat, message, |channel, request| call(JoinServiceClient::new(channel), request))
-            .await
     }
 
     async fn run<In, Out, F, Fut>(
@@ -396,6 +324,41 @@ impl Client {
             }
         }
     }
+}
+
+/// One method a service: calls it on the nodes in turn, as often as `repeat` allows.
+macro_rules! services {
+    ($($(#[$doc:meta])* $name:ident: $service:ident),+ $(,)?) => {
+        impl Client {
+            $($(#[$doc])*
+            pub async fn $name<In, Out, F, Fut>(
+                &self,
+                repeat: Repeat,
+                message: In,
+                call: F,
+            ) -> Result<Out, CallError>
+            where
+                In: Clone,
+                F: Fn($service<Channel>, Request<In>) -> Fut,
+                Fut: Future<Output = Result<Response<Out>, Status>> + Send,
+                Out: Send,
+            {
+                self.run(repeat, message, |channel, request| call($service::new(channel), request))
+                    .await
+            })+
+        }
+    };
+}
+
+services! {
+    /// Calls the key service.
+    key: KeyServiceClient,
+    /// Calls the operator service.
+    operator: OperatorServiceClient,
+    /// Calls the quota service.
+    quota: QuotaServiceClient,
+    /// Calls the service for joining.
+    joining: JoinServiceClient,
 }
 
 fn may_repeat(repeat: Repeat, error: &CallError) -> bool {

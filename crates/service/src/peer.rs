@@ -104,7 +104,9 @@ impl<E: Env> Kms<E> {
                 self.reseal(from, &request, &domain_keys).await.map(AppResponse::Resealed)
             }
             // What a node says that was removed is nobody's word any more.
-            AppRequest::Roots(_) | AppRequest::Operate { .. } if !self.node.has_member(from) => {
+            AppRequest::Roots(_) | AppRequest::Operate { .. } | AppRequest::Quota(_)
+                if !self.node.has_member(from) =>
+            {
                 Err(format!("node {from} is not a member here"))
             }
             AppRequest::Roots(command) => Ok(AppResponse::Roots(self.command_roots(command).await)),

@@ -82,6 +82,8 @@ struct Term {
     silent: BTreeMap<NodeId, Duration>,
     /// Numbers what is told.
     number: u64,
+    /// The number of the latest answer to an ask of each node.
+    told: BTreeMap<NodeId, u64>,
 }
 
 /// The leader's books; empty on other nodes.
@@ -188,13 +190,14 @@ impl<E: Env> Kms<E> {
                     ledgers: BTreeMap::new(),
                     silent: BTreeMap::new(),
                     number: 0,
+                    told: BTreeMap::new(),
                 });
             }
             fresh
         };
         if fresh {
             // Its own shares are void (it has been without a lease), and no earlier leader is heeded.
-            self.answer_keeper(QuotaRequest::Report { leader });
+            self.answer_keeper(QuotaRequest::Report { leader }).await;
         }
         let unheard = self.quotas.keeper.in_term(leader, |term| {
             term.forget_the_gone(me, &holders, now);
@@ -236,7 +239,7 @@ impl<E: Env> Kms<E> {
     /// Says something about quotas to a node, which may be this one.
     async fn tell(&self, node: NodeId, request: QuotaRequest) -> Option<QuotaAnswer> {
         if node == self.node.id() {
-            return Some(self.answer_keeper(request));
+            return Some(self.answer_keeper(request).await);
         }
         let address = self.node.members().into_iter().find(|m| m.node == node)?.address;
         let request = AppRequest::Quota(request);
@@ -311,6 +314,7 @@ impl<E: Env> Kms<E> {
         }
         let number = keeper.in_term(leader, |term| {
             term.number += 1;
+            term.told.insert(from, term.number);
             term.number
         })?;
         Ok(QuotaAnswer::Told { leader, number, gifts })
@@ -386,7 +390,7 @@ impl<E: Env> Kms<E> {
         let now = self.node.env().boot_now();
         // Who is to hold at most what.
         let mut lower: BTreeMap<NodeId, Vec<(BucketId, Share)>> = BTreeMap::new();
-        let number = keeper.in_term(leader, |term| {
+        let (number, told) = keeper.in_term(leader, |term| {
             for ((node, buckets), answer) in asked.iter().zip(answers) {
                 term.note_silence(*node, answer.is_some(), now);
                 let Some(QuotaAnswer::Wanted(wanted)) = answer else { continue };
@@ -407,10 +411,11 @@ impl<E: Env> Kms<E> {
                 }
             }
             term.number += 1;
-            term.number
+            (term.number, term.told.clone())
         })?;
         let orders = lower.iter().map(|(node, parts)| {
-            self.tell(*node, QuotaRequest::Lower { leader, number, parts: parts.clone() })
+            let after = told.get(node).copied().unwrap_or(0);
+            self.tell(*node, QuotaRequest::Lower { leader, number, after, parts: parts.clone() })
         });
         let answers = futures_util::future::join_all(orders).await;
         let now = self.node.env().boot_now();

@@ -17,7 +17,7 @@ mod shares;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use keyward_env::Env;
@@ -58,6 +58,12 @@ pub struct Quotas {
     heeds: Mutex<Option<LeaderId>>,
     /// How often the leader was asked.
     asked: AtomicU64,
+    /// An ask is under way.
+    asking: AtomicBool,
+    /// The number of that leader's latest answer to an ask of this node that was taken up.
+    heard: AtomicU64,
+    /// An ask has ended.
+    answered: Notify,
     keeper: Keeper,
 }
 

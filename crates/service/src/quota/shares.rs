@@ -21,6 +21,8 @@ const ASK_EVERY: Duration = Duration::from_millis(20);
 const ASK_EVERY_MAX: Duration = Duration::from_millis(160);
 /// How long the leader may take: it may have to hear from all others first.
 const ASK_PATIENCE: Duration = Duration::from_millis(500);
+/// An answer of the leader that is on its way is waited for this long.
+const TAKE_UP_PATIENCE: Duration = Duration::from_millis(50);
 /// Between looks for tokens that nobody spends.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// Prepaid tokens are asked for so long ahead.
@@ -36,8 +38,9 @@ pub(crate) enum QuotaRequest {
     Report { leader: LeaderId },
     /// From the leader: how much is wanted of these?
     Peek { buckets: Vec<BucketId> },
-    /// From the leader: hold no more of each than this.
-    Lower { leader: LeaderId, number: u64, parts: Vec<(BucketId, Share)> },
+    /// From the leader: hold no more of each than this. `after` is the number of its latest answer to an ask of the
+    /// node, which may still be on its way.
+    Lower { leader: LeaderId, number: u64, after: u64, parts: Vec<(BucketId, Share)> },
     /// What do you count?
     Figures,
 }
@@ -106,7 +109,11 @@ impl<E: Env> Kms<E> {
             if wants.is_empty() {
                 continue;
             }
-            let in_vain = match self.ask_keeper(wants).await {
+            self.quotas.asking.store(true, Ordering::SeqCst);
+            let answer = self.ask_keeper(wants).await;
+            self.quotas.asking.store(false, Ordering::SeqCst);
+            self.quotas.answered.notify_waiters();
+            let in_vain = match answer {
                 Ok(in_vain) => in_vain,
                 Err(why) => {
                     tracing::debug!(%why, "no shares of quotas");
@@ -214,6 +221,7 @@ impl<E: Env> Kms<E> {
                 }
             }
         }
+        self.quotas.heard.store(number, Ordering::SeqCst);
         Ok(same && !other)
     }
 
@@ -227,12 +235,29 @@ impl<E: Env> Kms<E> {
             QuotaRequest::Ask { mark, number, wants } => {
                 self.answer_ask(from, mark, number, wants).await
             }
-            other => self.answer_keeper(other),
+            other => self.answer_keeper(other).await,
+        }
+    }
+
+    /// What the leader gave before is taken up before anything is let go of: it would be lost otherwise, with the
+    /// tokens that came with it.
+    async fn take_up(&self, after: u64) {
+        let (quotas, env) = (&self.quotas, self.node.env());
+        let end = env.boot_now() + TAKE_UP_PATIENCE;
+        loop {
+            let answered = quotas.answered.notified();
+            let is_due =
+                quotas.asking.load(Ordering::SeqCst) && quotas.heard.load(Ordering::SeqCst) < after;
+            let left = end.saturating_sub(env.boot_now());
+            if !is_due || left.is_zero() {
+                return;
+            }
+            env.timeout(left, answered).await;
         }
     }
 
     /// Does as the leader says.
-    pub(super) fn answer_keeper(&self, request: QuotaRequest) -> QuotaAnswer {
+    pub(super) async fn answer_keeper(&self, request: QuotaRequest) -> QuotaAnswer {
         let quotas = &self.quotas;
         let (epoch, now) = (self.node.lease_epoch(), self.node.env().boot_now());
         let stale = || QuotaAnswer::Refused("a later leader is heeded".to_owned());
@@ -245,6 +270,7 @@ impl<E: Env> Kms<E> {
                     return stale();
                 }
                 *heeded = Some(leader);
+                quotas.heard.store(0, Ordering::SeqCst);
                 let held = quotas.known().into_iter().filter_map(|bucket| {
                     let share = bucket.share(epoch);
                     (share != Share::NONE).then(|| (bucket.id.clone(), share))
@@ -255,7 +281,9 @@ impl<E: Env> Kms<E> {
                 let wanted = |id| quotas.known_bucket(id).map_or(0, |bucket| bucket.wanted(now));
                 QuotaAnswer::Wanted(buckets.iter().map(wanted).collect())
             }
-            QuotaRequest::Lower { leader, number, parts } => {
+            QuotaRequest::Lower { leader, number, after, parts } => {
+                self.take_up(after).await;
+                let (epoch, now) = (self.node.lease_epoch(), self.node.env().boot_now());
                 if quotas.heeds.lock().is_some_and(|heeded| leader < heeded) {
                     return stale();
                 }
