@@ -3,17 +3,17 @@
 use std::fmt;
 use std::str::FromStr;
 
-use keyward_model::{AccountId, Operation, PrincipalArn};
+use keyward_model::{AccountId, PrincipalArn};
 use serde::{Deserialize, Serialize};
 
 use crate::pool::Pool;
 
 /// The most that a limit can be, in calls a window.
-pub const LIMIT_MAX: u64 = 1_000_000_000_000;
+const LIMIT_MAX: u64 = 1_000_000_000_000;
 /// The most in a second, and of a burst: a node serves some 100,000 calls a second.
 const PER_SECOND_MAX: u64 = 10_000_000;
 /// Limits of a second from here on are split among nodes; smaller ones cannot be, in whole tokens.
-pub const SHARED_FROM: u64 = 30;
+const SHARED_FROM: u64 = 30;
 
 /// Whose calls are counted together.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -105,15 +105,6 @@ impl Covers {
         match self {
             Self::All => "all",
             Self::Pool(pool) => pool.name(),
-        }
-    }
-
-    /// Whether a call of that operation counts.
-    #[must_use]
-    pub fn counts(self, operation: Operation) -> bool {
-        match self {
-            Self::All => true,
-            Self::Pool(pool) => pool == Pool::of(operation),
         }
     }
 }

@@ -22,8 +22,7 @@ mod atomic {
 }
 
 pub use definition::{
-    BucketId, Covers, Holder, LIMIT_MAX, Limit, Quota, QuotaError, QuotaName, SHARED_FROM, Scope,
-    Window,
+    BucketId, Covers, Holder, Limit, Quota, QuotaError, QuotaName, Scope, Window,
 };
 pub use divide::{divide, share_out};
 pub use ledger::{Given, Ledger, WindowUse};
