@@ -102,8 +102,9 @@ fn recover_last(
     }
     if file.length()? > records_end {
         file.truncate(records_end)?;
-        file.sync()?;
     }
+    // What the last run wrote and did not come to sync.
+    file.sync()?;
     Ok(())
 }
 

@@ -172,6 +172,18 @@ pub struct Counters {
     pub last_roots_kept: u64,
     /// Calls refused since no root had answered for longer than the grace, or none could open a domain key.
     pub root_refused: u64,
+    /// Calls of callers with quotas that were admitted.
+    pub metered: u64,
+    /// Calls refused by quota.
+    pub throttled: u64,
+    /// Answers that were on record when they left.
+    pub recorded: u64,
+    /// Calls refused since they could not be recorded.
+    pub unrecorded: u64,
+    /// Disks of audit trails that broke.
+    pub audit_faults: u64,
+    /// Times at which it was measured that callers get what they may.
+    pub measured: u64,
     /// Messages delivered.
     pub messages: u64,
     /// Simulated time, in milliseconds.
@@ -212,6 +224,12 @@ impl Counters {
         self.roots_changed += other.roots_changed;
         self.last_roots_kept += other.last_roots_kept;
         self.root_refused += other.root_refused;
+        self.metered += other.metered;
+        self.throttled += other.throttled;
+        self.recorded += other.recorded;
+        self.unrecorded += other.unrecorded;
+        self.audit_faults += other.audit_faults;
+        self.measured += other.measured;
         self.messages += other.messages;
         self.simulated_ms += other.simulated_ms;
         self.steps += other.steps;

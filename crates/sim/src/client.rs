@@ -134,8 +134,7 @@ impl Callers {
             let begun = this.book.lock().begin(change.clone(), world.step());
             let rooted = Began::now(&this.cluster, index, &running);
             let call = Call::new(Arc::clone(&this.caller), request, patience);
-            let stack = running.stack.clone();
-            let result = stack.oneshot(call).await.map(|response| match response {
+            let result = this.send(index, &running, call).await.map(|response| match response {
                 Response::Key(metadata) => Acknowledged::Created(metadata.key_id),
                 Response::DeletionScheduled { deletion_date, .. } => {
                     Acknowledged::Date(deletion_date.0)
@@ -248,7 +247,7 @@ impl Callers {
             let expired = matches!(usage, Use::Expired(_));
             let caller = if expired { &this.expired } else { &this.caller };
             let call = Call::new(Arc::clone(caller), request, patience);
-            let result = running.stack.clone().oneshot(call).await;
+            let result = this.send(index, &running, call).await;
             let (ended, held) = (world.step(), world.now() > began_at + HELD);
             world.note(match &result {
                 Ok(_) => 2,
@@ -266,6 +265,24 @@ impl Callers {
                 this.keep(Sample { key, blob: ciphertext_blob, plaintext });
             }
         })
+    }
+
+    /// Sends a call to that node, in whose own task this runs. When its answer leaves it must be on record.
+    pub async fn send(
+        &self,
+        index: usize,
+        running: &Running,
+        mut call: Call,
+    ) -> Result<Response, KmsError> {
+        let (id, event) = (running.kms.audit().next_request_id(), call.request.operation().name());
+        call.trace.request_id = id;
+        let result = running.stack.clone().oneshot(call).await;
+        let (disk, refusal) = (self.cluster.audit_disk(index), result.as_ref().err());
+        let (mut trails, now) = (self.invariants.trails(), self.cluster.world.now());
+        let mut book = self.book.lock();
+        trails.answered((index, &disk), id, event, refusal, now, &mut book);
+        drop((book, trails));
+        result
     }
 
     fn use_request(&self, usage: Use, plaintext: &[u8]) -> (Request, Option<usize>) {
@@ -402,11 +419,16 @@ impl Callers {
     }
 
     /// A call whose answer the harness waits for. `None`: the node is down, or died.
-    pub async fn ask(&self, index: usize, request: Request) -> Option<Result<Response, KmsError>> {
+    pub async fn ask(
+        self: &Arc<Self>,
+        index: usize,
+        request: Request,
+    ) -> Option<Result<Response, KmsError>> {
         let running = self.cluster.running(index)?;
         let call = Call::new(Arc::clone(&self.caller), request, Duration::from_secs(5));
-        let stack = running.stack;
-        self.cluster.world.spawn_in(running.group, stack.oneshot(call)).await.ok()
+        let (this, group) = (Arc::clone(self), running.group);
+        let answer = async move { this.send(index, &running, call).await };
+        self.cluster.world.spawn_in(group, answer).await.ok()
     }
 }
 

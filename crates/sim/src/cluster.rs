@@ -1,6 +1,7 @@
 //! Three nodes of a Region, founded and joined as an operator does it, over stores that forget in a power
 //! cut what was not synced.
 
+mod audits;
 mod devices;
 mod disks;
 mod operator;
@@ -15,7 +16,7 @@ use keyward_hsm::{
 };
 use keyward_model::NodeId;
 use keyward_raft::{BoxFuture, Node, NodeConfig, StartError};
-use keyward_service::{Audit, Kms, Stack, stack};
+use keyward_service::{Kms, Stack, stack};
 use keyward_state::{MemStore, Purpose, Timers};
 use parking_lot::Mutex;
 
@@ -25,11 +26,13 @@ use crate::network::{Net, SimTransport};
 use crate::plan::Plan;
 use crate::roots::{Cabinet, MayDie, SimRoots, recorded};
 use crate::runtime::{ClockId, Group, SimRuntime, World};
+use crate::trail::AuditDisk;
 use crate::walls::Walls;
 
+use audits::lose_power;
 use disks::Copied;
 pub use disks::Refusal;
-pub use operator::{client, expired_client, operator};
+pub use operator::{client, expired_client, metered, operator};
 
 /// Nodes of the Region.
 pub const NODES: usize = 3;
@@ -73,6 +76,10 @@ struct Slot {
     state: MemStore,
     /// What else is in its folder: the record of its roots.
     folder: MemStore,
+    /// The disk of its audit trail.
+    audit: AuditDisk,
+    /// Since when its process has stood still or been down.
+    still_since: Option<Duration>,
     /// Its devices.
     cabinet: Arc<Cabinet>,
     booted: Duration,
@@ -98,9 +105,11 @@ pub struct Cluster {
     pub walls: Arc<Walls>,
     seed: u64,
     timers: Timers,
+    rates_ppm: Vec<i64>,
     purpose: Purpose,
     slots: Mutex<Vec<Slot>>,
     disks: Mutex<Dice>,
+    audits: Mutex<Dice>,
     /// Whether a process dies between two steps of its root keeper: how often in a thousand.
     deaths: Mutex<(Dice, u64)>,
     failures: Mutex<Vec<String>>,
@@ -138,6 +147,8 @@ impl Cluster {
                 log: MemStore::default(),
                 state: MemStore::default(),
                 folder: MemStore::default(),
+                audit: AuditDisk::default(),
+                still_since: None,
                 cabinet: Cabinet::new(
                     Arc::clone(world),
                     [seed.to_le_bytes(), u64::to_le_bytes(id)].concat(),
@@ -158,9 +169,11 @@ impl Cluster {
             walls: Walls::new(Arc::clone(world), plan.clocks.iter().map(|(_, error_ms)| *error_ms)),
             seed,
             timers: plan.timers,
+            rates_ppm: plan.clocks.iter().map(|(clock, _)| clock.rate_ppm()).collect(),
             purpose: plan.purpose(),
             slots: Mutex::new(slots),
             disks: Mutex::new(Dice::new(seed, Stream::Disks)),
+            audits: Mutex::new(Dice::new(seed, Stream::Audits)),
             deaths: Mutex::new((Dice::new(seed, Stream::Deaths), 0)),
             failures: Mutex::default(),
         })
@@ -201,6 +214,7 @@ impl Cluster {
         state: MemStore,
     ) -> Result<Running, Refusal> {
         let (entropy, clock) = (env.entropy(), EnvClock::shared(env.clone()));
+        let seams = env.clone();
         let folder = self.folder(index);
         let first = format!("first of node {id}");
         let may_die = self.may_die(index);
@@ -220,7 +234,9 @@ impl Cluster {
         let transport = SimTransport::new(Arc::clone(&self.net), id, group);
         let node = start_node(config, env, log, state, transport).await.map_err(Refusal::from)?;
         let region = "eu-west-1".parse().map_err(|_| "a Region's name")?;
-        let audit = Audit::new(None, region, [0; 8]);
+        let audit =
+            self.audit_disk(index).open(&seams, id, region).await.map_err(Refusal::NoAuditTrail)?;
+        self.is_moving(index);
         let kms = Kms::new(Arc::clone(&node), hsm, kept, audit, true);
         kms.start();
         self.net.listen(id, group, node);
@@ -240,6 +256,10 @@ impl Cluster {
         slot.log = slot.log.crash(kept(&slot.log));
         slot.state = slot.state.crash(kept(&slot.state));
         slot.folder = slot.folder.crash(kept(&slot.folder));
+        slot.still_since = slot.still_since.or_else(|| Some(self.world.now()));
+        if death == Death::PowerCut {
+            slot.audit = lose_power(slot, &mut self.audits.lock(), self.world.now());
+        }
         let running = slot.running.take();
         let (id, clock) = (slot.id, slot.clock);
         drop(slots);
@@ -261,7 +281,13 @@ impl Cluster {
             return;
         }
         slot.frozen = frozen;
+        if frozen {
+            slot.still_since = slot.still_since.or_else(|| Some(self.world.now()));
+        }
         drop(slots);
+        if !frozen && self.running(index).is_some() {
+            self.is_moving(index);
+        }
         if frozen {
             self.world.freeze(group);
         } else {
@@ -303,6 +329,24 @@ impl Cluster {
     #[must_use]
     pub fn log_store(&self, index: usize) -> MemStore {
         self.slots.lock()[index].log.clone()
+    }
+
+    /// The Region's timers.
+    #[must_use]
+    pub fn timers(&self) -> Timers {
+        self.timers
+    }
+
+    /// By how many millionths the fastest of the machines' clocks is fast; 0 if none is.
+    #[must_use]
+    pub fn fastest_ppm(&self) -> i64 {
+        self.rates_ppm.iter().copied().max().unwrap_or(0).max(0)
+    }
+
+    /// By how many millionths the slowest of the machines' clocks is slow; 0 if none is.
+    #[must_use]
+    pub fn slowest_ppm(&self) -> i64 {
+        -self.rates_ppm.iter().copied().min().unwrap_or(0).min(0)
     }
 
     /// The node that leads, if one knows that it does.

@@ -31,6 +31,12 @@ pub enum Stream {
     Roots,
     /// Processes that die between two steps.
     Deaths,
+    /// Callers with quotas.
+    Metered,
+    /// What a power cut leaves of audit trails.
+    Audits,
+    /// Disks of audit trails that break.
+    AuditFaults,
     /// A node's entropy: its index and how many times it has booted.
     Entropy(u32, u32),
     /// A client.
@@ -51,6 +57,9 @@ impl Stream {
             Self::Lies => 9,
             Self::Roots => 10,
             Self::Deaths => 11,
+            Self::Metered => 12,
+            Self::Audits => 13,
+            Self::AuditFaults => 14,
             Self::Client(client) => (1 << 32) | client as u64,
             Self::Entropy(node, boot) => (1 << 63) | ((node as u64) << 32) | boot as u64,
         }
@@ -70,6 +79,12 @@ impl Dice {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(stream.number());
         Self { random }
+    }
+
+    /// A stream of its own for somebody else.
+    #[must_use]
+    pub fn fork(&mut self) -> Self {
+        Self { random: ChaCha8Rng::seed_from_u64(self.word()) }
     }
 
     /// Any number.

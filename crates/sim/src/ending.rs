@@ -63,7 +63,7 @@ pub async fn must_heal(callers: &Arc<Callers>) {
     }
 }
 
-async fn serves_now(callers: &Callers, index: usize) -> bool {
+async fn serves_now(callers: &Arc<Callers>, index: usize) -> bool {
     let key_id = callers.book.lock().keys[0].id.clone();
     match callers.ask(index, DescribeKey { key_id }.into()).await {
         Some(Ok(_)) => true,
@@ -74,7 +74,7 @@ async fn serves_now(callers: &Callers, index: usize) -> bool {
 
 /// An answer, though a node may need a moment.
 async fn insist(
-    callers: &Callers,
+    callers: &Arc<Callers>,
     index: usize,
     request: impl Fn() -> Request,
 ) -> Result<Response, (ErrorCode, String)> {
@@ -329,6 +329,13 @@ pub async fn roots_agree(callers: &Arc<Callers>) {
         }
         sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Every answered call has its record on disk. What was answered a moment ago is given the time.
+pub async fn everything_is_on_record(callers: &Arc<Callers>) {
+    sleep(Duration::from_millis(500)).await;
+    let cluster = &callers.cluster;
+    callers.invariants.look_at_trails(cluster, &mut callers.book.lock());
 }
 
 /// All machines lose power at once: every domain key is opened anew, by the roots on record.

@@ -1,5 +1,6 @@
 //! What goes wrong, and when: the fault mix of the lease model. Everything comes from the seed.
 
+mod audit;
 mod clocks;
 mod dates;
 mod disks;
@@ -15,6 +16,7 @@ use crate::dice::Dice;
 use crate::network::Weather;
 use crate::sleep;
 
+pub use audit::break_audit_disks;
 pub use clocks::break_clocks;
 pub use dates::reach_dates;
 pub use disks::lie_about_disks;
@@ -58,6 +60,7 @@ pub fn heal(callers: &Callers) {
             cluster.walls.set_off(index, 0);
         }
         cluster.cabinet(index).repair();
+        cluster.audit_disk(index).set_faults(keyward_audit::testing::Faults::default());
         match cluster.group(index) {
             Some(_) => cluster.freeze(index, false, Duration::ZERO),
             None => cluster.boot(index),

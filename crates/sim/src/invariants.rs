@@ -1,16 +1,18 @@
 //! What must hold all the time: looked at every few milliseconds of simulated time, on every node that is
 //! up. One rule a file. (What callers are told is checked where they are told it: `book.rs`, `check.rs`.)
 
+mod audit;
 mod deletion_dates;
 mod gone_from_disks;
 mod no_resurrection;
 mod one_vote;
+mod quotas;
 mod region_time;
 mod roots;
 
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::book::Book;
 use crate::client::Callers;
@@ -21,14 +23,20 @@ use gone_from_disks::GoneFromDisks;
 use no_resurrection::NoResurrection;
 use one_vote::OneVote;
 use region_time::RegionTime;
+pub use audit::Trails;
+pub use quotas::{Meter, Meters};
 pub use roots::Began;
 
 /// Between looks.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// All rules that are looked at all the time.
-#[derive(Debug, Default)]
-pub struct Invariants(Mutex<Rules>);
+#[derive(Default)]
+pub struct Invariants {
+    rules: Mutex<Rules>,
+    meters: Mutex<Meters>,
+    trails: Mutex<Trails>,
+}
 
 #[derive(Debug, Default)]
 struct Rules {
@@ -40,28 +48,49 @@ struct Rules {
 }
 
 impl Invariants {
+    /// What callers with quotas were admitted.
+    pub fn meters(&self) -> MutexGuard<'_, Meters> {
+        self.meters.lock()
+    }
+
+    /// What was answered, and its records.
+    pub fn trails(&self) -> MutexGuard<'_, Trails> {
+        self.trails.lock()
+    }
+
+    /// What must hold of all records in the end.
+    pub fn look_at_trails(&self, cluster: &Cluster, book: &mut Book) {
+        self.trails().look_in_the_end(|index| cluster.audit_disk(index), book, |_| {});
+    }
+
     /// Looks at every node now.
     pub fn look(&self, cluster: &Cluster, book: &mut Book) {
-        let mut rules = self.0.lock();
+        let mut rules = self.rules.lock();
         rules.region_time.look(cluster, book);
         rules.deletion_dates.look(cluster, book);
         rules.no_resurrection.look(cluster, book);
         rules.gone_from_disks.look(cluster, book);
         rules.one_vote.look(cluster, book);
         roots::look(cluster, book);
+        self.meters().look(cluster);
     }
 
     /// Looks for keys that have gone meanwhile.
     pub fn look_for_the_gone(&self, cluster: &Cluster, book: &mut Book) {
-        let mut rules = self.0.lock();
+        let mut rules = self.rules.lock();
         rules.deletion_dates.look(cluster, book);
         rules.no_resurrection.look(cluster, book);
+    }
+
+    /// What must hold of everything that was admitted.
+    pub fn look_at_quotas(&self, cluster: &Cluster, book: &mut Book) {
+        self.meters().look_in_the_end(cluster, book);
     }
 
     /// What must hold once every node has said that nothing of deleted keys is left.
     pub fn look_in_the_end(&self, cluster: &Cluster, book: &mut Book) {
         self.look(cluster, book);
-        self.0.lock().gone_from_disks.look_in_the_end(cluster, book);
+        self.rules.lock().gone_from_disks.look_in_the_end(cluster, book);
     }
 }
 

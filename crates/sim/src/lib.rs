@@ -16,11 +16,13 @@ mod ending;
 pub mod env;
 pub mod faults;
 pub mod invariants;
+mod metered;
 pub mod network;
 pub mod plan;
 pub mod roots;
 pub mod runtime;
 mod scenario;
+pub mod trail;
 pub mod walls;
 
 use std::future::Future;

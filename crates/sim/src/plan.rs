@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use keyward_quota::{Limit, Window};
 use keyward_state::{Purpose, Timers};
 
 use crate::cluster::NODES;
@@ -50,6 +51,41 @@ pub struct Plan {
     pub lying_disks: bool,
     /// Whether roots are away, and are added, removed and rotated.
     pub root_faults: bool,
+    /// The quotas of callers who ask for more than they may, if there are any.
+    pub metering: Option<Metering>,
+    /// Whether disks of audit trails break.
+    pub audit_faults: bool,
+}
+
+/// Quotas, one a caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Metering {
+    /// Cryptographic calls, so many that nodes share the rate.
+    pub shared: Limit,
+    /// Cryptographic calls, too few for that.
+    pub small: Limit,
+    /// UpdateKeyDescription.
+    pub changes: Limit,
+    /// DescribeKey, by the minute.
+    pub minute: Limit,
+    /// An operator cuts and raises them.
+    pub quota_changes: bool,
+}
+
+impl Metering {
+    fn new(dice: &mut Dice) -> Self {
+        let a_second = |limit, burst| Limit { window: Window::Second, limit, burst };
+        let shared = dice.pick(&[40, 40, 60, 90, 150]);
+        let small = 2 + dice.below(26);
+        let changes = 2 + dice.below(4);
+        Self {
+            shared: a_second(shared, dice.pick(&[shared, 30])),
+            small: a_second(small, dice.pick(&[small, small.div_ceil(3)])),
+            changes: a_second(changes, changes),
+            minute: Limit { window: Window::Minute, limit: 40 + dice.below(100), burst: 0 },
+            quota_changes: dice.permille(500),
+        }
+    }
 }
 
 impl Plan {
@@ -81,18 +117,27 @@ impl Plan {
             Deletions::LongNight,
         ]);
         let seconds = 20 + dice.below(21);
+        let stall_permille = dice.pick(&[0, 0, 2, 10]);
+        let pace_ms = dice.pick(&[(60, 600), (200, 1500)]);
+        let timers = if dice.permille(250) { Timers::QUICK } else { Timers::DEFAULT };
+        // A majority is right at any time: after the long night one clock may be behind already.
+        let wrong_walls = deletions != Deletions::LongNight && dice.permille(400);
+        let (lying_disks, root_faults) = (dice.permille(300), dice.permille(300));
+        let audit_faults = dice.permille(300);
+        let metering = dice.permille(400).then(|| Metering::new(&mut dice));
         Self {
             clocks,
             weather,
-            stall_permille: dice.pick(&[0, 0, 2, 10]),
-            pace_ms: dice.pick(&[(60, 600), (200, 1500)]),
+            stall_permille,
+            pace_ms,
             faults: faults.unwrap_or(Duration::from_secs(seconds)),
-            timers: if dice.permille(250) { Timers::QUICK } else { Timers::DEFAULT },
-            // A majority is right at any time: after the long night one clock may be behind already.
-            wrong_walls: deletions != Deletions::LongNight && dice.permille(400),
+            timers,
+            wrong_walls,
             deletions,
-            lying_disks: dice.permille(300),
-            root_faults: dice.permille(300),
+            lying_disks,
+            root_faults,
+            metering,
+            audit_faults,
         }
     }
 

@@ -10,8 +10,9 @@ use crate::client::Callers;
 use crate::cluster::{Cluster, NODES};
 use crate::dice::{Dice, Stream};
 use crate::ending;
-use crate::faults::{break_clocks, break_roots, break_things, heal, lie_about_disks, reach_dates};
+use crate::faults::{break_audit_disks, break_clocks, break_roots, break_things, heal, lie_about_disks, reach_dates};
 use crate::invariants;
+use crate::metered::MeteredCallers;
 use crate::plan::{Deletions, Plan};
 use crate::runtime::{HARNESS, JoinHandle, World};
 use crate::sleep;
@@ -80,6 +81,16 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
             return;
         }
     }
+    let metered = match &plan.metering {
+        Some(metering) => match MeteredCallers::set_up(callers, metering).await {
+            Ok(metered) => Some((metered, Dice::new(seed, Stream::Metered))),
+            Err(why) => {
+                callers.book.lock().violate(format!("NO QUOTAS with nothing broken: {why}"));
+                return;
+            }
+        },
+        None => None,
+    };
     let ended = Arc::new(AtomicBool::new(false));
     let mut clients: Vec<JoinHandle<()>> = (1..=CLIENTS)
         .map(|number| {
@@ -94,6 +105,10 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
         clients.push(world.spawn_in(HARNESS, uses));
     }
     drop(world.spawn_in(HARNESS, invariants::watch(Arc::clone(callers))));
+    let mut metered = metered;
+    if let (Some((metered, dice)), Some(metering)) = (&mut metered, &plan.metering) {
+        metered.start(dice, metering);
+    }
     sleep(Duration::from_secs(1)).await;
     callers.cluster.net.set_weather(plan.weather);
     if plan.wrong_walls {
@@ -109,6 +124,11 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
         let roots = break_roots(Arc::clone(callers), dice, plan.faults);
         drop(world.spawn_in(HARNESS, roots));
     }
+    if plan.audit_faults {
+        let dice = Dice::new(seed, Stream::AuditFaults);
+        let disks = break_audit_disks(Arc::clone(callers), dice, plan.faults);
+        drop(world.spawn_in(HARNESS, disks));
+    }
     let lies = plan.lying_disks.then(|| {
         let dice = Dice::new(seed, Stream::Lies);
         let lies = lie_about_disks(Arc::clone(callers), dice, plan.faults);
@@ -121,6 +141,9 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     }
     ending::must_heal(callers).await;
     ended.store(true, Ordering::Relaxed);
+    if let Some((metered, _)) = &metered {
+        metered.end();
+    }
     let end = world.now() + CLIENTS_END_WITHIN;
     for client in clients {
         let left = end.saturating_sub(world.now());
@@ -128,6 +151,10 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
             callers.book.lock().violate("A CALL DID NOT END long after its deadline".to_owned());
         }
     }
+    if let Some((metered, dice)) = &mut metered {
+        metered.must_get_what_they_may(dice).await;
+    }
+    callers.invariants.look_at_quotas(&callers.cluster, &mut callers.book.lock());
     ending::roots_agree(callers).await;
     if plan.root_faults {
         ending::start_cold(callers).await;
@@ -136,6 +163,7 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     ending::nothing_acknowledged_is_lost(callers).await;
     ending::every_ciphertext_opens(callers).await;
     ending::replicas_agree(callers).await;
+    ending::everything_is_on_record(callers).await;
     let failures = callers.cluster.failures();
     let mut book = callers.book.lock();
     for failure in failures {

@@ -7,7 +7,7 @@ use keyward_model::NodeId;
 use keyward_raft::StartError;
 use keyward_state::{DiskMark, MemStore, Store, Table, codec};
 
-use super::{Cluster, Death, NODES};
+use super::{AuditDisk, Cluster, Death, NODES};
 
 /// Copies kept of a machine's folders at most.
 const COPIES_MAX: usize = 6;
@@ -35,6 +35,8 @@ pub enum Refusal {
     Foreign,
     /// None of its roots can be opened: it is started again until one can.
     RootsAway,
+    /// Its audit trail cannot be written: it is started again until it can.
+    NoAuditTrail(String),
     /// Anything else.
     Other(String),
 }
@@ -135,12 +137,13 @@ impl Cluster {
         let slot = &mut self.slots.lock()[index];
         slot.id = id;
         slot.folder = MemStore::default();
+        slot.audit = AuditDisk::default();
         slot.copies.clear();
         slot.told.clear();
     }
 
     pub(super) fn did_not_start(self: &Arc<Self>, index: usize, why: Refusal) {
-        if why == Refusal::RootsAway {
+        if matches!(why, Refusal::RootsAway | Refusal::NoAuditTrail(_)) {
             return self.restart_soon(index, Death::Kill);
         }
         let (lies, id) = {

@@ -41,6 +41,12 @@ pub fn expired_client() -> Arc<Caller> {
     caller(CLIENT, 3, -1)
 }
 
+/// Callers with quotas, by number.
+#[must_use]
+pub fn metered(number: u8) -> Arc<Caller> {
+    caller(&format!("{CLIENT}-{number}"), 10 + number, 30)
+}
+
 fn caller(arn: &str, serial: u8, days: i64) -> Arc<Caller> {
     let principal = match arn.parse() {
         Ok(principal) => principal,

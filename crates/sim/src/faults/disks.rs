@@ -248,6 +248,7 @@ async fn replace(callers: &Arc<Callers>, index: usize) {
     operator.remove(cluster.id(index)).await;
     let invitation = loop {
         let (id, invitation) = operator.invite().await;
+        callers.invariants.trails().put_away(index);
         cluster.begin_anew(index, id);
         cluster.boot(index);
         if operator.join(invitation, &request).await {

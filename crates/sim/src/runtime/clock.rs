@@ -37,6 +37,12 @@ impl Clock {
         Self { rate_ppm, offset_ns, suspended_ns: 0 }
     }
 
+    /// By how many millionths it runs fast.
+    #[must_use]
+    pub const fn rate_ppm(&self) -> i64 {
+        self.rate_ppm
+    }
+
     fn ran(&self, world_ns: u64) -> i64 {
         // A day is 8.6e13 ns; times 50,000 it fits.
         let world_ns = signed(world_ns);

@@ -1,0 +1,273 @@
+//! The audit trails of simulated machines: the shipped trail on a disk in memory, which may be full, slow, gone or lose
+//! what was not synced. What is written passes here, so that it is known what the operating system has.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward_audit::testing::{FaultyFiles, Faults};
+use keyward_audit::{Files, Filter, SegmentFile, Trail, TrailConfig};
+use keyward_env::{Entropy, Env};
+use keyward_model::{NodeId, Region};
+use keyward_service::Audit;
+use parking_lot::Mutex;
+
+use crate::dice::Dice;
+use crate::env::SimEnv;
+
+/// Where a trail lies on its disk.
+const FOLDER: &str = "/audit";
+/// Small enough to be rolled in a run.
+const SEGMENT_BYTES: u64 = 1024 * 1024;
+/// A record that was answered is on disk within this, while process and disk are well. Documented are 100 ms; here a
+/// disk may take 25 ms for each of the three things that it is asked for meanwhile.
+const SYNCED_WITHIN: Duration = Duration::from_millis(150);
+/// A trail tries again so long after a failure, on a clock that may be slow.
+const BACK_WITHIN: Duration = Duration::from_millis(600);
+
+/// The id of a request, as records have it.
+pub type RequestId = [u8; 16];
+
+/// What a record says about a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// The operation.
+    pub event: String,
+    /// The error code, as records have it.
+    pub error: Option<String>,
+}
+
+/// What the operating system was handed.
+type Written = Mutex<BTreeMap<RequestId, Recorded>>;
+
+/// The audit disk of one machine.
+#[derive(Clone)]
+pub struct AuditDisk {
+    files: FaultyFiles,
+    written: Arc<Written>,
+    /// When the process stood still, was down, or the disk was broken: from, to.
+    disturbed: Arc<Mutex<Vec<(Duration, Duration)>>>,
+    /// What was answered between these may have been lost in a power cut.
+    lost: Arc<Mutex<Vec<(Duration, Duration)>>>,
+}
+
+impl Default for AuditDisk {
+    fn default() -> Self {
+        Self {
+            files: FaultyFiles::new(),
+            written: Arc::default(),
+            disturbed: Arc::default(),
+            lost: Arc::default(),
+        }
+    }
+}
+
+impl AuditDisk {
+    /// Opens the trail of a node that starts.
+    ///
+    /// # Errors
+    /// Why it cannot: the node must not start then.
+    pub async fn open(&self, env: &SimEnv, node: NodeId, region: Region) -> Result<Audit, String> {
+        let kept = TrailConfig {
+            segment_bytes: SEGMENT_BYTES,
+            ..TrailConfig::new(PathBuf::from(FOLDER), node, region.clone())
+        };
+        let files =
+            Tapped { files: self.files.clone(), written: Arc::clone(&self.written) };
+        let of_trail = env.clone();
+        let opened =
+            env.blocking(move || Trail::open(&of_trail, Arc::new(files), kept)).await;
+        let (trail, _) = opened.map_err(|error| error.to_string())?;
+        let mut boot = [0; 8];
+        env.entropy().fill(&mut boot);
+        Ok(Audit::new(Some(trail), region, boot))
+    }
+
+    /// What the operating system has been handed about that call.
+    #[must_use]
+    pub fn recorded(&self, id: &RequestId) -> Option<Recorded> {
+        self.written.lock().get(id).cloned()
+    }
+
+    /// Breaks the disk, or mends it.
+    pub fn set_faults(&self, faults: Faults) {
+        self.files.set_faults(|now| *now = faults);
+    }
+
+    /// True while it is broken.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        let mut broken = false;
+        self.files.set_faults(|now| broken = *now != Faults::default());
+        broken
+    }
+
+    /// From then to then nothing could be synced, or need not have been.
+    pub fn was_disturbed(&self, from: Duration, to: Duration) {
+        self.disturbed.lock().push((from, to + BACK_WITHIN));
+    }
+
+    /// The machine loses power. Of the changes that were not synced, the first ones survive, the next one in part.
+    #[must_use]
+    pub fn power_cut(&self, now: Duration, dice: &mut Dice) -> Self {
+        let mut from = now.saturating_sub(SYNCED_WITHIN);
+        let disturbed = self.disturbed.lock().clone();
+        for (began, ended) in disturbed.into_iter().rev() {
+            if ended >= from {
+                from = from.min(began.saturating_sub(SYNCED_WITHIN));
+            }
+        }
+        self.lost.lock().push((from, now));
+        let (whole, part) = (dice.index(40), dice.index(2000));
+        let files = self.files.crash(|number| match number.cmp(&whole) {
+            std::cmp::Ordering::Less => usize::MAX,
+            std::cmp::Ordering::Equal => part,
+            std::cmp::Ordering::Greater => 0,
+        });
+        Self { files, ..self.clone() }
+    }
+
+    /// Whether a record of a call that was answered then may have been lost in a power cut.
+    #[must_use]
+    pub fn may_have_lost(&self, answered: Duration) -> bool {
+        self.lost.lock().iter().any(|(from, to)| (*from..=*to).contains(&answered))
+    }
+
+    /// True if power was ever lost.
+    #[must_use]
+    pub fn lost_power(&self) -> bool {
+        !self.lost.lock().is_empty()
+    }
+
+    /// Everything on disk, through the shipped reader: every record's line, and what is damaged.
+    pub fn read(&self, mut line: impl FnMut(&str)) -> Vec<String> {
+        let files = Arc::new(self.files.clone());
+        let reader = match keyward_audit::read(files, Path::new(FOLDER), Filter::default()) {
+            Ok(reader) => reader,
+            Err(error) => return vec![error.to_string()],
+        };
+        let mut damage = Vec::new();
+        for entry in reader {
+            match entry {
+                Ok(entry) => line(&entry.line),
+                Err(error) => damage.push(error.to_string()),
+            }
+        }
+        damage
+    }
+}
+
+/// The text of a member of the record, if it has that.
+fn member<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    let start = line.find(name)? + name.len();
+    let text = &line[start..];
+    Some(&text[..text.find('"')?])
+}
+
+/// The id of the request that a record is about, and what it says.
+#[must_use]
+pub fn parse(line: &str) -> Option<(RequestId, Recorded)> {
+    let text = member(line, "\"requestID\":\"")?;
+    let mut id = [0; 16];
+    let mut digits = text.bytes().filter(|byte| *byte != b'-');
+    for byte in &mut id {
+        let pair = [digits.next()?, digits.next()?];
+        *byte = u8::from_str_radix(std::str::from_utf8(&pair).ok()?, 16).ok()?;
+    }
+    let event = member(line, "\"eventName\":\"")?.to_owned();
+    let error = member(line, "\"errorCode\":\"").map(str::to_owned);
+    Some((id, Recorded { event, error }))
+}
+
+/// A disk that tells what was written.
+struct Tapped {
+    files: FaultyFiles,
+    written: Arc<Written>,
+}
+
+struct TappedFile {
+    file: Arc<dyn SegmentFile>,
+    written: Arc<Written>,
+}
+
+impl Tapped {
+    fn file(&self, file: Arc<dyn SegmentFile>) -> Arc<dyn SegmentFile> {
+        Arc::new(TappedFile { file, written: Arc::clone(&self.written) })
+    }
+}
+
+impl Files for Tapped {
+    fn create_folder(&self, folder: &Path) -> io::Result<()> {
+        self.files.create_folder(folder)
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        self.files.list(folder)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn SegmentFile>> {
+        Ok(self.file(self.files.create(path)?))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn SegmentFile>> {
+        Ok(self.file(self.files.open(path, write)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.files.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.files.remove(path)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        self.files.sync_folder(folder)
+    }
+}
+
+impl SegmentFile for TappedFile {
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.file.allocate(len)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_at(offset, bytes)?;
+        let text = String::from_utf8_lossy(bytes);
+        self.written.lock().extend(text.lines().filter_map(parse));
+        Ok(())
+    }
+
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
+        self.file.read_at(offset, bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync()
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.file.truncate(len)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.file.length()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_record_says_is_read() {
+        let line = r#"{"a":1,"eventName":"Decrypt","errorCode":"AccessDenied","requestID":"01020304-0506-0708-090a-0b0c0d0e0f10","x":0}"#;
+        let (id, recorded) = parse(line).expect("a record");
+        assert_eq!(id, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
+        assert_eq!(recorded.event, "Decrypt");
+        assert_eq!(recorded.error.as_deref(), Some("AccessDenied"));
+        assert!(parse("{}").is_none());
+    }
+}
