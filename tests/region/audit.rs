@@ -166,7 +166,7 @@ async fn a_node_whose_audit_disk_is_full_serves_nothing_and_comes_back() {
     let small = region.folder.path().join("small");
     fs::create_dir(&small).expect("made");
     let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"])
+        .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
         .arg(&small)
         .status()
         .is_ok_and(|status| status.success());

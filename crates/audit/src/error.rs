@@ -41,7 +41,7 @@ pub enum AuditError {
     )]
     Busy {
         /// What waits.
-        bytes: usize,
+        bytes: u64,
     },
     /// A record that is larger than any may be.
     #[error("a record of {bytes} bytes was refused: {RECORD_BYTES_MAX} are the most")]

@@ -2,12 +2,15 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
+
+use crate::mapped::Mapped;
 
 /// Reading and writing for the owner, reading for the group: those who look at the trail need not be able
 /// to change it.
@@ -35,6 +38,10 @@ pub trait Files: Send + Sync + 'static {
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
+    /// Makes a file of `bytes` bytes, all zeros, mode 0640, that can be written like memory; one of that name is
+    /// emptied. It takes its space from the disk now.
+    fn map(&self, path: &Path, bytes: usize) -> io::Result<Arc<dyn MappedFile>>;
+
     /// Makes names durable: after it, files made, renamed and removed are so after a power cut too.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
 }
@@ -60,6 +67,20 @@ pub trait SegmentFile: Send + Sync {
 
     /// Its length in bytes.
     fn length(&self) -> io::Result<u64>;
+}
+
+/// A file that is memory too. What is written is with the operating system at once, without a system call: the
+/// death of the process takes nothing of it. Whoever opens the file reads it. Callers see to it that nobody reads
+/// bytes while they are written.
+pub trait MappedFile: Send + Sync {
+    /// Writes at that place, which must lie within the file.
+    fn write(&self, at: usize, bytes: &[u8]);
+
+    /// Reads at that place, which must lie within the file.
+    fn read(&self, at: usize, bytes: &mut [u8]);
+
+    /// Sees to it that writing there soon does not wait for a disk. May itself block on one.
+    fn prepare(&self, range: Range<usize>);
 }
 
 /// The real file system.
@@ -94,6 +115,17 @@ impl Files for RealFiles {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)
+    }
+
+    fn map(&self, path: &Path, bytes: usize) -> io::Result<Arc<dyn MappedFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(FILE_MODE);
+        let file = RealFile(options.open(path)?);
+        file.allocate(bytes as u64)?;
+        file.truncate(bytes as u64)?;
+        let mapped = Mapped::new(&file.0)?;
+        mapped.prepare(0..bytes);
+        Ok(Arc::new(mapped))
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {

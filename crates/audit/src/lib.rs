@@ -4,15 +4,15 @@
 //! # Where to start
 //! [`Trail`] is what the service holds: [`Trail::append`] takes a [`Record`] and gives a [`Ticket`], and a
 //! call is answered when its ticket is done. [`read`] and [`follow`] are what people look with.
-//! `segment.rs` describes the files, `writer.rs` what happens when a disk fails; decision 0008 says why.
+//! `ring.rs` and `segment.rs` describe the files, `writer.rs` what happens when a disk fails; decision 0008 says why.
 //!
 //! # What this crate does not know
 //! Who may do what, what a key is, and how calls come in. It has no dependency on the HSM and no type
 //! that holds a secret, so a record can hold none.
 //!
 //! # Invariants
-//! * A ticket that is done without an error means that the record is with the operating system, or on
-//!   disk where the configuration says so.
+//! * A ticket that is done without an error means that the record is in a file that the death of the process
+//!   leaves whole (the ring, then a segment), or on disk where the configuration says so.
 //! * Sequence numbers have no gap and no number twice, over restarts and failures too. What is missing is
 //!   therefore seen by every reader.
 //! * No async thread waits for a disk: what blocks goes through [`keyward_env::Env::blocking`].
@@ -22,10 +22,12 @@ mod config;
 mod error;
 mod files;
 mod json;
+mod mapped;
 mod read;
 mod record;
 mod recovery;
 mod retention;
+mod ring;
 mod segment;
 pub mod testing;
 mod trail;
@@ -34,11 +36,11 @@ mod writer;
 
 pub use config::{Keep, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, SyncMode, TrailConfig};
 pub use error::{AuditError, Damage, ReadError};
-pub use files::{Files, RealFiles, SegmentFile};
+pub use files::{Files, MappedFile, RealFiles, SegmentFile};
 pub use json::{Pair, Value};
 pub use read::{Entry, Filter, Follower, Order, Reader, follow, read};
 pub use record::{Identity, Kind, RECORD_BYTES_MAX, Record, Source, Tls, error_code};
 pub use recovery::{Cut, Recovery};
 pub use retention::REMOVAL_EVENT;
 pub use segment::Flaw;
-pub use trail::{Health, Ticket, Trail, WAITING_BYTES_MAX};
+pub use trail::{Health, Ticket, Trail};

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::error::{Damage, ReadError};
 use crate::files::{Files, SegmentFile};
 use crate::json;
+use crate::ring;
 use crate::segment::{self, Flaw};
 use crate::walk::{Step, Walk};
 
@@ -191,6 +192,7 @@ pub fn read(files: Arc<dyn Files>, folder: &Path, filter: Filter) -> Result<Read
         segments,
         left,
         sieve: Sieve::new(filter),
+        newest: None,
         walk: None,
         back: None,
     })
@@ -204,6 +206,8 @@ pub struct Reader {
     segments: VecDeque<(u64, Option<u64>)>,
     left: usize,
     sieve: Sieve,
+    /// The number of the first record that no segment has, once the last segment was walked through.
+    newest: Option<u64>,
     walk: Option<Walk>,
     back: Option<Backwards>,
 }
@@ -213,6 +217,10 @@ struct Backwards {
     path: PathBuf,
     file: Arc<dyn SegmentFile>,
     found: Vec<Found>,
+    /// The number of the record that would come next.
+    expected: u64,
+    /// What comes before it, where that is open already.
+    older: Option<Box<Self>>,
 }
 
 enum Found {
@@ -262,7 +270,14 @@ impl Reader {
                     }
                 }
                 Step::Damage(damage) => return Err(damage.into()),
-                Step::End => self.walk = None,
+                Step::End => {
+                    let expected = walk.expected();
+                    self.walk = None;
+                    if self.segments.is_empty() && self.newest.is_none() {
+                        self.newest = Some(expected);
+                        self.walk = ring::walk(&*self.files, &self.folder, expected);
+                    }
+                }
             }
         }
     }
@@ -272,8 +287,20 @@ impl Reader {
             let Some(back) = &mut self.back else {
                 let Some((first, next)) = self.segments.pop_back() else { return Ok(None) };
                 let walk = start(&*self.files, &self.folder, first, next)?;
-                let wrong = ReadError::file("read", self.folder.clone());
-                self.back = walk.map(Backwards::new).transpose().map_err(wrong)?;
+                let wrong = || ReadError::file("read", self.folder.clone());
+                self.back = walk.map(Backwards::new).transpose().map_err(wrong())?;
+                if self.newest.is_none()
+                    && let Some(segment) = &mut self.back
+                {
+                    self.newest = Some(segment.expected);
+                    let walk = ring::walk(&*self.files, &self.folder, segment.expected);
+                    if let Some(mut newest) =
+                        walk.map(Backwards::new).transpose().map_err(wrong())?
+                    {
+                        std::mem::swap(segment, &mut newest);
+                        segment.older = Some(Box::new(newest));
+                    }
+                }
                 continue;
             };
             match back.found.pop() {
@@ -286,7 +313,7 @@ impl Reader {
                     }
                 }
                 Some(Found::Damage(damage)) => return Err(damage.into()),
-                None => self.back = None,
+                None => self.back = back.older.take().map(|older| *older),
             }
         }
     }
@@ -307,7 +334,8 @@ impl Backwards {
                 Step::End => break,
             }
         }
-        Ok(Self { path: walk.path().to_owned(), file: walk.file(), found })
+        let (path, file) = (walk.path().to_owned(), walk.file());
+        Ok(Self { path, file, found, expected: walk.expected(), older: None })
     }
 }
 
@@ -323,8 +351,8 @@ fn sift(
     Ok(wanted.then(|| Entry { sequence, line: line.to_owned() }))
 }
 
-/// Follows the trail in a folder: records after number `after`, or those that come from now on. The filter's
-/// order and limit are not looked at. Blocks on the disk.
+/// Follows the trail in a folder: records after number `after`, or those that come from now on, each some
+/// milliseconds after its call was answered. The filter's order and limit are not looked at. Blocks on the disk.
 ///
 /// # Errors
 /// [`ReadError::File`] when the folder cannot be read.
@@ -376,10 +404,23 @@ impl Follower {
         loop {
             match self.advance() {
                 Ok(Some(_)) | Err(ReadError::Damaged(_)) => {}
-                Ok(None) => return Ok(()),
+                Ok(None) => return self.pass_ring(),
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// What only the ring has now will come into the segment, and is not new then.
+    fn pass_ring(&mut self) -> Result<(), ReadError> {
+        let Some((_, segment)) = &self.current else { return Ok(()) };
+        let walk = ring::walk(&*self.files, &self.folder, segment.expected());
+        if let Some(mut walk) = walk {
+            let wrong = || ReadError::file("read", self.folder.clone());
+            while let Step::Record(sequence) = walk.step(false).map_err(wrong())? {
+                self.wanted = sequence + 1;
+            }
+        }
+        Ok(())
     }
 
     /// The next record's number, wanted by the filter or not.

@@ -14,6 +14,8 @@ use crate::walk::{Step, Walk};
 pub struct Recovery {
     /// The number of the next record.
     pub next_sequence: u64,
+    /// Records that were in no segment yet, and were taken up from the ring.
+    pub from_ring: u64,
     /// Segments that were there.
     pub segments: usize,
     /// What was cut off the last segment.
@@ -47,6 +49,7 @@ pub(crate) fn recover(files: &dyn Files, folder: &Path) -> Result<Recovery, Audi
     let firsts = segment::firsts(&names);
     let mut recovery = Recovery {
         next_sequence: 1,
+        from_ring: 0,
         segments: firsts.len(),
         cut: None,
         damaged: Vec::new(),

@@ -91,11 +91,13 @@ async fn remove<E: Env>(env: &E, shared: &Arc<Shared>, removal: Removal) -> Resu
     ];
     let region = &shared.config.region;
     let record = Record::service_event(REMOVAL_EVENT, shared.now(), region, &details);
-    shared.append(&record)?.await?;
+    let ticket = shared.append(&record)?;
+    let number = ticket.sequence();
+    ticket.await?;
     let shared = Arc::clone(shared);
     env.blocking(move || {
-        shared.sync();
-        if !shared.is_synced() {
+        shared.write_and_sync();
+        if !shared.is_synced(number) {
             return Ok(());
         }
         let folder = &shared.config.folder;

@@ -174,10 +174,19 @@ fn checked<'a>(line: &'a [u8], opening: &[u8]) -> Result<&'a [u8], Flaw> {
 
 /// The sequence number of a whole record's line, without its line break.
 pub(crate) fn check_line(line: &[u8]) -> Result<u64, Flaw> {
-    let rest = checked(line, LINE_START)?.strip_prefix(BEFORE_SEQUENCE).ok_or(Flaw::Form)?;
+    sequence_in(checked(line, LINE_START)?).ok_or(Flaw::Form)
+}
+
+/// The number that a line shows, whole or not.
+pub(crate) fn sequence_of(line: &[u8]) -> Option<u64> {
+    sequence_in(line.strip_prefix(LINE_START)?.get(CRC_DIGITS..)?)
+}
+
+/// The number, from what follows the checksum.
+fn sequence_in(rest: &[u8]) -> Option<u64> {
+    let rest = rest.strip_prefix(BEFORE_SEQUENCE)?;
     let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let digits = std::str::from_utf8(&rest[..digits]).map_err(|_| Flaw::Form)?;
-    digits.parse().map_err(|_| Flaw::Form)
+    std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
 }
 
 /// True when the line is a header of this version.

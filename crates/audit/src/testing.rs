@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::files::{Files, SegmentFile};
+use crate::files::{Files, MappedFile, SegmentFile};
 
 /// One file. Space that was taken and not written reads as zeros.
 #[derive(Clone, Default)]
@@ -26,6 +27,15 @@ impl Content {
         }
         self.bytes[start..end].copy_from_slice(bytes);
         self.len = self.len.max(end as u64);
+    }
+
+    fn read(&self, offset: usize, bytes: &mut [u8]) -> usize {
+        let read = bytes.len().min(index(self.len).saturating_sub(offset));
+        let from = offset.min(self.bytes.len());
+        let have = read.min(self.bytes.len() - from);
+        bytes[..have].copy_from_slice(&self.bytes[from..from + have]);
+        bytes[have..read].fill(0);
+        read
     }
 
     fn truncate(&mut self, len: u64) {
@@ -56,9 +66,26 @@ struct Inode {
     seen: Content,
     durable: Content,
     unsynced: Vec<Change>,
+    /// Written like memory: the disk takes what it likes, when it likes.
+    mapped: bool,
 }
 
+/// Bytes that the disk takes of a mapped file at once.
+const PAGE_BYTES: usize = 4096;
+
 impl Inode {
+    /// What a mapped file has after a power cut: some pages old, some new.
+    fn some_pages(&self, keep: &mut impl FnMut(usize) -> usize) -> Content {
+        let mut content = Content { bytes: vec![0; self.seen.bytes.len()], len: self.seen.len };
+        let pages = content.bytes.chunks_mut(PAGE_BYTES).zip(self.seen.bytes.chunks(PAGE_BYTES));
+        for (number, (page, seen)) in pages.enumerate() {
+            if keep(number) > 0 {
+                page.copy_from_slice(seen);
+            }
+        }
+        content
+    }
+
     fn change(&mut self, change: Change) {
         change.apply(&mut self.seen);
         self.unsynced.push(change);
@@ -99,6 +126,9 @@ impl Disk {
     }
 
     fn space(&self, inode: u64, len: u64) -> io::Result<()> {
+        if self.inodes.get(&inode).is_some_and(|inode| len <= inode.seen.len) {
+            return Ok(());
+        }
         let others = self.names.values().filter(|other| **other != inode);
         let used: u64 = others.map(|other| self.inodes[other].seen.len).sum();
         match self.faults.space_bytes {
@@ -143,6 +173,12 @@ impl FaultyFiles {
         let mut after = Disk { next_inode: disk.next_inode, ..Disk::default() };
         for (name, id) in &disk.durable_names {
             let inode = &disk.inodes[id];
+            if inode.mapped {
+                let content = inode.some_pages(&mut keep);
+                after.inodes.insert(*id, Inode { seen: content, ..Inode::default() });
+                after.names.insert(name.clone(), *id);
+                continue;
+            }
             let mut content = inode.durable.clone();
             for (number, change) in inode.unsynced.iter().enumerate() {
                 match change {
@@ -154,7 +190,7 @@ impl FaultyFiles {
                     Change::Length(_) => {}
                 }
             }
-            let inode = Inode { seen: content.clone(), durable: content, unsynced: Vec::new() };
+            let inode = Inode { seen: content.clone(), durable: content, ..Inode::default() };
             after.inodes.insert(*id, inode);
             after.names.insert(name.clone(), *id);
         }
@@ -181,7 +217,7 @@ impl FaultyFiles {
         disk.next_inode += 1;
         let id = disk.next_inode;
         let content = Content { bytes: bytes.to_vec(), len: bytes.len() as u64 };
-        let inode = Inode { seen: content.clone(), durable: content, unsynced: Vec::new() };
+        let inode = Inode { seen: content.clone(), durable: content, ..Inode::default() };
         disk.inodes.insert(id, inode);
         disk.names.insert(path.to_owned(), id);
         disk.durable_names.insert(path.to_owned(), id);
@@ -238,6 +274,20 @@ impl Files for FaultyFiles {
         disk.names.remove(path).map(drop).ok_or(io::ErrorKind::NotFound.into())
     }
 
+    fn map(&self, path: &Path, bytes: usize) -> io::Result<Arc<dyn MappedFile>> {
+        let mut disk = self.0.lock();
+        disk.reach()?;
+        disk.next_inode += 1;
+        let id = disk.next_inode;
+        disk.space(id, bytes as u64)?;
+        let seen = Content { bytes: Vec::new(), len: bytes as u64 };
+        disk.inodes.insert(id, Inode { seen, mapped: true, ..Inode::default() });
+        // Where it was not there before, a power cut takes it, or not: here it does not.
+        disk.names.insert(path.to_owned(), id);
+        disk.durable_names.insert(path.to_owned(), id);
+        Ok(Arc::new(FaultyMemory { disk: Arc::clone(&self.0), inode: id }))
+    }
+
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         let mut disk = self.0.lock();
         disk.reach()?;
@@ -278,14 +328,7 @@ impl SegmentFile for FaultyFile {
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
         let mut disk = self.disk.lock();
         disk.reach()?;
-        let content = &disk.inode(self.inode).seen;
-        let left = content.len.saturating_sub(offset);
-        let read = bytes.len().min(index(left));
-        let from = index(offset).min(content.bytes.len());
-        let have = read.min(content.bytes.len() - from);
-        bytes[..have].copy_from_slice(&content.bytes[from..from + have]);
-        bytes[have..read].fill(0);
-        Ok(read)
+        Ok(disk.inode(self.inode).seen.read(index(offset), bytes))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -313,4 +356,26 @@ impl SegmentFile for FaultyFile {
         disk.reach()?;
         Ok(disk.inode(self.inode).seen.len)
     }
+}
+
+/// A file that is memory: what is written is seen, whatever the disk does.
+struct FaultyMemory {
+    disk: Arc<Mutex<Disk>>,
+    inode: u64,
+}
+
+impl MappedFile for FaultyMemory {
+    fn write(&self, at: usize, bytes: &[u8]) {
+        let mut disk = self.disk.lock();
+        let seen = &mut disk.inode(self.inode).seen;
+        assert!(at as u64 + bytes.len() as u64 <= seen.len, "within the file");
+        seen.write(at as u64, bytes);
+    }
+
+    fn read(&self, at: usize, bytes: &mut [u8]) {
+        let mut disk = self.disk.lock();
+        disk.inode(self.inode).seen.read(at, bytes);
+    }
+
+    fn prepare(&self, _: Range<usize>) {}
 }

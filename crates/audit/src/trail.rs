@@ -1,8 +1,8 @@
-//! The trail as calls see it: a record is appended, and its ticket tells when the operating system has it.
+//! The trail as calls see it: a record is appended, and its ticket tells when it is safe to answer.
 //!
 //! ```text
-//! calls     append: a line into the queue, a ticket back        (one short lock, no I/O)
-//! writer    takes all that waits, one write off the async threads, all tickets done
+//! calls     append: a line into the ring, which the operating system has    (one short lock, no I/O)
+//! writer    writes what is in the ring to the segment, off the async threads
 //! upkeep    syncs within 100 ms, tries again after a failure, removes old segments
 //! ```
 
@@ -26,14 +26,14 @@ use crate::files::Files;
 use crate::record::{RECORD_BYTES_MAX, Record};
 use crate::recovery::{Recovery, recover};
 use crate::retention;
+use crate::ring::{self, Mark, Ring};
 use crate::segment;
 use crate::writer::Writer;
 
 pub use ticket::Ticket;
 
-/// Bytes that wait for the writer at most; more are refused. All calls that a node has under way at once
-/// (4,096) fit in with records of 4 KiB, and a disk that takes no more is noticed early.
-pub const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The writer lets so much time pass after the first record that it writes: others come meanwhile.
+const WRITE_AFTER: Duration = Duration::from_millis(2);
 /// A sync begins this long after the first write that it covers: the rest of the 100 ms that are
 /// promised is for the disk.
 const SYNC_AFTER: Duration = Duration::from_millis(50);
@@ -41,6 +41,10 @@ const SYNC_AFTER: Duration = Duration::from_millis(50);
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// How often old segments are looked for when nothing happens.
 const RETENTION_EVERY: Duration = Duration::from_secs(3600);
+/// How long a call waits for room in the ring.
+const ROOM_WITHIN: Duration = Duration::from_secs(1);
+/// How often the ring's next bytes are made ready when nothing happens.
+const PREPARE_EVERY: Duration = Duration::from_secs(5);
 /// What a line has besides its record's body, at most.
 const FRAME_BYTES_MAX: usize = 256;
 /// A buffer that grew beyond this for one large record is given back.
@@ -78,9 +82,9 @@ pub(crate) struct Shared {
     wall_now_ms: Box<dyn Fn() -> i64 + Send + Sync>,
     /// Drawn at open: the part of event ids that differs from start to start.
     boot: u64,
+    ring: Ring,
     queue: Mutex<Queue>,
-    /// All records with smaller numbers are with the operating system, or synced where the
-    /// configuration says so.
+    /// All records with smaller numbers are on disk. Looked at only where answers wait for that.
     done: AtomicU64,
     failing: AtomicBool,
     /// Taken before `queue` where both are held.
@@ -89,16 +93,20 @@ pub(crate) struct Shared {
     sync_ended: Condvar,
     work: Notify,
     upkeep: Notify,
+    /// There is room in the ring again.
+    freed: Notify,
     health: watch::Sender<Health>,
     finished: watch::Sender<Option<Result<(), AuditError>>>,
 }
 
 struct Queue {
-    /// Lines that the writer has not taken yet.
-    lines: Vec<u8>,
-    /// The number of the next record.
-    next: u64,
-    /// Who waits: a place for each record that is not done, the first for record `Shared::done`.
+    /// The end of the newest record.
+    head: Mark,
+    /// The ring's bytes before it are free.
+    tail: u64,
+    /// A line that is being made.
+    line: Vec<u8>,
+    /// Who waits for the disk: a place for each record that is not done, the first for record `Shared::done`.
     waiting: VecDeque<Option<Waker>>,
     /// The writer has been told that there is work, and will look before it rests.
     writer_called: bool,
@@ -112,8 +120,8 @@ thread_local! {
 }
 
 impl Trail {
-    /// Opens the trail in a folder, made if it is not there; cuts off what a crash left half-written;
-    /// starts a new segment, with a real write and sync; and starts writer and upkeep in the runtime of
+    /// Opens the trail in a folder, made if it is not there; cuts off what a crash left half-written, and takes
+    /// up what only the ring has; starts a new segment, with a real write and sync; and starts writer and upkeep in the runtime of
     /// `env`. Blocks on the disk: call it before the node serves, or through [`Env::blocking`].
     ///
     /// # Errors
@@ -123,10 +131,15 @@ impl Trail {
         files: Arc<dyn Files>,
         config: TrailConfig,
     ) -> Result<(Self, Recovery), AuditError> {
-        let recovery = recover(&*files, &config.folder)?;
-        let next = recovery.next_sequence;
-        let mut writer = Writer::new(Arc::clone(&files), &config, next);
-        writer.start_segment()?;
+        let mut recovery = recover(&*files, &config.folder)?;
+        let first = recovery.next_sequence;
+        let left_behind = ring::left_behind(&*files, &config.folder, first);
+        recovery.from_ring = left_behind.iter().filter(|byte| **byte == b'\n').count() as u64;
+        recovery.next_sequence += recovery.from_ring;
+        let head = Mark { position: 0, sequence: recovery.next_sequence };
+        let writer = Writer::open(Arc::clone(&files), &config, first, &left_behind, head)?;
+        // Only now: what it held is in the segment.
+        let ring = Ring::create(&*files, &config)?;
         let mut boot = [0; 8];
         env.entropy().fill(&mut boot);
         let clock = env.clone();
@@ -135,20 +148,23 @@ impl Trail {
             files,
             wall_now_ms: Box::new(move || clock.wall_now_ms()),
             boot: u64::from_be_bytes(boot),
+            ring,
             queue: Mutex::new(Queue {
-                lines: Vec::new(),
-                next,
+                head,
+                tail: 0,
+                line: Vec::new(),
                 waiting: VecDeque::new(),
                 writer_called: false,
                 failure: None,
                 closed: false,
             }),
-            done: AtomicU64::new(next),
+            done: AtomicU64::new(head.sequence),
             failing: AtomicBool::new(false),
             writer: Mutex::new(writer),
             sync_ended: Condvar::new(),
             work: Notify::new(),
             upkeep: Notify::new(),
+            freed: Notify::new(),
             health: watch::Sender::new(Health::Good),
             finished: watch::Sender::new(None),
         });
@@ -157,8 +173,9 @@ impl Trail {
         Ok((Self(shared), recovery))
     }
 
-    /// Puts a record in line. The call must not be answered before the ticket is done. Costs a copy of
-    /// the record under a lock that all calls share; no I/O happens here.
+    /// Puts a record where the death of the process takes it no more. The call must not be answered before the
+    /// ticket is done: it is at once, unless answers wait for the disk. Costs a copy of the record under a lock
+    /// that all calls share; no I/O happens here.
     ///
     /// # Errors
     /// [`AuditError::DiskFull`] and [`AuditError::File`] while the trail is failing, [`AuditError::Busy`]
@@ -166,6 +183,29 @@ impl Trail {
     /// then in no file, and never will be.
     pub fn append(&self, record: &Record<'_>) -> Result<Ticket, AuditError> {
         self.0.append(record)
+    }
+
+    /// Appends, and waits until the call may be answered. A disk that does not keep up is waited for, a second at
+    /// most: then calls are refused. `append` is asked to call [`Trail::append`], again where there was no room.
+    ///
+    /// # Errors
+    /// As [`Trail::append`] and [`Ticket`].
+    pub async fn put<E: Env>(
+        &self,
+        env: &E,
+        append: impl Fn(&Self) -> Result<Ticket, AuditError>,
+    ) -> Result<(), AuditError> {
+        let end = env.boot_now() + ROOM_WITHIN;
+        loop {
+            let freed = self.0.freed.notified();
+            match append(self) {
+                Ok(ticket) => return ticket.await,
+                Err(AuditError::Busy { .. }) if env.boot_now() < end => {
+                    env.timeout(end.saturating_sub(env.boot_now()), freed).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Fails when the trail takes no records now. For calls to ask before they begin: one atomic.
@@ -241,19 +281,32 @@ impl Shared {
         if queue.closed {
             return Err(AuditError::Closed);
         }
-        if queue.lines.len() + bytes > WAITING_BYTES_MAX {
-            return Err(AuditError::Busy { bytes: queue.lines.len() });
+        let Mark { position, sequence } = queue.head;
+        let mut line = std::mem::take(&mut queue.line);
+        line.clear();
+        segment::line(&mut line, sequence, self.config.node, self.boot, body);
+        let (held, bytes) = (position - queue.tail, line.len() as u64);
+        let fits = held + bytes <= self.ring.size();
+        if fits {
+            self.ring.write(position, &line);
+            queue.head = Mark { position: position + bytes, sequence: sequence + 1 };
         }
-        let sequence = queue.next;
-        queue.next += 1;
-        queue.waiting.push_back(None);
-        segment::line(&mut queue.lines, sequence, self.config.node, self.boot, body);
+        if line.capacity() <= BUFFER_KEPT_BYTES_MAX {
+            queue.line = line;
+        }
+        if !fits {
+            return Err(AuditError::Busy { bytes: held });
+        }
+        let waits = self.config.sync == SyncMode::Always;
+        if waits {
+            queue.waiting.push_back(None);
+        }
         let call = !std::mem::replace(&mut queue.writer_called, true);
         drop(queue);
         if call {
             self.work.notify_one();
         }
-        Ok(Ticket { shared: Arc::clone(self), sequence })
+        Ok(Ticket { waits_in: waits.then(|| Arc::clone(self)), sequence })
     }
 
     fn begin_close(&self) {
@@ -262,17 +315,9 @@ impl Shared {
         self.upkeep.notify_one();
     }
 
-    /// True when all records so far are on disk.
-    pub(crate) fn is_synced(&self) -> bool {
-        let writer = self.writer.lock();
-        !self.failing.load(Ordering::Acquire) && writer.is_synced()
-    }
-
-    /// True when nothing waits: the writer is called for the next record.
-    fn may_rest(&self) -> bool {
-        let mut queue = self.queue.lock();
-        queue.writer_called = !queue.lines.is_empty();
-        !queue.writer_called
+    /// True when that record is on disk.
+    pub(crate) fn is_synced(&self, sequence: u64) -> bool {
+        self.writer.lock().synced().sequence > sequence
     }
 
     fn is_closed(&self) -> bool {
@@ -281,52 +326,54 @@ impl Shared {
 
     // --- The writer. Blocks on the disk.
 
-    /// Writes what waits, as one group. Returns the calls that go on.
-    fn write_group(&self) -> Vec<Waker> {
+    /// Writes what waits. Returns the calls that go on, and whether nothing waits now: the writer is called for the
+    /// next record then.
+    fn write_waiting(&self) -> (Vec<Waker>, bool) {
         let mut writer = self.writer.lock();
-        let end = {
-            let mut queue = self.queue.lock();
-            writer.take(&mut queue.lines);
-            queue.next
-        };
-        let needs_sync = self.config.sync == SyncMode::Always || writer.must_sync();
-        if needs_sync || writer.must_roll() {
+        let end = self.queue.lock().head;
+        let held = end.position - writer.synced().position;
+        let sync = self.config.sync == SyncMode::Always || held > self.ring.size() / 2;
+        if sync || writer.may_roll(end) {
             self.sync_ended.wait_while(&mut writer, |writer| writer.is_syncing());
         }
+        if self.failing.load(Ordering::Acquire) {
+            return (Vec::new(), true);
+        }
         let was_synced = writer.is_synced();
-        let rolled = writer.must_roll();
-        let mut written = writer.write(end);
-        if needs_sync {
+        let mut written = writer.write(&self.ring, end);
+        if sync {
             written = written.and_then(|()| writer.sync());
         }
         if let Err(error) = written {
             self.fail(&mut writer, error);
-            return Vec::new();
+            return (Vec::new(), true);
         }
-        if rolled || (was_synced && !writer.is_synced()) {
+        if was_synced && !writer.is_synced() {
             self.upkeep.notify_one();
         }
-        self.finish_group(end)
-    }
-
-    /// All records below `end` are handed over: their calls go on.
-    fn finish_group(&self, end: u64) -> Vec<Waker> {
+        let synced = writer.synced();
         let mut queue = self.queue.lock();
-        let records = end - self.done.swap(end, Ordering::AcqRel);
-        let records = usize::try_from(records).unwrap_or(usize::MAX).min(queue.waiting.len());
-        let mut waiting = Vec::with_capacity(records);
-        waiting.extend(queue.waiting.drain(..records).flatten());
-        waiting
+        queue.writer_called = queue.head != end;
+        let rests = !queue.writer_called;
+        (self.forget(&mut queue, synced), rests)
     }
 
-    /// Nothing is taken any more, and all calls that wait are told why.
+    /// Records up to that mark are on disk: their place in the ring is free, and their calls go on.
+    fn forget(&self, queue: &mut Queue, synced: Mark) -> Vec<Waker> {
+        if std::mem::replace(&mut queue.tail, synced.position) != synced.position {
+            self.freed.notify_waiters();
+        }
+        let done = synced.sequence - self.done.swap(synced.sequence, Ordering::AcqRel);
+        let done = usize::try_from(done).unwrap_or(usize::MAX).min(queue.waiting.len());
+        queue.waiting.drain(..done).flatten().collect()
+    }
+
+    /// Nothing is taken any more, and all calls that wait are told why. The records stay in the ring: their calls may
+    /// have taken effect. They are written when the trail comes back.
     fn fail(&self, writer: &mut MutexGuard<'_, Writer>, error: AuditError) {
+        writer.give_up_segment();
         let waiting = {
             let mut queue = self.queue.lock();
-            // They have their numbers, and their calls may have taken effect: they are kept, and written
-            // when the trail comes back.
-            let next = queue.next;
-            writer.hold(&mut queue.lines, next);
             queue.failure = Some(error.clone());
             queue.writer_called = false;
             self.failing.store(true, Ordering::Release);
@@ -358,9 +405,26 @@ impl Shared {
         let result = MutexGuard::unlocked(&mut writer, || sync.run());
         let ended = writer.end_sync(sync, result);
         self.sync_ended.notify_all();
-        if let Err(error) = ended {
-            self.fail(&mut writer, error);
+        match ended {
+            Ok(()) => {
+                let waiting = self.forget(&mut self.queue.lock(), writer.synced());
+                waiting.into_iter().for_each(Waker::wake);
+            }
+            Err(error) => self.fail(&mut writer, error),
         }
+    }
+
+    /// Has all that was appended so far on disk, unless the trail fails.
+    pub(crate) fn write_and_sync(&self) {
+        let (waiting, _) = self.write_waiting();
+        waiting.into_iter().for_each(Waker::wake);
+        self.sync();
+    }
+
+    /// Has the ring's next bytes ready.
+    fn prepare(&self) {
+        let head = self.queue.lock().head;
+        self.ring.prepare(head.position);
     }
 
     /// Tries whether the trail can be written again: a new segment, with all that is held, synced. True
@@ -368,13 +432,16 @@ impl Shared {
     fn retry(&self) -> bool {
         let mut writer = self.writer.lock();
         self.sync_ended.wait_while(&mut writer, |writer| writer.is_syncing());
-        match writer.start_segment() {
+        // Nothing is appended while the trail fails.
+        let end = self.queue.lock().head;
+        match writer.start_again(&self.ring, end) {
             Ok(()) => {
                 let mut queue = self.queue.lock();
-                self.done.store(queue.next, Ordering::Release);
+                let waiting = self.forget(&mut queue, end);
                 queue.failure = None;
                 self.failing.store(false, Ordering::Release);
                 drop(queue);
+                waiting.into_iter().for_each(Waker::wake);
                 tracing::info!("the audit trail takes records again");
                 self.health.send_replace(Health::Good);
                 true
@@ -387,12 +454,16 @@ impl Shared {
         }
     }
 
-    /// Syncs the last records and gives the rest of the segment back.
+    /// Syncs the last records, gives the rest of the segment back, and removes the ring.
     fn finish(&self) {
         let mut writer = self.writer.lock();
         self.sync_ended.wait_while(&mut writer, |writer| writer.is_syncing());
         let failure = self.queue.lock().failure.clone();
         let result = failure.map_or(Ok(()), Err).and_then(|()| writer.finish());
+        if result.is_ok() {
+            // One that stays holds nothing that the segments have not.
+            let _ = self.files.remove(&ring::path(&self.config.folder));
+        }
         self.finished.send_replace(Some(result));
     }
 }
@@ -404,6 +475,26 @@ async fn off_thread<E: Env, T: Send + 'static>(
 ) -> T {
     let shared = Arc::clone(shared);
     env.blocking(move || work(&shared)).await
+}
+
+/// Writes until nothing waits, and wakes the calls that go on.
+async fn write_waiting<E: Env>(env: &E, shared: &Arc<Shared>) {
+    loop {
+        let (done, rests) = off_thread(env, shared, |shared| shared.write_waiting()).await;
+        done.into_iter().for_each(Waker::wake);
+        if rests {
+            return;
+        }
+        gather(env, shared).await;
+    }
+}
+
+/// Waits for more to write. Where calls wait for the disk, those that are ready get in, and no time passes.
+async fn gather<E: Env>(env: &E, shared: &Arc<Shared>) {
+    match shared.config.sync {
+        SyncMode::Soon => env.sleep(WRITE_AFTER).await,
+        SyncMode::Always => let_others_run().await,
+    }
 }
 
 /// Lets tasks run first that are ready on this thread.
@@ -419,23 +510,13 @@ async fn let_others_run() {
     .await;
 }
 
-/// Writes until nothing waits. Each group costs two hand-overs between threads, so calls that are ready get in first;
-/// and calls that go on are woken from here, which costs a fraction of waking them from the thread that writes.
-async fn write_waiting<E: Env>(env: &E, shared: &Arc<Shared>) {
-    loop {
-        let_others_run().await;
-        if shared.may_rest() {
-            return;
-        }
-        let done = off_thread(env, shared, |shared| shared.write_group()).await;
-        done.into_iter().for_each(Waker::wake);
-    }
-}
-
 /// The writer's task: asleep while nothing waits.
 async fn write<E: Env>(env: E, shared: Arc<Shared>) {
     loop {
         shared.work.notified().await;
+        if !shared.is_closed() {
+            gather(&env, &shared).await;
+        }
         write_waiting(&env, &shared).await;
         if shared.is_closed() {
             // What was appended before the trail was closed, and after the writer last looked.
@@ -448,8 +529,9 @@ async fn write<E: Env>(env: E, shared: Arc<Shared>) {
 /// The upkeep's task.
 async fn keep_up<E: Env>(env: E, shared: Arc<Shared>) {
     retention::apply(&env, &shared).await;
+    let mut applied = env.boot_now();
     loop {
-        let told = env.timeout(RETENTION_EVERY, shared.upkeep.notified()).await;
+        let told = env.timeout(PREPARE_EVERY, shared.upkeep.notified()).await;
         while shared.failing.load(Ordering::Acquire) && !shared.is_closed() {
             env.sleep(RETRY_AFTER).await;
             off_thread(&env, &shared, |shared| shared.retry()).await;
@@ -461,9 +543,13 @@ async fn keep_up<E: Env>(env: E, shared: Arc<Shared>) {
             env.sleep(SYNC_AFTER).await;
             off_thread(&env, &shared, |shared| shared.sync()).await;
         }
-        let rolled = off_thread(&env, &shared, |shared| shared.writer.lock().take_rolled()).await;
-        if rolled || told.is_none() {
+        let rolled = off_thread(&env, &shared, |shared| {
+            shared.prepare();
+            shared.writer.lock().take_rolled()
+        });
+        if rolled.await || env.boot_now() > applied + RETENTION_EVERY {
             retention::apply(&env, &shared).await;
+            applied = env.boot_now();
         }
     }
 }

@@ -9,11 +9,12 @@ use keyward_model::NodeId;
 use crate::config::{SEGMENT_BYTES_MIN, TrailConfig};
 use crate::error::AuditError;
 use crate::files::{Files, SegmentFile};
+use crate::record::RECORD_BYTES_MAX;
+use crate::ring::{Mark, Ring};
 use crate::segment;
 
-/// Bytes that are written and not synced at most: they are held in memory too, to be written again
-/// where a sync fails. At 100,000 calls a second 100 ms have 9 MB.
-const UNSYNCED_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of one write at most; the longest record fits in.
+const WRITE_BYTES_MAX: u64 = RECORD_BYTES_MAX as u64;
 
 struct Segment {
     file: Arc<dyn SegmentFile>,
@@ -28,24 +29,20 @@ struct Segment {
 
 /// The writing end of a trail. Its methods block on the disk.
 ///
-/// A record passes from `group` to `unsynced` and is forgotten once it is synced; after a failure
-/// `unsynced` holds all that the disk is not known to have, in order, and starts the next segment.
+/// A record stays in the ring until it is synced in a segment; after a failure the ring holds all that the disk is
+/// not known to have, in order, and that starts the next segment.
 pub(crate) struct Writer {
     files: Arc<dyn Files>,
     folder: PathBuf,
     node: NodeId,
     segment_bytes: u64,
     segment: Option<Segment>,
-    /// Lines that are written next.
-    group: Vec<u8>,
-    /// Lines that were written, or should have been, and are not synced.
-    unsynced: Vec<u8>,
-    /// Lines that a sync under way covers; they come before `unsynced`.
-    in_sync: Vec<u8>,
-    /// The number of the first record that is not synced.
-    first_unsynced: u64,
-    /// The number after the last record that was taken over.
-    end: u64,
+    /// Lines on their way into the segment.
+    lines: Vec<u8>,
+    /// The end of what is written.
+    written: Mark,
+    /// The end of what is synced.
+    synced: Mark,
     syncing: bool,
     failed: bool,
     rolled: bool,
@@ -56,7 +53,7 @@ pub(crate) struct Sync {
     file: Arc<dyn SegmentFile>,
     path: PathBuf,
     length: u64,
-    end: u64,
+    end: Mark,
 }
 
 impl Sync {
@@ -66,49 +63,44 @@ impl Sync {
 }
 
 impl Writer {
-    pub(crate) fn new(files: Arc<dyn Files>, config: &TrailConfig, next: u64) -> Self {
-        Self {
+    /// A writer whose first segment holds `left_behind`: lines of an earlier life, from record `first` on, and
+    /// nothing in the ring before `start`.
+    pub(crate) fn open(
+        files: Arc<dyn Files>,
+        config: &TrailConfig,
+        first: u64,
+        left_behind: &[u8],
+        start: Mark,
+    ) -> Result<Self, AuditError> {
+        let mut writer = Self {
             files,
             folder: config.folder.clone(),
             node: config.node,
             segment_bytes: config.segment_bytes.max(SEGMENT_BYTES_MIN),
             segment: None,
-            group: Vec::new(),
-            unsynced: Vec::new(),
-            in_sync: Vec::new(),
-            first_unsynced: next,
-            end: next,
+            lines: Vec::new(),
+            written: start,
+            synced: start,
             syncing: false,
             failed: false,
             rolled: false,
-        }
-    }
-
-    /// Takes lines over, as the next group.
-    pub(crate) fn take(&mut self, lines: &mut Vec<u8>) {
-        self.group.clear();
-        std::mem::swap(&mut self.group, lines);
+        };
+        writer.replace_segment(first, left_behind)?;
+        Ok(writer)
     }
 
     pub(crate) fn is_syncing(&self) -> bool {
         self.syncing
     }
 
+    /// The end of what is on disk.
+    pub(crate) fn synced(&self) -> Mark {
+        self.synced
+    }
+
+    /// True when all that was written is on disk.
     pub(crate) fn is_synced(&self) -> bool {
-        self.unsynced.is_empty()
-    }
-
-    /// True when so much is held that the next group has to be synced.
-    pub(crate) fn must_sync(&self) -> bool {
-        self.in_sync.len() + self.unsynced.len() + self.group.len() > UNSYNCED_BYTES_MAX
-    }
-
-    /// True when the group does not fit into the segment any more.
-    pub(crate) fn must_roll(&self) -> bool {
-        self.segment.as_ref().is_some_and(|segment| {
-            let full = segment.length + self.group.len() as u64 > self.segment_bytes;
-            full && segment.length > segment.header
-        })
+        self.written == self.synced
     }
 
     /// Tells once that a segment was rolled.
@@ -116,25 +108,40 @@ impl Writer {
         std::mem::take(&mut self.rolled)
     }
 
-    /// Writes the group, whose last record comes before `end`; into a new segment where it does not fit
-    /// any more. No sync may be under way then.
-    pub(crate) fn write(&mut self, end: u64) -> Result<(), AuditError> {
-        let rolled = if self.must_roll() { self.roll() } else { Ok(()) };
-        // Held whatever happens next.
-        self.end = end;
-        self.unsynced.extend_from_slice(&self.group);
-        rolled?;
-        let Some(segment) = &mut self.segment else { unreachable!("a trail that is open has one") };
-        let wrong = AuditError::file("write", segment.path.clone());
-        segment.file.write_at(segment.length, &self.group).map_err(wrong)?;
-        segment.length += self.group.len() as u64;
+    /// Writes the ring's records up to that mark; into new segments where they do not fit any more. No sync may be
+    /// under way where [`Writer::may_roll`] says so.
+    pub(crate) fn write(&mut self, ring: &Ring, to: Mark) -> Result<(), AuditError> {
+        while self.written.position < to.position {
+            let from = self.written.position;
+            self.lines.clear();
+            ring.read(from, to.position.min(from + WRITE_BYTES_MAX), &mut self.lines);
+            let Some(segment) = &mut self.segment else { unreachable!("an open trail has one") };
+            let room = self.segment_bytes.saturating_sub(segment.length);
+            let Some(bytes) = whole_lines(&self.lines, room, segment.length == segment.header)
+            else {
+                self.roll()?;
+                continue;
+            };
+            let lines = &self.lines[..bytes];
+            let wrong = AuditError::file("write", segment.path.clone());
+            segment.file.write_at(segment.length, lines).map_err(wrong)?;
+            segment.length += bytes as u64;
+            self.written.position += bytes as u64;
+            self.written.sequence += lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+        }
         Ok(())
+    }
+
+    /// True when writing up to that mark may need a new segment.
+    pub(crate) fn may_roll(&self, to: Mark) -> bool {
+        let bytes = to.position - self.written.position;
+        self.segment.as_ref().is_some_and(|segment| segment.length + bytes > self.segment_bytes)
     }
 
     fn roll(&mut self) -> Result<(), AuditError> {
         assert!(!self.syncing, "a sync of the segment is under way");
         self.sync()?;
-        self.start_segment()?;
+        self.replace_segment(self.written.sequence, &[])?;
         self.rolled = true;
         Ok(())
     }
@@ -154,58 +161,57 @@ impl Writer {
     /// and is not to be trusted.
     pub(crate) fn begin_sync(&mut self) -> Option<Sync> {
         let segment = self.segment.as_ref()?;
-        if self.syncing || self.failed || self.unsynced.is_empty() {
+        if self.syncing || self.failed || self.is_synced() {
             return None;
         }
         self.syncing = true;
-        std::mem::swap(&mut self.in_sync, &mut self.unsynced);
         Some(Sync {
             file: Arc::clone(&segment.file),
             path: segment.path.clone(),
             length: segment.length,
-            end: self.end,
+            end: self.written,
         })
     }
 
-    /// Takes note of how a sync ended. What it covered is held again where it failed.
+    /// Takes note of how a sync ended.
     pub(crate) fn end_sync(
         &mut self,
         sync: Sync,
         result: io::Result<()>,
     ) -> Result<(), AuditError> {
         self.syncing = false;
-        match result {
-            Ok(()) => {
-                self.in_sync.clear();
-                self.first_unsynced = sync.end;
-                if let Some(segment) = &mut self.segment {
-                    segment.synced = sync.length;
-                }
-                Ok(())
-            }
-            Err(error) => {
-                self.in_sync.append(&mut self.unsynced);
-                std::mem::swap(&mut self.in_sync, &mut self.unsynced);
-                Err(AuditError::file("sync", sync.path)(error))
-            }
+        result.map_err(AuditError::file("sync", sync.path))?;
+        self.synced = sync.end;
+        if let Some(segment) = &mut self.segment {
+            segment.synced = sync.length;
         }
+        Ok(())
     }
 
-    /// After a failure: nothing is written to this segment any more, and these lines are held as well.
-    pub(crate) fn hold(&mut self, lines: &mut Vec<u8>, end: u64) {
+    /// After a failure: nothing is written to this segment any more.
+    pub(crate) fn give_up_segment(&mut self) {
         self.failed = true;
-        self.unsynced.append(lines);
-        self.end = end;
     }
 
-    /// Starts a segment with all that is held, synced, and takes its name only then: so a segment is
+    /// After a failure: a new segment with all that is not synced, up to that mark.
+    pub(crate) fn start_again(&mut self, ring: &Ring, to: Mark) -> Result<(), AuditError> {
+        let mut lines = std::mem::take(&mut self.lines);
+        lines.clear();
+        ring.read(self.synced.position, to.position, &mut lines);
+        let started = self.replace_segment(self.synced.sequence, &lines);
+        self.lines = Vec::new();
+        started?;
+        (self.written, self.synced) = (to, to);
+        Ok(())
+    }
+
+    /// Starts a segment with these lines, synced, and takes its name only then: so a segment is
     /// there with its header and those records, or not at all. What the one before it holds beyond its
     /// last good sync is in the new one, and is cut off; where that cannot be done, readers pass over it.
-    pub(crate) fn start_segment(&mut self) -> Result<(), AuditError> {
-        assert!(!self.syncing && self.in_sync.is_empty(), "a sync is under way");
-        let first = self.first_unsynced;
+    fn replace_segment(&mut self, first: u64, lines: &[u8]) -> Result<(), AuditError> {
+        assert!(!self.syncing, "a sync is under way");
         let unfinished = segment::unfinished_path(&self.folder, first);
-        let segment = self.make_segment(&unfinished, first).inspect_err(|_| {
+        let segment = self.make_segment(&unfinished, first, lines).inspect_err(|_| {
             // Its space is needed. Where it cannot be removed now, the next start does.
             let _ = self.files.remove(&unfinished);
         })?;
@@ -214,23 +220,26 @@ impl Writer {
         {
             tracing::warn!(%error, segment = %old.path.display(), "unused space was not given back");
         }
-        self.unsynced.clear();
-        self.first_unsynced = self.end;
         self.failed = false;
         Ok(())
     }
 
-    fn make_segment(&self, unfinished: &Path, first: u64) -> Result<Segment, AuditError> {
+    fn make_segment(
+        &self,
+        unfinished: &Path,
+        first: u64,
+        lines: &[u8],
+    ) -> Result<Segment, AuditError> {
         let folder = &self.folder;
         let path = segment::path(folder, first);
         let wrong = |what| AuditError::file(what, unfinished.to_owned());
         let header = segment::header(self.node, first);
-        let length = (header.len() + self.unsynced.len()) as u64;
+        let length = (header.len() + lines.len()) as u64;
         self.files.create_folder(folder).map_err(AuditError::file("make", folder.clone()))?;
         let file = self.files.create(unfinished).map_err(wrong("make"))?;
         file.allocate(self.segment_bytes.max(length)).map_err(wrong("take space for"))?;
         file.write_at(0, &header)
-            .and_then(|()| file.write_at(header.len() as u64, &self.unsynced))
+            .and_then(|()| file.write_at(header.len() as u64, lines))
             .map_err(wrong("write"))?;
         file.sync().map_err(wrong("sync"))?;
         self.files.rename(unfinished, &path).map_err(wrong("rename"))?;
@@ -247,6 +256,14 @@ impl Writer {
     }
 }
 
+/// Bytes of the whole lines that fit in. `None`: not one does. The first one of a segment fits always.
+fn whole_lines(lines: &[u8], room: u64, first: bool) -> Option<usize> {
+    let room = usize::try_from(room).unwrap_or(usize::MAX).min(lines.len());
+    let end = lines[..room].iter().rposition(|byte| *byte == b'\n');
+    let one = || lines.iter().position(|byte| *byte == b'\n');
+    end.or_else(|| first.then(one).flatten()).map(|end| end + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,26 +275,32 @@ mod tests {
         let files: Arc<dyn Files> = Arc::new(disk.clone());
         let region = "eu-west-1".parse().expect("a Region");
         let config = TrailConfig::new(PathBuf::from("/audit"), 1, region);
-        let mut writer = Writer::new(files, &config, 1);
-        writer.start_segment().expect("a segment");
+        let ring = Ring::create(&*files, &config).expect("a ring");
+        let mut end = Mark { position: 0, sequence: 1 };
+        let mut writer = Writer::open(files, &config, 1, &[], end).expect("a segment");
         let line = |sequence| {
             let mut line = Vec::new();
             segment::line(&mut line, sequence, 1, 0, b"}}");
             line
         };
-        let write = |writer: &mut Writer, sequence| {
-            writer.take(&mut line(sequence));
-            writer.write(sequence + 1)
+        let put = |end: &mut Mark| {
+            let line = line(end.sequence);
+            ring.write(end.position, &line);
+            end.position += line.len() as u64;
+            end.sequence += 1;
+            *end
         };
-        write(&mut writer, 1).expect("written");
+        writer.write(&ring, put(&mut end)).expect("written");
         disk.set_faults(|faults| faults.torn_writes = Some(10));
-        write(&mut writer, 2).expect_err("torn");
-        writer.hold(&mut line(3), 4);
+        writer.write(&ring, put(&mut end)).expect_err("torn");
+        writer.give_up_segment();
+        let to = put(&mut end);
         assert!(writer.begin_sync().is_none(), "a segment that failed is not synced again");
-        writer.start_segment().expect_err("still torn");
+        writer.start_again(&ring, to).expect_err("still torn");
         disk.set_faults(|faults| faults.torn_writes = None);
-        writer.start_segment().expect("a segment");
-        write(&mut writer, 4).expect("written");
+        writer.start_again(&ring, to).expect("a segment");
+        assert_eq!((writer.synced(), writer.is_synced()), (to, true));
+        writer.write(&ring, put(&mut end)).expect("written");
         writer.finish().expect("synced");
         let text = disk.content(&segment::path(&config.folder, 1)).expect("the segment");
         let whole = [segment::header(1, 1), line(1), line(2), line(3), line(4)].concat();

@@ -7,9 +7,12 @@ mod common;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{FOLDER, append, config, key_of, open, read_all, runtime, segment_path, sound_keys};
+use common::{
+    FOLDER, append, append_now, config, key_of, open, read_all, runtime, segment_path, sound_keys,
+};
 use keyward_audit::testing::FaultyFiles;
-use keyward_audit::{Cut, Files, Flaw, SyncMode, TrailConfig};
+use keyward_audit::{AuditError, Cut, Files, Filter, Flaw, Order, SyncMode, TrailConfig, read};
+use keyward_env::RealEnv;
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
 
@@ -150,6 +153,65 @@ fn missing_records_are_noticed_within_a_segment_and_between_two() {
         flaws,
         [Flaw::Missing { expected: 2, found: 3 }, Flaw::Missing { expected: 5, found: 8 }]
     );
+}
+
+/// A runtime on which nothing runs but what is waited for: the writer comes to nothing before the process is killed.
+fn busy_runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn what_was_answered_and_is_in_no_segment_survives_the_death_of_the_process() {
+    let folder = Path::new(FOLDER);
+    let disk = FaultyFiles::new();
+    let files: Arc<dyn Files> = Arc::new(disk.clone());
+    let mut expected = Vec::new();
+    for life in 0..4 {
+        let runtime = busy_runtime();
+        let opened = runtime.block_on(async {
+            let (trail, recovery) = open(&files, config(folder));
+            assert_eq!(recovery.from_ring, if life == 0 { 0 } else { 30 });
+            assert_eq!(recovery.next_sequence, expected.len() as u64 + 1);
+            for n in 0..30 {
+                append(&trail, &format!("{life}/{n}")).unwrap().await.unwrap();
+                expected.push(format!("{life}/{n}"));
+            }
+            trail
+        });
+        drop(runtime);
+        drop(opened);
+        assert_eq!(sound_keys(&files, folder), expected, "as it lies there");
+        let newest = Filter { order: Order::NewestFirst, limit: Some(40), ..Filter::default() };
+        let newest: Vec<_> = read(Arc::clone(&files), folder, newest)
+            .unwrap()
+            .map(|entry| key_of(&entry.unwrap()))
+            .collect();
+        let last: Vec<_> = expected.iter().rev().take(40).cloned().collect();
+        assert_eq!(newest, last);
+    }
+    let (trail, _) = runtime().block_on(async { open(&files, config(folder)) });
+    drop(trail);
+    assert_eq!(sound_keys(&files, folder), expected, "after the next start");
+}
+
+#[test]
+fn a_full_ring_is_waited_for() {
+    let files: Arc<dyn Files> = Arc::new(FaultyFiles::new());
+    busy_runtime().block_on(async {
+        let (trail, _) = open(&files, config(Path::new(FOLDER)));
+        let long = "x".repeat(100_000);
+        let mut taken = 0;
+        while append_now(&trail, &long).is_ok() {
+            taken += 1;
+        }
+        assert!(taken > 15, "{taken}");
+        assert!(matches!(append_now(&trail, &long), Err(AuditError::Busy { .. })));
+        for _ in 0..40 {
+            trail.put(&RealEnv, |trail| append_now(trail, &long)).await.unwrap();
+        }
+        trail.close().await.unwrap();
+        assert_eq!(sound_keys(&files, Path::new(FOLDER)).len(), taken + 40);
+    });
 }
 
 /// One life of a node: how it syncs, how many records, whether a sync or a write fails at the end, and what

@@ -52,9 +52,8 @@ impl JoinDoor {
                 work(invitation, request.into_inner(), patience).await
             }
         };
-        let now = self.kms.node().wall_now();
-        let refusal = result.as_ref().err();
-        let put = audit.other_call(name, true, true, now, None, &trace, &parameters, refusal);
+        let (env, refusal) = (self.kms.node().env(), result.as_ref().err());
+        let put = audit.other_call(env, name, true, true, None, &trace, &parameters, refusal);
         answer(put.await.and(result), id)
     }
 }

@@ -35,10 +35,10 @@ impl KeyDoor {
         let caller = match caller(&request) {
             Ok(caller) => caller,
             Err(refusal) => {
-                let now = self.kms.node().wall_now();
+                let env = self.kms.node().env();
                 let name = translate(request.into_inner()).operation().name();
                 let told =
-                    audit.other_call(name, false, false, now, None, &trace, &[], Some(&refusal));
+                    audit.other_call(env, name, false, false, None, &trace, &[], Some(&refusal));
                 return answer(Err(told.await.err().unwrap_or(refusal)), id);
             }
         };

@@ -62,12 +62,11 @@ impl OperatorDoor {
                 parameters,
             }),
             Err(refusal) => {
-                let now = self.kms.node().wall_now();
                 let told = audit.other_call(
+                    self.kms.node().env(),
                     name,
                     changes,
                     true,
-                    now,
                     None,
                     &trace,
                     &parameters,
@@ -112,10 +111,10 @@ impl Begun<'_> {
     pub(crate) async fn end<T>(self, result: Result<T, KmsError>) -> Answer<T> {
         let kms = &self.door.kms;
         let put = kms.audit().other_call(
+            kms.node().env(),
             self.name,
             self.changes,
             true,
-            kms.node().wall_now(),
             Some(&self.caller),
             &self.trace,
             &self.parameters,

@@ -154,6 +154,9 @@ async fn open_trail(config: &Config, id: NodeId) -> Result<Audit, Failure> {
             .next("a node serves nothing that it cannot record: see to the folder and its disk")
     })?;
     let (trail, recovery) = opened;
+    if recovery.from_ring > 0 {
+        tracing::info!(records = recovery.from_ring, "audit records were taken up from the ring");
+    }
     if let Some(cut) = &recovery.cut {
         tracing::warn!(?cut, "a half-written audit record of an earlier end was cut off");
     }

@@ -92,14 +92,15 @@ impl Audit {
     }
 
     /// Puts a record where the operating system has it, then lets the answer go.
-    async fn put(&self, record: &Record<'_>, changed: bool) -> Result<(), KmsError> {
+    async fn put<E: Env>(
+        &self,
+        env: &E,
+        record: &Record<'_>,
+        changed: bool,
+    ) -> Result<(), KmsError> {
         let Some(trail) = &self.trail else { return Ok(()) };
-        let ticket = trail.append(record);
-        match ticket {
-            Ok(ticket) => ticket.await,
-            Err(error) => Err(error),
-        }
-        .map_err(|error| unwritten(&error, changed))
+        let put = trail.put(env, |trail| trail.append(record)).await;
+        put.map_err(|error| unwritten(&error, changed))
     }
 
     /// Something that Keyward did by itself.
@@ -115,12 +116,12 @@ impl Audit {
 
     /// A call of the operator service, or one of the key service that did not get as far as an operation.
     #[expect(clippy::too_many_arguments, reason = "what a record holds")]
-    pub async fn other_call(
+    pub async fn other_call<E: Env>(
         &self,
+        env: &E,
         name: &str,
         changes: bool,
         operator: bool,
-        now: Timestamp,
         caller: Option<&Caller>,
         trace: &Trace,
         parameters: &[(&'static str, String)],
@@ -128,6 +129,7 @@ impl Audit {
     ) -> Result<(), KmsError> {
         let pairs: Vec<Pair<'_>> =
             parameters.iter().map(|(name, value)| (*name, Value::Str(value))).collect();
+        let now = Timestamp(env.wall_now_ms());
         let mut record = Record::operator_call(name, !changes, now, &self.region, identity(caller));
         if !operator {
             record.source = keyward_audit::Source::Kms;
@@ -137,7 +139,7 @@ impl Audit {
             refusal,
             ..traced(record, trace)
         };
-        self.put(&record, changes && refusal.is_none()).await
+        self.put(env, &record, changes && refusal.is_none()).await
     }
 }
 
@@ -409,12 +411,8 @@ impl<E: Env> Pending<E> {
         self.told = true;
         let Some(trail) = &self.kms.audit.trail else { return result };
         let changed = self.request.operation().plane() == Plane::Manage && result.is_ok();
-        let ticket = self.record(result.as_ref(), |record| trail.append(record));
-        let written = match ticket {
-            Ok(ticket) => ticket.await,
-            Err(error) => Err(error),
-        };
-        match written {
+        let append = |trail: &Trail| self.record(result.as_ref(), |record| trail.append(record));
+        match trail.put(self.kms.node.env(), append).await {
             Ok(()) => result,
             Err(error) => Err(unwritten(&error, changed)),
         }

@@ -1,4 +1,4 @@
-//! What an append gives back: done when the record is handed over.
+//! What an append gives back: done when the call may be answered.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,10 +9,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use super::Shared;
 use crate::error::AuditError;
 
-/// Done when the operating system has the record (or the disk, as configured). Not tied to any runtime.
+/// Done when the record is safe: from the death of the process, or from a power cut, as configured. Not tied to any
+/// runtime.
 #[must_use = "a call must not be answered before its record is handed over"]
 pub struct Ticket {
-    pub(super) shared: Arc<Shared>,
+    /// None: it is done already.
+    pub(super) waits_in: Option<Arc<Shared>>,
     pub(super) sequence: u64,
 }
 
@@ -50,11 +52,12 @@ impl Future for Ticket {
     type Output = Result<(), AuditError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.shared.done.load(Ordering::Acquire) > self.sequence {
+        let Some(shared) = &self.waits_in else { return Poll::Ready(Ok(())) };
+        if shared.done.load(Ordering::Acquire) > self.sequence {
             return Poll::Ready(Ok(()));
         }
-        let mut queue = self.shared.queue.lock();
-        let done = self.shared.done.load(Ordering::Acquire);
+        let mut queue = shared.queue.lock();
+        let done = shared.done.load(Ordering::Acquire);
         if done > self.sequence {
             return Poll::Ready(Ok(()));
         }
