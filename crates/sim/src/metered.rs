@@ -8,10 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keyward_model::{ErrorCode, KmsError, Operation};
-use keyward_quota::{Covers, Limit, Pool, Quota, QuotaName, Scope, Window};
+use keyward_quota::{Covers, Limit, Pool, Quota, QuotaName, Scope};
 use keyward_service::api::{CreateKey, DescribeKey, GenerateRandom, UpdateKeyDescription};
 use keyward_service::{Call, Caller, Request, Response};
-use tower::ServiceExt;
 
 use crate::client::Callers;
 use crate::cluster::{Cluster, Death, NODES, metered, operator};
@@ -302,13 +301,7 @@ impl MeteredCallers {
 
     /// Offers 1.5 times the rate, first for as long as `within`, and until the burst is spent; then what is admitted is
     /// counted.
-    async fn measure(
-        self: &Arc<Self>,
-        kind: Kind,
-        nodes: &[usize],
-        within: Duration,
-        what: &str,
-    ) {
+    async fn measure(self: &Arc<Self>, kind: Kind, nodes: &[usize], within: Duration, what: &str) {
         let admitted = || self.callers.invariants.meters().meters[kind as usize].admitted();
         self.offer(kind, nodes, within.max(BURST_SPENT)).await;
         let before = admitted();

@@ -10,7 +10,9 @@ use crate::client::Callers;
 use crate::cluster::{Cluster, NODES};
 use crate::dice::{Dice, Stream};
 use crate::ending;
-use crate::faults::{break_audit_disks, break_clocks, break_roots, break_things, heal, lie_about_disks, reach_dates};
+use crate::faults::{
+    break_audit_disks, break_clocks, break_roots, break_things, heal, lie_about_disks, reach_dates,
+};
 use crate::invariants;
 use crate::metered::MeteredCallers;
 use crate::plan::{Deletions, Plan};

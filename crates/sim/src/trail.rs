@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward_audit::testing::{FaultyFiles, Faults};
-use keyward_audit::{Files, Filter, SegmentFile, Trail, TrailConfig};
-use keyward_env::{Entropy, Env};
+use keyward_audit::testing::{Faults, FaultyFiles};
+use keyward_audit::{Files, Filter, MappedFile, SegmentFile, Trail, TrailConfig};
+use keyward_env::Env;
 use keyward_model::{NodeId, Region};
 use keyward_service::Audit;
 use parking_lot::Mutex;
@@ -74,11 +74,9 @@ impl AuditDisk {
             segment_bytes: SEGMENT_BYTES,
             ..TrailConfig::new(PathBuf::from(FOLDER), node, region.clone())
         };
-        let files =
-            Tapped { files: self.files.clone(), written: Arc::clone(&self.written) };
+        let files = Tapped { files: self.files.clone(), written: Arc::clone(&self.written) };
         let of_trail = env.clone();
-        let opened =
-            env.blocking(move || Trail::open(&of_trail, Arc::new(files), kept)).await;
+        let opened = env.blocking(move || Trail::open(&of_trail, Arc::new(files), kept)).await;
         let (trail, _) = opened.map_err(|error| error.to_string())?;
         let mut boot = [0; 8];
         env.entropy().fill(&mut boot);
@@ -181,21 +179,17 @@ pub fn parse(line: &str) -> Option<(RequestId, Recorded)> {
     Some((id, Recorded { event, error }))
 }
 
-/// A disk that tells what was written.
+/// A disk that tells what was handed to the operating system: every line that was put into the ring.
 struct Tapped {
     files: FaultyFiles,
     written: Arc<Written>,
 }
 
-struct TappedFile {
-    file: Arc<dyn SegmentFile>,
+/// The ring. A line that goes over its end comes in two parts.
+struct TappedRing {
+    memory: Arc<dyn MappedFile>,
     written: Arc<Written>,
-}
-
-impl Tapped {
-    fn file(&self, file: Arc<dyn SegmentFile>) -> Arc<dyn SegmentFile> {
-        Arc::new(TappedFile { file, written: Arc::clone(&self.written) })
-    }
+    first_part: Mutex<Vec<u8>>,
 }
 
 impl Files for Tapped {
@@ -208,11 +202,11 @@ impl Files for Tapped {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn SegmentFile>> {
-        Ok(self.file(self.files.create(path)?))
+        self.files.create(path)
     }
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn SegmentFile>> {
-        Ok(self.file(self.files.open(path, write)?))
+        self.files.open(path, write)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -223,37 +217,34 @@ impl Files for Tapped {
         self.files.remove(path)
     }
 
+    fn map(&self, path: &Path, bytes: usize) -> io::Result<Arc<dyn MappedFile>> {
+        let memory = self.files.map(path, bytes)?;
+        let written = Arc::clone(&self.written);
+        Ok(Arc::new(TappedRing { memory, written, first_part: Mutex::default() }))
+    }
+
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         self.files.sync_folder(folder)
     }
 }
 
-impl SegmentFile for TappedFile {
-    fn allocate(&self, len: u64) -> io::Result<()> {
-        self.file.allocate(len)
+impl MappedFile for TappedRing {
+    fn write(&self, at: usize, bytes: &[u8]) {
+        self.memory.write(at, bytes);
+        let mut first_part = self.first_part.lock();
+        if !bytes.ends_with(b"\n") {
+            return first_part.extend_from_slice(bytes);
+        }
+        let line = [std::mem::take(&mut *first_part).as_slice(), bytes].concat();
+        self.written.lock().extend(std::str::from_utf8(&line).ok().and_then(parse));
     }
 
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_at(offset, bytes)?;
-        let text = String::from_utf8_lossy(bytes);
-        self.written.lock().extend(text.lines().filter_map(parse));
-        Ok(())
+    fn read(&self, at: usize, bytes: &mut [u8]) {
+        self.memory.read(at, bytes);
     }
 
-    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
-        self.file.read_at(offset, bytes)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.file.sync()
-    }
-
-    fn truncate(&self, len: u64) -> io::Result<()> {
-        self.file.truncate(len)
-    }
-
-    fn length(&self) -> io::Result<u64> {
-        self.file.length()
+    fn prepare(&self, range: std::ops::Range<usize>) {
+        self.memory.prepare(range);
     }
 }
 

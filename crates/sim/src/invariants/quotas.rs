@@ -176,7 +176,10 @@ impl Meter {
             let inside = |call: &&(Duration, Duration)| call.0 > from && call.1 < to;
             let calls: Vec<_> = self.admitted.iter().filter(inside).copied().collect();
             within(&calls, &defined.limit, fast_ppm).map_err(|why| {
-                format!("{}, after {} was acknowledged at {from:?}: {why}", self.name, defined.limit)
+                format!(
+                    "{}, after {} was acknowledged at {from:?}: {why}",
+                    self.name, defined.limit
+                )
             })?;
         }
         Ok(())
@@ -374,7 +377,7 @@ mod tests {
         };
         let mut meter = meter(limit(100, 100), []);
         meter.define(limit(50, 50), at(10));
-        let mut refuse = |meter: &mut Meter, ms, throttle: &Throttle| {
+        let refuse = |meter: &mut Meter, ms, throttle: &Throttle| {
             meter.refuse(at(ms), at(ms + 1), Some(throttle))
         };
         assert!(refuse(&mut meter, 5, &throttle(50, 20)).is_err(), "not asked for yet");
