@@ -9,7 +9,7 @@ use keyward_service::{Caller, Trace};
 use tonic::metadata::AsciiMetadataValue;
 use tonic::{Request, Response, Status};
 
-use crate::errors::status;
+use crate::errors::{keep_out_of_table, status};
 use crate::tls::{Identity, Peer};
 
 /// Tells a caller the id of its call, as the audit trail has it.
@@ -43,10 +43,11 @@ pub(crate) fn trace<T>(request: &Request<T>, request_id: [u8; 16]) -> Trace {
 
 /// An answer that tells the call's id.
 pub(crate) fn answer<T>(result: Result<T, KmsError>, request_id: [u8; 16]) -> Answer<T> {
-    let mut answer = result.map(Response::new).map_err(|error| status(&error));
+    let mut answer = result.map(Response::new).map_err(status);
     let mut digits = [0; 32];
     let encoded = hex::encode_to_slice(request_id, &mut digits);
-    if let (Ok(()), Ok(id)) = (encoded, AsciiMetadataValue::try_from(&digits[..])) {
+    if let (Ok(()), Ok(mut id)) = (encoded, AsciiMetadataValue::try_from(&digits[..])) {
+        keep_out_of_table(&mut id);
         match &mut answer {
             Ok(response) => response.metadata_mut().insert(REQUEST_ID, id),
             Err(status) => status.metadata_mut().insert(REQUEST_ID, id),
