@@ -9,7 +9,7 @@ use keyward_service::{Caller, Trace};
 use tonic::metadata::AsciiMetadataValue;
 use tonic::{Request, Response, Status};
 
-use crate::errors::{keep_out_of_table, status};
+use crate::errors::status;
 use crate::tls::{Identity, Peer};
 
 /// Tells a caller the id of its call, as the audit trail has it.
@@ -47,7 +47,8 @@ pub(crate) fn answer<T>(result: Result<T, KmsError>, request_id: [u8; 16]) -> An
     let mut digits = [0; 32];
     let encoded = hex::encode_to_slice(request_id, &mut digits);
     if let (Ok(()), Ok(mut id)) = (encoded, AsciiMetadataValue::try_from(&digits[..])) {
-        keep_out_of_table(&mut id);
+        // As `errors::status` does with details.
+        id.set_sensitive(true);
         match &mut answer {
             Ok(response) => response.metadata_mut().insert(REQUEST_ID, id),
             Err(status) => status.metadata_mut().insert(REQUEST_ID, id),

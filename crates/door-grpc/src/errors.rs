@@ -3,7 +3,7 @@
 use keyward_model::{ErrorCode, KmsError};
 use keyward_proto::{rpc, v1};
 use prost::Message;
-use tonic::metadata::{BinaryMetadataValue, MetadataValue, ValueEncoding};
+use tonic::metadata::BinaryMetadataValue;
 use tonic::{Code, Status};
 
 /// Where gRPC has a status's details.
@@ -67,14 +67,10 @@ pub fn status(error: KmsError) -> Status {
     };
     let mut status = Status::new(code, message);
     let mut details = BinaryMetadataValue::from_bytes(&envelope.encode_to_vec());
-    keep_out_of_table(&mut details);
+    // Not worth a place in HPACK's table (RFC 7541, section 2.2): no other answer has it.
+    details.set_sensitive(true);
     status.metadata_mut().insert_bin(DETAILS, details);
     status
-}
-
-/// A value that no other answer has is not worth a place in HPACK's table (RFC 7541, section 2.2).
-pub(crate) fn keep_out_of_table<E: ValueEncoding>(value: &mut MetadataValue<E>) {
-    value.set_sensitive(true);
 }
 
 #[cfg(test)]
