@@ -14,7 +14,7 @@ use keyward_hsm::{
     ARENA_BYTES_MIN, ArenaConfig, EnvClock, Hsm, HsmConfig, RootId, RootWatchConfig,
 };
 use keyward_model::NodeId;
-use keyward_raft::{BoxFuture, Node, NodeConfig, StartError};
+use keyward_raft::{BoxFuture, Node, NodeConfig, SnapshotPace, StartError};
 use keyward_service::{Audit, Kms, Stack, stack};
 use keyward_state::{MemStore, Purpose, Timers};
 use parking_lot::Mutex;
@@ -81,6 +81,8 @@ struct Slot {
     frozen: bool,
     /// Its disk has been tampered with, and its node is to be refused.
     lies: bool,
+    /// Its disk is full or does not sync, or was so and its node has not come back since.
+    disk_broke: bool,
     /// Why it was refused.
     refused: Option<Refusal>,
     /// What an operator was told last who wanted it in, for a failure's text.
@@ -98,6 +100,7 @@ pub struct Cluster {
     pub walls: Arc<Walls>,
     seed: u64,
     timers: Timers,
+    snapshots: SnapshotPace,
     purpose: Purpose,
     slots: Mutex<Vec<Slot>>,
     disks: Mutex<Dice>,
@@ -147,6 +150,7 @@ impl Cluster {
                 running: None,
                 frozen: false,
                 lies: false,
+                disk_broke: false,
                 refused: None,
                 told: String::new(),
                 copies: VecDeque::new(),
@@ -158,6 +162,7 @@ impl Cluster {
             walls: Walls::new(Arc::clone(world), plan.clocks.iter().map(|(_, error_ms)| *error_ms)),
             seed,
             timers: plan.timers,
+            snapshots: plan.snapshots,
             purpose: plan.purpose(),
             slots: Mutex::new(slots),
             disks: Mutex::new(Dice::new(seed, Stream::Disks)),
@@ -201,6 +206,9 @@ impl Cluster {
         state: MemStore,
     ) -> Result<Running, Refusal> {
         let (entropy, clock) = (env.entropy(), EnvClock::shared(env.clone()));
+        for store in [&log, &state] {
+            store.check().map_err(|error| Refusal::Disk(error.to_string()))?;
+        }
         let folder = self.folder(index);
         let first = format!("first of node {id}");
         let may_die = self.may_die(index);
@@ -216,7 +224,8 @@ impl Cluster {
         }
         drop(SimRuntime::spawn(hsm.watch_roots(clock, ROOT_WATCH)));
         drop(SimRuntime::spawn(Arc::clone(&kept).retry(Arc::downgrade(&hsm))));
-        let config = NodeConfig { node: id, address: address_of(index), timers: self.timers };
+        let mut config = NodeConfig::new(id, address_of(index), self.timers);
+        config.snapshots = self.snapshots;
         let transport = SimTransport::new(Arc::clone(&self.net), id, group);
         let node = start_node(config, env, log, state, transport).await.map_err(Refusal::from)?;
         let region = "eu-west-1".parse().map_err(|_| "a Region's name")?;
@@ -316,6 +325,9 @@ impl Cluster {
     pub fn failures(&self) -> Vec<String> {
         let mut failures = self.failures.lock().clone();
         for index in 0..NODES {
+            if self.disk_is_broken(index) {
+                continue;
+            }
             if let Some(fatal) = self.running(index).and_then(|node| node.kms.node().fatal()) {
                 failures.push(format!("consensus stopped on node {}: {fatal}", self.id(index)));
             }

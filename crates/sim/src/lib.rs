@@ -21,6 +21,7 @@ pub mod plan;
 pub mod roots;
 pub mod runtime;
 mod scenario;
+mod shrink;
 pub mod walls;
 
 use std::future::Future;
@@ -29,7 +30,9 @@ use std::time::Duration;
 use openraft_rt::AsyncRuntime;
 
 pub use book::Counters;
+pub use faults::Spared;
 pub use scenario::{Options, Outcome, run};
+pub use shrink::{Shrunken, shrink};
 
 use runtime::SimRuntime;
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use keyward_raft::SnapshotPace;
 use keyward_state::{Purpose, Timers};
 
 use crate::cluster::NODES;
@@ -50,6 +51,10 @@ pub struct Plan {
     pub lying_disks: bool,
     /// Whether roots are away, and are added, removed and rotated.
     pub root_faults: bool,
+    /// Whether disks are full now and then, or fail to sync.
+    pub disk_faults: bool,
+    /// How often nodes make snapshots.
+    pub snapshots: SnapshotPace,
 }
 
 impl Plan {
@@ -93,6 +98,13 @@ impl Plan {
             deletions,
             lying_disks: dice.permille(300),
             root_faults: dice.permille(300),
+            disk_faults: dice.permille(300),
+            snapshots: dice.pick(&[
+                SnapshotPace::default(),
+                SnapshotPace { every: 100, kept: 40 },
+                SnapshotPace { every: 25, kept: 5 },
+                SnapshotPace { every: 25, kept: 0 },
+            ]),
         }
     }
 
