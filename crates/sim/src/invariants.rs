@@ -18,13 +18,13 @@ use crate::book::Book;
 use crate::client::Callers;
 use crate::cluster::Cluster;
 
+pub use audit::Trails;
 use deletion_dates::DeletionDates;
 use gone_from_disks::GoneFromDisks;
 use no_resurrection::NoResurrection;
 use one_vote::OneVote;
-use region_time::RegionTime;
-pub use audit::Trails;
 pub use quotas::{Meter, Meters};
+use region_time::RegionTime;
 pub use roots::Began;
 
 /// Between looks.

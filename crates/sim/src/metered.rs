@@ -302,13 +302,7 @@ impl MeteredCallers {
 
     /// Offers 1.5 times the rate, first for as long as `within`, and until the burst is spent; then what is admitted is
     /// counted.
-    async fn measure(
-        self: &Arc<Self>,
-        kind: Kind,
-        nodes: &[usize],
-        within: Duration,
-        what: &str,
-    ) {
+    async fn measure(self: &Arc<Self>, kind: Kind, nodes: &[usize], within: Duration, what: &str) {
         let admitted = || self.callers.invariants.meters().meters[kind as usize].admitted();
         self.offer(kind, nodes, within.max(BURST_SPENT)).await;
         let before = admitted();

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward_audit::testing::{FaultyFiles, Faults};
-use keyward_audit::{Files, Filter, SegmentFile, Trail, TrailConfig};
+use keyward_audit::testing::{Faults, FaultyFiles};
+use keyward_audit::{Files, Filter, MappedFile, SegmentFile, Trail, TrailConfig};
 use keyward_env::{Entropy, Env};
 use keyward_model::{NodeId, Region};
 use keyward_service::Audit;
@@ -74,11 +75,9 @@ impl AuditDisk {
             segment_bytes: SEGMENT_BYTES,
             ..TrailConfig::new(PathBuf::from(FOLDER), node, region.clone())
         };
-        let files =
-            Tapped { files: self.files.clone(), written: Arc::clone(&self.written) };
+        let files = Tapped { files: self.files.clone(), written: Arc::clone(&self.written) };
         let of_trail = env.clone();
-        let opened =
-            env.blocking(move || Trail::open(&of_trail, Arc::new(files), kept)).await;
+        let opened = env.blocking(move || Trail::open(&of_trail, Arc::new(files), kept)).await;
         let (trail, _) = opened.map_err(|error| error.to_string())?;
         let mut boot = [0; 8];
         env.entropy().fill(&mut boot);
@@ -187,17 +186,6 @@ struct Tapped {
     written: Arc<Written>,
 }
 
-struct TappedFile {
-    file: Arc<dyn SegmentFile>,
-    written: Arc<Written>,
-}
-
-impl Tapped {
-    fn file(&self, file: Arc<dyn SegmentFile>) -> Arc<dyn SegmentFile> {
-        Arc::new(TappedFile { file, written: Arc::clone(&self.written) })
-    }
-}
-
 impl Files for Tapped {
     fn create_folder(&self, folder: &Path) -> io::Result<()> {
         self.files.create_folder(folder)
@@ -208,11 +196,11 @@ impl Files for Tapped {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn SegmentFile>> {
-        Ok(self.file(self.files.create(path)?))
+        self.files.create(path)
     }
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn SegmentFile>> {
-        Ok(self.file(self.files.open(path, write)?))
+        self.files.open(path, write)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -223,37 +211,41 @@ impl Files for Tapped {
         self.files.remove(path)
     }
 
+    fn map(&self, path: &Path, bytes: usize) -> io::Result<Arc<dyn MappedFile>> {
+        let memory = self.files.map(path, bytes)?;
+        let (written, half) = (Arc::clone(&self.written), Mutex::default());
+        Ok(Arc::new(TappedMemory { memory, written, half }))
+    }
+
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         self.files.sync_folder(folder)
     }
 }
 
-impl SegmentFile for TappedFile {
-    fn allocate(&self, len: u64) -> io::Result<()> {
-        self.file.allocate(len)
+/// The ring. Its lines are written one by one, in two pieces where one goes over the end.
+struct TappedMemory {
+    memory: Arc<dyn MappedFile>,
+    written: Arc<Written>,
+    half: Mutex<Vec<u8>>,
+}
+
+impl MappedFile for TappedMemory {
+    fn write(&self, at: usize, bytes: &[u8]) {
+        self.memory.write(at, bytes);
+        let mut half = self.half.lock();
+        half.extend_from_slice(bytes);
+        if half.ends_with(b"\n") {
+            self.written.lock().extend(String::from_utf8_lossy(&half).lines().filter_map(parse));
+            half.clear();
+        }
     }
 
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_at(offset, bytes)?;
-        let text = String::from_utf8_lossy(bytes);
-        self.written.lock().extend(text.lines().filter_map(parse));
-        Ok(())
+    fn read(&self, at: usize, bytes: &mut [u8]) {
+        self.memory.read(at, bytes);
     }
 
-    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
-        self.file.read_at(offset, bytes)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.file.sync()
-    }
-
-    fn truncate(&self, len: u64) -> io::Result<()> {
-        self.file.truncate(len)
-    }
-
-    fn length(&self) -> io::Result<u64> {
-        self.file.length()
+    fn prepare(&self, range: Range<usize>) {
+        self.memory.prepare(range);
     }
 }
 

@@ -176,7 +176,10 @@ impl Meter {
             let inside = |call: &&(Duration, Duration)| call.0 > from && call.1 < to;
             let calls: Vec<_> = self.admitted.iter().filter(inside).copied().collect();
             within(&calls, &defined.limit, fast_ppm).map_err(|why| {
-                format!("{}, after {} was acknowledged at {from:?}: {why}", self.name, defined.limit)
+                format!(
+                    "{}, after {} was acknowledged at {from:?}: {why}",
+                    self.name, defined.limit
+                )
             })?;
         }
         Ok(())
