@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use keyward_audit::testing::{Faults, FaultyFiles};
 use keyward_audit::{Files, Filter, MappedFile, SegmentFile, Trail, TrailConfig};
-use keyward_env::{Entropy, Env};
+use keyward_env::Env;
 use keyward_model::{NodeId, Region};
 use keyward_service::Audit;
 use parking_lot::Mutex;
