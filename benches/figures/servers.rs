@@ -129,7 +129,7 @@ impl Server {
         let data = self.folder.join("data");
         let log = RocksStore::open(&data.join("log"), &Table::LOG).expect("the log");
         let state = RocksStore::open(&data.join("state"), &Table::STATE).expect("the state");
-        let node = NodeConfig { node: 1, address: self.listen.clone(), timers: Timers::DEFAULT };
+        let node = NodeConfig::new(1, self.listen.clone(), Timers::DEFAULT);
         let transport = Arc::new(GrpcTransport::new(&tls));
         let node = Node::start(node, RealEnv, Arc::new(log), Arc::new(state), transport)
             .await

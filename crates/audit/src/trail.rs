@@ -339,7 +339,7 @@ impl Shared {
         if self.failing.load(Ordering::Acquire) {
             return (Vec::new(), true);
         }
-        let was_synced = writer.is_synced();
+        let was_covered = writer.is_covered();
         let mut written = writer.write(&self.ring, end);
         if sync {
             written = written.and_then(|()| writer.sync());
@@ -348,7 +348,7 @@ impl Shared {
             self.fail(&mut writer, error);
             return (Vec::new(), true);
         }
-        if was_synced && !writer.is_synced() {
+        if was_covered && !writer.is_covered() {
             self.upkeep.notify_one();
         }
         let synced = writer.synced();
@@ -539,11 +539,14 @@ async fn keep_up<E: Env>(env: E, shared: Arc<Shared>) {
         if shared.is_closed() {
             return;
         }
-        if told.is_some() {
+        let synced = told.is_some();
+        if synced {
             env.sleep(SYNC_AFTER).await;
-            off_thread(&env, &shared, |shared| shared.sync()).await;
         }
-        let rolled = off_thread(&env, &shared, |shared| {
+        let rolled = off_thread(&env, &shared, move |shared| {
+            if synced {
+                shared.sync();
+            }
             shared.prepare();
             shared.writer.lock().take_rolled()
         });

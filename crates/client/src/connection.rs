@@ -84,6 +84,12 @@ impl fmt::Display for CallError {
             Some(code) if self.message.is_empty() => f.write_str(code),
             Some(code) => write!(f, "{code}: {}", self.message),
             None => f.write_str(&self.message),
+        }?;
+        match &self.throttle {
+            Some(throttle) => {
+                write!(f, ". Try again in {} ms", throttle.retry_after_milliseconds)
+            }
+            None => Ok(()),
         }
     }
 }

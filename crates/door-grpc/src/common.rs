@@ -43,10 +43,12 @@ pub(crate) fn trace<T>(request: &Request<T>, request_id: [u8; 16]) -> Trace {
 
 /// An answer that tells the call's id.
 pub(crate) fn answer<T>(result: Result<T, KmsError>, request_id: [u8; 16]) -> Answer<T> {
-    let mut answer = result.map(Response::new).map_err(|error| status(&error));
+    let mut answer = result.map(Response::new).map_err(status);
     let mut digits = [0; 32];
     let encoded = hex::encode_to_slice(request_id, &mut digits);
-    if let (Ok(()), Ok(id)) = (encoded, AsciiMetadataValue::try_from(&digits[..])) {
+    if let (Ok(()), Ok(mut id)) = (encoded, AsciiMetadataValue::try_from(&digits[..])) {
+        // As `errors::status` does with details.
+        id.set_sensitive(true);
         match &mut answer {
             Ok(response) => response.metadata_mut().insert(REQUEST_ID, id),
             Err(status) => status.metadata_mut().insert(REQUEST_ID, id),

@@ -50,7 +50,7 @@ impl OperatorDoor {
     ) -> Result<Begun<'_>, Status> {
         let audit = self.kms.audit();
         let trace = trace(request, audit.next_request_id());
-        audit.check().map_err(|refusal| status(&refusal))?;
+        audit.check().map_err(status)?;
         match caller(request) {
             Ok(caller) => Ok(Begun {
                 door: self,
@@ -72,7 +72,7 @@ impl OperatorDoor {
                     &parameters,
                     Some(&refusal),
                 );
-                Err(status(&told.await.err().unwrap_or(refusal)))
+                Err(status(told.await.err().unwrap_or(refusal)))
             }
         }
     }

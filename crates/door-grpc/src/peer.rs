@@ -36,7 +36,7 @@ impl PeerService for PeerDoor {
         request: Request<v1::PeerFrame>,
     ) -> Result<Response<v1::PeerFrame>, Status> {
         let refuse =
-            |why: String| Err(status(&KmsError::new(ErrorCode::AccessDeniedException, why)));
+            |why: String| Err(status(KmsError::new(ErrorCode::AccessDeniedException, why)));
         let from = match request.extensions().get::<Peer>().map(|peer| &peer.identity) {
             Some(Identity::Node(node)) => *node,
             _ => return refuse("only a node of this Region is let in here".to_owned()),

@@ -222,8 +222,7 @@ async fn start_node(
              invite`)",
         )
     })?;
-    let node_config =
-        NodeConfig { node: id, address: config.address(), timers: config.timers.timers() };
+    let node_config = NodeConfig::new(id, config.address(), config.timers.timers());
     let transport = Arc::new(GrpcTransport::new(tls));
     Node::start(node_config, RealEnv, Arc::new(log), Arc::new(state), transport)
         .await

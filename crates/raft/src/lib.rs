@@ -29,7 +29,7 @@ mod atomic {
 pub use lease::RHO_PERCENT;
 pub use machine::Visible;
 pub use messages::{BoxFuture, Member, NodeStatus, ProposeError, Transport, TransportError};
-pub use node::{Node, NodeConfig, NotServing, PeerApp, StartError};
+pub use node::{Node, NodeConfig, NotServing, PeerApp, SnapshotPace, StartError};
 pub use openraft::impls::BasicNode;
 pub use recover::{Survey, ask_status, go_on_alone, survey};
 pub use region_time::CLOCK_OFF_MAX_MS;

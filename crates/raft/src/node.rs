@@ -36,10 +36,6 @@ use crate::recover::Recovery;
 use crate::region_time::{Look, RegionTime};
 use crate::types::{LeaderId, Proposal, SnapshotData, TypeConfig};
 
-/// Entries between snapshots: a log of this length is replayed in well under a second.
-const SNAPSHOT_EVERY: u64 = 10_000;
-/// Entries kept behind a snapshot, so that a node that was away for a moment needs no snapshot.
-const LOG_KEPT: u64 = 2_000;
 /// Between looks while something is waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// A follower that is behind a fence answers after this and holds its calls instead.
@@ -58,6 +54,32 @@ pub struct NodeConfig {
     pub address: String,
     /// Raft and lease timers; must be the Region's own.
     pub timers: Timers,
+    /// How often the state is frozen, so that the log can be shortened.
+    pub snapshots: SnapshotPace,
+}
+
+/// How often a node makes a snapshot of its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotPace {
+    /// Entries between two.
+    pub every: u64,
+    /// Entries that stay in the log behind one: a node that was away for a moment then needs no snapshot.
+    pub kept: u64,
+}
+
+impl Default for SnapshotPace {
+    /// A log of 10,000 entries is replayed in well under a second.
+    fn default() -> Self {
+        Self { every: 10_000, kept: 2_000 }
+    }
+}
+
+impl NodeConfig {
+    /// A node with the usual pace of snapshots.
+    #[must_use]
+    pub fn new(node: NodeId, address: String, timers: Timers) -> Self {
+        Self { node, address, timers, snapshots: SnapshotPace::default() }
+    }
 }
 
 /// Why a node does not start.
@@ -177,7 +199,7 @@ fn by_name<T: serde::de::DeserializeOwned>(name: &'static str) -> Result<T, Star
     T::deserialize(name).map_err(|e| StartError::Raft(e.to_string()))
 }
 
-fn raft_config(timers: Timers) -> Result<Arc<Config>, StartError> {
+fn raft_config(timers: Timers, pace: SnapshotPace) -> Result<Arc<Config>, StartError> {
     let config = Config {
         cluster_name: "keyward".to_owned(),
         heartbeat_interval: timers.heartbeat_ms,
@@ -190,9 +212,9 @@ fn raft_config(timers: Timers) -> Result<Arc<Config>, StartError> {
         enable_elect: false,
         // Hand-overs leave only when we send them (rule 6).
         removed_leader_step_down: by_name("Never")?,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-        max_in_snapshot_log_to_keep: LOG_KEPT,
-        purge_batch_size: 256,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(pace.every),
+        max_in_snapshot_log_to_keep: pace.kept,
+        purge_batch_size: pace.kept.clamp(1, 256),
         install_snapshot_timeout: 120_000,
         backoff: "100ms".to_owned(),
         ..Config::default()
@@ -261,9 +283,15 @@ impl<E: Env> Node<E> {
             transport: Arc::clone(&transport),
             transfers: Arc::new(AtomicU64::new(random_u64(&env))),
         };
-        let raft = Raft::new(node, raft_config(config.timers)?, network, log.clone(), machine)
-            .await
-            .map_err(|e| StartError::Raft(e.to_string()))?;
+        let raft = Raft::new(
+            node,
+            raft_config(config.timers, config.snapshots)?,
+            network,
+            log.clone(),
+            machine,
+        )
+        .await
+        .map_err(|e| StartError::Raft(e.to_string()))?;
         let mute_until = now + Duration::from_millis(config.timers.election_ms_max);
         let node = Arc::new(Self {
             config,

@@ -73,8 +73,7 @@ fn envelope(id: u64) -> Envelope {
 async fn one_append_with_entries_is_in_flight_at_a_time() {
     let network = Arc::new(Network::default());
     for id in 1..=2 {
-        let config =
-            NodeConfig { node: id, address: format!("127.0.0.1:{id}"), timers: Timers::DEFAULT };
+        let config = NodeConfig::new(id, format!("127.0.0.1:{id}"), Timers::DEFAULT);
         let (log, state) = (Arc::new(MemStore::default()), Arc::new(MemStore::default()));
         let link = Arc::new(Link(Arc::clone(&network), id));
         let node = Node::start(config, RealEnv, log, state, link).await.expect("a node");

@@ -74,7 +74,7 @@ impl Transport for Nobody {
 }
 
 async fn start(log: Arc<dyn Store>, state: Arc<dyn Store>) -> Arc<Node<RealEnv>> {
-    let config = NodeConfig { node: 1, address: "127.0.0.1:1".to_owned(), timers: Timers::QUICK };
+    let config = NodeConfig::new(1, "127.0.0.1:1".to_owned(), Timers::QUICK);
     Node::start(config, RealEnv, log, state, Arc::new(Nobody)).await.expect("a node")
 }
 

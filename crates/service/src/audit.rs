@@ -49,6 +49,11 @@ pub struct Audit {
     requests: AtomicU64,
 }
 
+/// Whether a change with this refusal, or none, has taken effect, or may have.
+fn may_have_changed(refusal: Option<&KmsError>) -> bool {
+    refusal.is_none_or(|refusal| refusal.outcome_unknown)
+}
+
 fn unwritten(error: &AuditError, changed: bool) -> KmsError {
     let why = format!("this node cannot write its audit trail: {error}");
     if changed {
@@ -139,7 +144,7 @@ impl Audit {
             refusal,
             ..traced(record, trace)
         };
-        self.put(env, &record, changes && refusal.is_none()).await
+        self.put(env, &record, changes && may_have_changed(refusal)).await
     }
 }
 
@@ -410,7 +415,8 @@ impl<E: Env> Pending<E> {
     async fn end(mut self, result: Result<Response, KmsError>) -> Result<Response, KmsError> {
         self.told = true;
         let Some(trail) = &self.kms.audit.trail else { return result };
-        let changed = self.request.operation().plane() == Plane::Manage && result.is_ok();
+        let changes = self.request.operation().plane() == Plane::Manage;
+        let changed = changes && may_have_changed(result.as_ref().err());
         let append = |trail: &Trail| self.record(result.as_ref(), |record| trail.append(record));
         match trail.put(self.kms.node.env(), append).await {
             Ok(()) => result,

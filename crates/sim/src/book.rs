@@ -160,6 +160,12 @@ pub struct Counters {
     pub old_copies: u64,
     /// Disks of another machine.
     pub foreign_disks: u64,
+    /// Disks of which a block could be read no more.
+    pub rotten_disks: u64,
+    /// Disks that were full for a while, or did not sync.
+    pub disk_faults: u64,
+    /// Snapshots that nodes took over from others.
+    pub snapshots: u64,
     /// Nodes taken out of service while they were well.
     pub replaced: u64,
     /// Nodes that joined on a machine that had lost its own, and vote.
@@ -218,6 +224,9 @@ impl Counters {
         self.wiped += other.wiped;
         self.old_copies += other.old_copies;
         self.foreign_disks += other.foreign_disks;
+        self.rotten_disks += other.rotten_disks;
+        self.disk_faults += other.disk_faults;
+        self.snapshots += other.snapshots;
         self.replaced += other.replaced;
         self.joined += other.joined;
         self.root_faults += other.root_faults;

@@ -19,6 +19,7 @@ use tower::ServiceExt;
 use crate::book::{Acknowledged, Book, Change, KeyView, Sample, SharedBook, Told, alias_name};
 use crate::cluster::{Cluster, NODES, Running, client, expired_client};
 use crate::dice::Dice;
+use crate::faults::{Fault, FaultKind, Schedule};
 use crate::invariants::{Began, Invariants};
 use crate::runtime::JoinHandle;
 
@@ -41,6 +42,8 @@ pub struct Callers {
     pub book: SharedBook,
     /// Set once nothing may break any more.
     pub healed: AtomicBool,
+    /// What goes wrong.
+    pub schedule: Schedule,
     /// What is looked at all the time.
     pub invariants: Invariants,
     caller: Arc<Caller>,
@@ -72,18 +75,25 @@ fn code_number(error: &KmsError) -> u64 {
 impl Callers {
     /// Callers of that Region, with `aliases` names to play with.
     #[must_use]
-    pub fn new(cluster: Arc<Cluster>, dice: Dice, aliases: usize) -> Arc<Self> {
+    pub fn new(cluster: Arc<Cluster>, schedule: Schedule, dice: Dice, aliases: usize) -> Arc<Self> {
         let mut book = Book::default();
         book.aliases.resize_with(aliases, || crate::check::History::new(None));
         Arc::new(Self {
             cluster,
             book: Mutex::new(book),
             healed: AtomicBool::new(false),
+            schedule,
             invariants: Invariants::default(),
             caller: client(),
             expired: expired_client(),
             dice: Mutex::new(dice),
         })
+    }
+
+    /// Takes note of something that goes wrong now.
+    pub fn tell(&self, kind: FaultKind, what: impl FnOnce() -> String) {
+        let at = self.cluster.world.now();
+        self.schedule.tell(Fault { at, kind, what: what() });
     }
 
     /// Draws from the callers' own stream.

@@ -15,7 +15,7 @@ use keyward_hsm::{
     ARENA_BYTES_MIN, ArenaConfig, EnvClock, Hsm, HsmConfig, RootId, RootWatchConfig,
 };
 use keyward_model::NodeId;
-use keyward_raft::{BoxFuture, Node, NodeConfig, StartError};
+use keyward_raft::{BoxFuture, Node, NodeConfig, SnapshotPace, StartError};
 use keyward_service::{Kms, Stack, stack};
 use keyward_state::{MemStore, Purpose, Timers};
 use parking_lot::Mutex;
@@ -88,6 +88,8 @@ struct Slot {
     frozen: bool,
     /// Its disk has been tampered with, and its node is to be refused.
     lies: bool,
+    /// Its disk is full or does not sync, or was so and its node has not come back since.
+    disk_broke: bool,
     /// Why it was refused.
     refused: Option<Refusal>,
     /// What an operator was told last who wanted it in, for a failure's text.
@@ -106,6 +108,7 @@ pub struct Cluster {
     seed: u64,
     timers: Timers,
     rates_ppm: Vec<i64>,
+    snapshots: SnapshotPace,
     purpose: Purpose,
     slots: Mutex<Vec<Slot>>,
     disks: Mutex<Dice>,
@@ -158,6 +161,7 @@ impl Cluster {
                 running: None,
                 frozen: false,
                 lies: false,
+                disk_broke: false,
                 refused: None,
                 told: String::new(),
                 copies: VecDeque::new(),
@@ -170,6 +174,7 @@ impl Cluster {
             seed,
             timers: plan.timers,
             rates_ppm: plan.clocks.iter().map(|(clock, _)| clock.rate_ppm()).collect(),
+            snapshots: plan.snapshots,
             purpose: plan.purpose(),
             slots: Mutex::new(slots),
             disks: Mutex::new(Dice::new(seed, Stream::Disks)),
@@ -215,6 +220,9 @@ impl Cluster {
     ) -> Result<Running, Refusal> {
         let (entropy, clock) = (env.entropy(), EnvClock::shared(env.clone()));
         let seams = env.clone();
+        for store in [&log, &state] {
+            store.check().map_err(|error| Refusal::Disk(error.to_string()))?;
+        }
         let folder = self.folder(index);
         let first = format!("first of node {id}");
         let may_die = self.may_die(index);
@@ -230,7 +238,8 @@ impl Cluster {
         }
         drop(SimRuntime::spawn(hsm.watch_roots(clock, ROOT_WATCH)));
         drop(SimRuntime::spawn(Arc::clone(&kept).retry(Arc::downgrade(&hsm))));
-        let config = NodeConfig { node: id, address: address_of(index), timers: self.timers };
+        let mut config = NodeConfig::new(id, address_of(index), self.timers);
+        config.snapshots = self.snapshots;
         let transport = SimTransport::new(Arc::clone(&self.net), id, group);
         let node = start_node(config, env, log, state, transport).await.map_err(Refusal::from)?;
         let region = "eu-west-1".parse().map_err(|_| "a Region's name")?;
@@ -360,6 +369,9 @@ impl Cluster {
     pub fn failures(&self) -> Vec<String> {
         let mut failures = self.failures.lock().clone();
         for index in 0..NODES {
+            if self.disk_is_broken(index) {
+                continue;
+            }
             if let Some(fatal) = self.running(index).and_then(|node| node.kms.node().fatal()) {
                 failures.push(format!("consensus stopped on node {}: {fatal}", self.id(index)));
             }

@@ -15,8 +15,6 @@ pub enum Stream {
     Runtime,
     /// Delays and losses of messages.
     Network,
-    /// When what breaks.
-    Faults,
     /// The run's own settings: clocks, paces, chaos or calm.
     Plan,
     /// Restarts: what a power cut leaves.
@@ -37,6 +35,10 @@ pub enum Stream {
     Audits,
     /// Disks of audit trails that break.
     AuditFaults,
+    /// Disks that are full, or do not sync.
+    DiskFaults,
+    /// The n-th thing that goes wrong, of those that go wrong one by one.
+    Fault(u32),
     /// A node's entropy: its index and how many times it has booted.
     Entropy(u32, u32),
     /// A client.
@@ -49,7 +51,6 @@ impl Stream {
             Self::Schedule => 1,
             Self::Runtime => 2,
             Self::Network => 3,
-            Self::Faults => 4,
             Self::Plan => 5,
             Self::Disks => 6,
             Self::Walls => 7,
@@ -60,6 +61,8 @@ impl Stream {
             Self::Metered => 12,
             Self::Audits => 13,
             Self::AuditFaults => 14,
+            Self::DiskFaults => 20,
+            Self::Fault(number) => (1 << 33) | number as u64,
             Self::Client(client) => (1 << 32) | client as u64,
             Self::Entropy(node, boot) => (1 << 63) | ((node as u64) << 32) | boot as u64,
         }

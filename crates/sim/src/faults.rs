@@ -4,7 +4,9 @@ mod audit;
 mod clocks;
 mod dates;
 mod disks;
+mod full_disks;
 mod roots;
+mod schedule;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,7 +14,7 @@ use std::time::Duration;
 
 use crate::client::Callers;
 use crate::cluster::{Death, NODES, operator};
-use crate::dice::Dice;
+use crate::dice::{Dice, Stream};
 use crate::network::Weather;
 use crate::sleep;
 
@@ -20,23 +22,42 @@ pub use audit::break_audit_disks;
 pub use clocks::break_clocks;
 pub use dates::reach_dates;
 pub use disks::lie_about_disks;
+pub use full_disks::break_disks;
 pub use roots::break_roots;
+pub use schedule::{Fault, FaultKind, Schedule, Spared};
 
-/// Breaks things for that long.
-pub async fn break_things(callers: Arc<Callers>, mut dice: Dice, duration: Duration) {
+/// Breaks things for that long, one by one. Each draws from a stream of its own, so that leaving one out leaves the
+/// others as they are.
+pub async fn break_things(callers: Arc<Callers>, seed: u64, duration: Duration) {
     let world = Arc::clone(&callers.cluster.world);
     let end = world.now() + duration;
-    loop {
+    for number in 0.. {
+        let mut dice = Dice::new(seed, Stream::Fault(number));
         sleep(dice.between_ms(300, 3000)).await;
         if world.now() >= end {
             return;
+        }
+        if callers.schedule.is_spared(FaultKind::Numbered(number)) {
+            continue;
         }
         let leader = callers.cluster.leader();
         let index = match leader {
             Some(leader) if dice.permille(600) => leader,
             _ => dice.index(NODES),
         };
-        match dice.below(100) {
+        let draw = dice.below(100);
+        callers.tell(FaultKind::Numbered(number), || {
+            let what = match draw {
+                0..=9 => "a follower loses the leader, another one restarts again and again",
+                10..=29 => "ways to and from it are cut",
+                30..=49 => "it stands still",
+                50..=74 => "it is killed, or loses power",
+                75..=80 => "leadership is handed over",
+                _ => "all links are mended",
+            };
+            format!("machine {index}, where machine {leader:?} leads: {what}")
+        });
+        match draw {
             0..=9 => lose_one_and_blink(&callers, &mut dice, leader),
             10..=29 => part(&callers, &mut dice, index),
             30..=49 => pause(&callers, &mut dice, index),
@@ -61,6 +82,7 @@ pub fn heal(callers: &Callers) {
         }
         cluster.cabinet(index).repair();
         cluster.audit_disk(index).set_faults(keyward_audit::testing::Faults::default());
+        cluster.mend_disk(index);
         match cluster.group(index) {
             Some(_) => cluster.freeze(index, false, Duration::ZERO),
             None => cluster.boot(index),
@@ -71,7 +93,9 @@ pub fn heal(callers: &Callers) {
 /// A machine that nobody counts on (its disk lies) is not spared for.
 fn some_node_is_down(callers: &Callers) -> bool {
     let cluster = &callers.cluster;
-    (0..NODES).any(|index| cluster.group(index).is_none() && !cluster.lies(index))
+    (0..NODES).any(|index| {
+        (cluster.group(index).is_none() && !cluster.lies(index)) || cluster.disk_is_broken(index)
+    })
 }
 
 /// One follower loses the leader, then another restarts again and again.

@@ -22,6 +22,7 @@ pub mod plan;
 pub mod roots;
 pub mod runtime;
 mod scenario;
+mod shrink;
 pub mod trail;
 pub mod walls;
 
@@ -31,7 +32,9 @@ use std::time::Duration;
 use openraft_rt::AsyncRuntime;
 
 pub use book::Counters;
+pub use faults::Spared;
 pub use scenario::{Options, Outcome, run};
+pub use shrink::{Shrunken, shrink};
 
 use runtime::SimRuntime;
 

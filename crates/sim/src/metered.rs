@@ -3,6 +3,7 @@
 //!
 //! What they may at most is checked in `invariants/quotas.rs`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,13 +12,14 @@ use keyward_model::{ErrorCode, KmsError, Operation};
 use keyward_quota::{Covers, Limit, Pool, Quota, QuotaName, Scope};
 use keyward_service::api::{CreateKey, DescribeKey, GenerateRandom, UpdateKeyDescription};
 use keyward_service::{Call, Caller, Request, Response};
+use parking_lot::Mutex;
 
 use crate::client::Callers;
 use crate::cluster::{Cluster, Death, NODES, metered, operator};
 use crate::dice::Dice;
 use crate::invariants::Meter;
 use crate::plan::Metering;
-use crate::runtime::HARNESS;
+use crate::runtime::{Group, HARNESS};
 use crate::sleep;
 
 /// How long an operator's call may take.
@@ -83,6 +85,8 @@ impl Kind {
 pub struct MeteredCallers {
     callers: Arc<Callers>,
     who: Vec<Arc<Caller>>,
+    /// What each of them has with each process: a node keeps with a connection what it counts.
+    connections: Mutex<BTreeMap<(Group, usize), Arc<Caller>>>,
     /// A key of their own, which no other caller looks at.
     key: String,
     ended: AtomicBool,
@@ -128,7 +132,8 @@ impl MeteredCallers {
             other => return Err(format!("no key: {other:?}")),
         };
         let ended = AtomicBool::new(false);
-        Ok(Arc::new(Self { callers: Arc::clone(callers), who, key, ended }))
+        let connections = Mutex::default();
+        Ok(Arc::new(Self { callers: Arc::clone(callers), who, connections, key, ended }))
     }
 
     /// They call, each in its own way, and the operator changes their quotas, until [`Self::end`].
@@ -187,6 +192,13 @@ impl MeteredCallers {
         }
     }
 
+    fn connection(&self, kind: Kind, group: Group) -> Arc<Caller> {
+        let number = kind as usize;
+        let mut connections = self.connections.lock();
+        let made = || metered(u8::try_from(number).unwrap_or(u8::MAX));
+        Arc::clone(connections.entry((group, number)).or_insert_with(made))
+    }
+
     /// One call on that node, in a task of its own.
     fn call(self: &Arc<Self>, kind: Kind, index: usize) {
         let Some(running) = self.callers.cluster.running(index) else { return };
@@ -194,7 +206,7 @@ impl MeteredCallers {
         drop(self.callers.cluster.world.spawn_in(running.group, async move {
             let world = &this.callers.cluster.world;
             let began = world.now();
-            let caller = Arc::clone(&this.who[kind as usize]);
+            let caller = this.connection(kind, running.group);
             let call = Call::new(caller, this.request(kind), CALL_PATIENCE);
             let result = this.callers.send(index, &running, call).await;
             this.note(kind, &result, (began, world.now()));

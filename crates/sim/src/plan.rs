@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use keyward_quota::{Limit, Window};
+use keyward_raft::SnapshotPace;
 use keyward_state::{Purpose, Timers};
 
 use crate::cluster::NODES;
@@ -55,6 +56,10 @@ pub struct Plan {
     pub metering: Option<Metering>,
     /// Whether disks of audit trails break.
     pub audit_faults: bool,
+    /// Whether disks are full now and then, or fail to sync.
+    pub disk_faults: bool,
+    /// How often nodes make snapshots.
+    pub snapshots: SnapshotPace,
 }
 
 /// Quotas, one a caller.
@@ -138,6 +143,13 @@ impl Plan {
             root_faults,
             metering,
             audit_faults,
+            disk_faults: dice.permille(300),
+            snapshots: dice.pick(&[
+                SnapshotPace::default(),
+                SnapshotPace { every: 100, kept: 40 },
+                SnapshotPace { every: 25, kept: 5 },
+                SnapshotPace { every: 25, kept: 0 },
+            ]),
         }
     }
 

@@ -11,7 +11,8 @@ use crate::cluster::{Cluster, NODES};
 use crate::dice::{Dice, Stream};
 use crate::ending;
 use crate::faults::{
-    break_audit_disks, break_clocks, break_roots, break_things, heal, lie_about_disks, reach_dates,
+    Fault, FaultKind, Schedule, Spared, break_audit_disks, break_clocks, break_disks, break_roots,
+    break_things, heal, lie_about_disks, reach_dates,
 };
 use crate::invariants;
 use crate::metered::MeteredCallers;
@@ -29,10 +30,12 @@ const KEYS_FIRST: usize = 4;
 const CLIENTS_END_WITHIN: Duration = Duration::from_secs(40);
 
 /// What a run may be told beyond its seed.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// How long things break; 20 to 40 s by the seed otherwise.
     pub faults: Option<Duration>,
+    /// What does not go wrong.
+    pub without: Spared,
 }
 
 /// What came of a run.
@@ -46,15 +49,18 @@ pub struct Outcome {
     pub counters: Counters,
     /// Broken rules. None, if all is well.
     pub violations: Vec<String>,
+    /// What went wrong on purpose, in order.
+    pub faults: Vec<Fault>,
 }
 
 /// Runs one seed.
 #[must_use]
-pub fn run(seed: u64, options: Options) -> Outcome {
+pub fn run(seed: u64, options: &Options) -> Outcome {
     let plan = Plan::new(seed, options.faults);
     let world = World::new(seed, plan.stall_permille);
     let cluster = Cluster::new(seed, &plan, &world);
-    let callers = Callers::new(cluster, Dice::new(seed, Stream::Client(0)), ALIASES);
+    let schedule = Schedule::without(options.without.clone());
+    let callers = Callers::new(cluster, schedule, Dice::new(seed, Stream::Client(0)), ALIASES);
     let all = Arc::clone(&callers);
     world.run(async move {
         live(&all, seed, &plan).await;
@@ -66,9 +72,11 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     }
     let (trace_hash, steps) = world.trace();
     book.counters.steps = steps;
+    book.counters.snapshots = callers.cluster.snapshots_taken_over();
     book.counters.messages = callers.cluster.net.delivered();
     book.counters.simulated_ms = u64::try_from(world.now().as_millis()).unwrap_or(u64::MAX);
-    Outcome { seed, trace_hash, counters: book.counters, violations: book.violations.clone() }
+    let (counters, violations) = (book.counters, book.violations.clone());
+    Outcome { seed, trace_hash, counters, violations, faults: callers.schedule.take() }
 }
 
 async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
@@ -112,8 +120,18 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
         metered.start(dice, metering);
     }
     sleep(Duration::from_secs(1)).await;
-    callers.cluster.net.set_weather(plan.weather);
-    if plan.wrong_walls {
+    let goes_wrong = |kind| !callers.schedule.is_spared(kind);
+    if goes_wrong(FaultKind::Weather) {
+        callers.tell(FaultKind::Weather, || format!("{:?}", plan.weather));
+        callers.cluster.net.set_weather(plan.weather);
+    }
+    if plan.disk_faults && goes_wrong(FaultKind::Disks) {
+        let dice = Dice::new(seed, Stream::DiskFaults);
+        let disks = break_disks(Arc::clone(callers), dice, plan.faults);
+        drop(world.spawn_in(HARNESS, disks));
+    }
+    if plan.wrong_walls && goes_wrong(FaultKind::Clocks) {
+        callers.tell(FaultKind::Clocks, || "wall clocks are set wrong, now and then".to_owned());
         let dice = Dice::new(seed, Stream::Walls);
         let clocks = break_clocks(Arc::clone(callers), dice, plan.faults);
         drop(world.spawn_in(HARNESS, clocks));
@@ -121,22 +139,24 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     let dice = Dice::new(seed, Stream::Deletions);
     let dates = reach_dates(Arc::clone(callers), dice, plan.deletions, plan.faults);
     drop(world.spawn_in(HARNESS, dates));
-    if plan.root_faults {
+    if plan.root_faults && goes_wrong(FaultKind::Roots) {
+        callers.tell(FaultKind::Roots, || "roots are away, and are changed".to_owned());
         let dice = Dice::new(seed, Stream::Roots);
         let roots = break_roots(Arc::clone(callers), dice, plan.faults);
         drop(world.spawn_in(HARNESS, roots));
     }
-    if plan.audit_faults {
+    if plan.audit_faults && goes_wrong(FaultKind::Audit) {
+        callers.tell(FaultKind::Audit, || "disks of audit trails break".to_owned());
         let dice = Dice::new(seed, Stream::AuditFaults);
         let disks = break_audit_disks(Arc::clone(callers), dice, plan.faults);
         drop(world.spawn_in(HARNESS, disks));
     }
-    let lies = plan.lying_disks.then(|| {
+    let lies = (plan.lying_disks && goes_wrong(FaultKind::Lies)).then(|| {
         let dice = Dice::new(seed, Stream::Lies);
         let lies = lie_about_disks(Arc::clone(callers), dice, plan.faults);
         world.spawn_in(HARNESS, lies)
     });
-    break_things(Arc::clone(callers), Dice::new(seed, Stream::Faults), plan.faults).await;
+    break_things(Arc::clone(callers), seed, plan.faults).await;
     heal(callers);
     if let Some(lies) = lies {
         ending::must_be_whole(callers, lies).await;

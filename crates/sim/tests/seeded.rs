@@ -17,7 +17,7 @@ const FOUND: [u64; 6] = [464, 541, 625, 809, 912, 914];
 
 fn run_all() -> Vec<Outcome> {
     let next = AtomicU64::new(0);
-    let outcomes: Vec<_> = FOUND.map(|seed| run(seed, Options::default())).into();
+    let outcomes: Vec<_> = FOUND.map(|seed| run(seed, &Options::default())).into();
     let outcomes = Mutex::new(outcomes);
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -27,7 +27,7 @@ fn run_all() -> Vec<Outcome> {
                     if seed >= SEEDS {
                         return;
                     }
-                    let outcome = run(seed, Options::default());
+                    let outcome = run(seed, &Options::default());
                     outcomes.lock().push(outcome);
                 }
             });
@@ -60,6 +60,7 @@ fn no_seed_breaks_a_rule() {
     assert!(sum.wrong_leaders > 20 && sum.wrong_followers > 20 && sum.expired_refused > SEEDS);
     assert!(sum.scheduled > 50 && sum.cancelled > 50 && sum.deleted > 20, "{sum:?}");
     assert!(sum.wiped > 10 && sum.old_copies > 10 && sum.foreign_disks > 10, "{sum:?}");
+    assert!(sum.rotten_disks > 5 && sum.disk_faults > 50 && sum.snapshots > 20, "{sum:?}");
     assert!(sum.replaced > 10 && sum.joined > 40, "{sum:?}");
     assert!(sum.root_faults > 100 && sum.roots_changed > 25 && sum.last_roots_kept > 10, "{sum:?}");
 }
@@ -76,13 +77,13 @@ fn trace_of_another_process(seed: u64) -> String {
 #[test]
 fn the_same_seed_gives_the_same_trace() {
     for seed in [1, 7, 1007] {
-        let first = run(seed, Options::default());
-        let second = run(seed, Options::default());
+        let first = run(seed, &Options::default());
+        let second = run(seed, &Options::default());
         assert_eq!(first, second, "two runs of seed {seed} in one process");
         let trace = format!("trace {:016x}", first.trace_hash);
         assert_eq!(trace_of_another_process(seed), trace, "seed {seed} in another process");
         assert_eq!(trace_of_another_process(seed), trace, "seed {seed} in a third process");
     }
-    let (a, b) = (run(1, Options::default()), run(2, Options::default()));
+    let (a, b) = (run(1, &Options::default()), run(2, &Options::default()));
     assert_ne!(a.trace_hash, b.trace_hash, "seeds decide");
 }

@@ -15,7 +15,7 @@ mod store;
 
 pub use apply::apply;
 pub use command::{Command, CommandId, Envelope, Founding, Outcome, Reply};
-pub use mem::MemStore;
+pub use mem::{DiskFaults, MemStore};
 pub use rows::{
     Alias, CertificateRecord, DiskMark, DomainKey, Invitation, InvitationId, Key, Kinds, Material,
     Principal, Purpose, RegionFacts, Root, Rotation, RotationKind, Timers, Tombstone,

@@ -25,7 +25,22 @@ struct Disk {
     leftovers: Vec<(Table8, Vec<u8>)>,
     /// Set by a crash: a task of the old process that is still being dropped must not write.
     cut: bool,
+    faults: DiskFaults,
+    /// A sync has failed: nothing more is taken before the next start, as RocksDB has it.
+    failed: bool,
     syncs: u64,
+    installs: u64,
+}
+
+/// What is wrong with a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskFaults {
+    /// Nothing can be written any more.
+    pub full: bool,
+    /// Syncs fail. What they should have covered may be lost in a power cut.
+    pub failing_syncs: bool,
+    /// A row cannot be read: its checksum does not fit. Found by every reader, and when the store is opened.
+    pub rotten: bool,
 }
 
 /// A store in memory. Clones share the content.
@@ -78,8 +93,14 @@ impl MemStore {
         for batch in disk.unsynced.iter().take(kept) {
             apply(&mut durable, batch);
         }
-        let leftovers = disk.leftovers.clone();
-        let next = Disk { visible: durable.clone(), durable, leftovers, ..Disk::default() };
+        let next = Disk {
+            visible: durable.clone(),
+            durable,
+            leftovers: disk.leftovers.clone(),
+            faults: disk.faults,
+            installs: disk.installs,
+            ..Disk::default()
+        };
         Self { disk: Arc::new(Mutex::new(next)) }
     }
 
@@ -87,7 +108,13 @@ impl MemStore {
     #[must_use]
     pub fn copied(&self) -> Self {
         let disk = self.disk.lock();
-        let copy = Disk { durable: disk.visible.clone(), unsynced: Vec::new(), ..disk.clone() };
+        let copy = Disk {
+            durable: disk.visible.clone(),
+            unsynced: Vec::new(),
+            faults: DiskFaults::default(),
+            failed: false,
+            ..disk.clone()
+        };
         Self { disk: Arc::new(Mutex::new(copy)) }
     }
 
@@ -105,6 +132,27 @@ impl MemStore {
             })
     }
 
+    /// Breaks the disk, or mends it. A process that has failed on it stays so.
+    pub fn set_faults(&self, faults: DiskFaults) {
+        self.disk.lock().faults = faults;
+    }
+
+    /// Whether a process that has it open cannot write to it: for a fault now, or for one that it met.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        let disk = self.disk.lock();
+        disk.failed || disk.faults != DiskFaults::default()
+    }
+
+    /// What a start looks at first: that everything can be read and something written.
+    ///
+    /// # Errors
+    /// What is wrong with the disk.
+    pub fn check(&self) -> io::Result<()> {
+        self.scan(Table::Meta, &mut |_, _| Ok(()))?;
+        self.write(Batch::default(), true)
+    }
+
     /// How many batches a crash would lose now.
     #[must_use]
     pub fn unsynced(&self) -> usize {
@@ -117,12 +165,32 @@ impl MemStore {
         self.disk.lock().syncs
     }
 
+    /// How many checkpoints were taken over, since the machine's first day.
+    #[must_use]
+    pub fn installs(&self) -> u64 {
+        self.disk.lock().installs
+    }
+
     fn open<T>(&self, work: impl FnOnce(&mut Disk) -> io::Result<T>) -> io::Result<T> {
         let mut disk = self.disk.lock();
         if disk.cut {
             return Err(io::Error::other("this store belongs to a process that has crashed"));
         }
+        if disk.faults.rotten {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a block's checksum does not fit",
+            ));
+        }
         work(&mut disk)
+    }
+
+    fn open_to_write<T>(&self, work: impl FnOnce(&mut Disk) -> io::Result<T>) -> io::Result<T> {
+        self.open(|disk| match (disk.failed, disk.faults.full) {
+            (true, _) => Err(io::Error::other("a sync of this store has failed before")),
+            (_, true) => Err(io::ErrorKind::StorageFull.into()),
+            _ => work(disk),
+        })
     }
 }
 
@@ -144,7 +212,7 @@ impl Store for MemStore {
     }
 
     fn write(&self, batch: Batch, sync: bool) -> io::Result<()> {
-        self.open(|disk| {
+        self.open_to_write(|disk| {
             // Nobody looks for leftovers of tables that hold no sealed material.
             let left = apply(&mut disk.visible, &batch).into_iter().filter(|(table, _)| {
                 [Table::Tokens, Table::Log].iter().any(|kept| table_number(*kept) == *table)
@@ -152,6 +220,10 @@ impl Store for MemStore {
             disk.leftovers.extend(left);
             disk.unsynced.push(batch);
             if sync {
+                if disk.faults.failing_syncs {
+                    disk.failed = true;
+                    return Err(io::Error::other("the disk did not take the data"));
+                }
                 disk.syncs += 1;
                 for batch in std::mem::take(&mut disk.unsynced) {
                     apply(&mut disk.durable, &batch);
@@ -215,11 +287,16 @@ impl Install for MemInstall {
 
     fn commit(self: Box<Self>) -> io::Result<()> {
         let rows: Vec<Row> = codec::decode(&self.bytes).map_err(io::Error::other)?;
-        self.store.open(|disk| {
+        self.store.open_to_write(|disk| {
+            if disk.faults.failing_syncs {
+                disk.failed = true;
+                return Err(io::Error::other("the disk did not take the data"));
+            }
             disk.visible = rows.into_iter().collect();
             disk.durable = disk.visible.clone();
             disk.unsynced.clear();
             disk.leftovers.clear();
+            disk.installs += 1;
             Ok(())
         })
     }
@@ -246,6 +323,29 @@ mod tests {
         let has = |key: &str| after.get(Table::Keys, key.as_bytes()).unwrap().is_some();
         assert_eq!([has("a"), has("b"), has("c"), has("d")], [true, true, true, false]);
         assert!(store.write(put("e"), true).is_err(), "the crashed process must not write");
+    }
+
+    #[test]
+    fn a_disk_that_is_full_takes_nothing_and_one_that_failed_to_sync_takes_nothing_more() {
+        let store = MemStore::default();
+        store.write(put("a"), true).unwrap();
+        store.set_faults(DiskFaults { full: true, ..DiskFaults::default() });
+        assert_eq!(store.write(put("b"), true).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert!(store.get(Table::Keys, b"a").unwrap().is_some(), "and is read all the same");
+        store.set_faults(DiskFaults { failing_syncs: true, ..DiskFaults::default() });
+        store.write(put("c"), false).unwrap();
+        store.write(put("d"), true).unwrap_err();
+        store.set_faults(DiskFaults::default());
+        store.write(put("e"), true).unwrap_err();
+        let killed = store.crash(usize::MAX);
+        let has = |store: &MemStore, key: &str| store.get(Table::Keys, key.as_bytes()).unwrap();
+        assert!(has(&killed, "d").is_some(), "the system still has it");
+        killed.check().unwrap();
+        store.set_faults(DiskFaults { rotten: true, ..DiskFaults::default() });
+        let rotten = store.crash(0);
+        rotten.check().unwrap_err();
+        rotten.set_faults(DiskFaults::default());
+        assert!(has(&rotten, "d").is_none(), "a power cut took what was not synced");
     }
 
     #[test]

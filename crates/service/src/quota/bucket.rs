@@ -38,13 +38,29 @@ enum Gate {
 
 /// The bucket's limit, and this node's part of it. Replaced as a whole.
 pub(super) struct Part {
-    pub(super) name: Arc<QuotaName>,
+    pub(super) told: Arc<Told>,
     pub(super) limit: Limit,
     /// Tells this definition of the bucket from earlier and later ones.
     pub(super) definition: u64,
     /// The revision of all quotas that it was looked up in.
     as_of: u64,
     gate: Gate,
+}
+
+/// What a refusal says, written down once for all of them.
+pub(super) struct Told {
+    name: QuotaName,
+    pub(super) quota: String,
+    pub(super) scope: String,
+    pub(super) message: String,
+}
+
+impl Told {
+    fn new(id: &BucketId, quota: &Quota, limit: &Limit) -> Arc<Self> {
+        let (name, scope) = (quota.name.clone(), id.holder.to_string());
+        let message = format!("Rate exceeded: {scope} may make {limit} (quota '{name}')");
+        Arc::new(Self { quota: name.to_string(), name, scope, message })
+    }
 }
 
 impl Part {
@@ -131,7 +147,7 @@ impl Bucket {
         now: Duration,
     ) -> Self {
         let part = Part {
-            name: Arc::new(quota.name.clone()),
+            told: Told::new(&id, quota, &limit),
             limit,
             definition: definition(quota),
             as_of,
@@ -258,7 +274,7 @@ impl Bucket {
             let whole = Share { rate: limit.limit, burst: limit.burst };
             let share = share.scaled(old.whole(), whole);
             Part {
-                name: Arc::new(quota.name.clone()),
+                told: Told::new(&self.id, quota, &limit),
                 limit,
                 definition: definition(quota),
                 as_of,
@@ -298,7 +314,7 @@ impl Bucket {
             self.nothing_for(ASK_AGAIN, now);
         }
         self.replace(now, epoch, |old, _, left| Part {
-            name: Arc::clone(&old.name),
+            told: Arc::clone(&old.told),
             limit: old.limit,
             definition,
             as_of: old.as_of,
@@ -327,7 +343,7 @@ impl Bucket {
             let kept = left.min(share.burst * 1000);
             result = (share, left - kept);
             Part {
-                name: Arc::clone(&old.name),
+                told: Arc::clone(&old.told),
                 limit: old.limit,
                 definition: old.definition,
                 as_of: old.as_of,
@@ -404,7 +420,7 @@ impl Bucket {
         };
         BucketFigures {
             bucket: self.id.clone(),
-            quota: QuotaName::clone(&part.name),
+            quota: QuotaName::clone(&part.told.name),
             limit: part.limit,
             share,
             tokens,

@@ -158,14 +158,16 @@ impl<E: Env> Kms<E> {
             if dry.ask {
                 self.quotas.want(bucket);
             }
-            let now = env.boot_now();
             cold |= dry.cold;
-            let patience = match self.node.leader_id() {
-                Some(_) => COLD_PATIENCE,
-                None => LEADERLESS_PATIENCE,
+            let refused = if dry.cold {
+                let patience = match self.node.leader_id() {
+                    Some(_) => COLD_PATIENCE,
+                    None => LEADERLESS_PATIENCE,
+                };
+                env.boot_now() >= deadline.min(began + patience)
+            } else {
+                !cold || dry.wait > FIRST_TOKEN
             };
-            let end = deadline.min(began + patience);
-            let refused = if dry.cold { now >= end } else { !cold || dry.wait > FIRST_TOKEN };
             if refused {
                 return Err(self.refuse(bucket, dry));
             }
@@ -182,19 +184,15 @@ impl<E: Env> Kms<E> {
         bucket.refused();
         let part = bucket.part();
         let retry_after_ms = u64::try_from(dry.wait.as_millis()).unwrap_or(u64::MAX).max(1);
-        let message = format!(
-            "Rate exceeded: {} may make {} (quota '{}'). Try again in {retry_after_ms} ms",
-            bucket.id.holder, part.limit, part.name
-        );
         KmsError {
             throttle: Some(Box::new(Throttle {
-                quota: part.name.to_string(),
-                scope: bucket.id.holder.to_string(),
+                quota: part.told.quota.clone(),
+                scope: part.told.scope.clone(),
                 limit: part.limit.limit,
                 window_seconds: part.limit.window.seconds(),
                 retry_after_ms,
             })),
-            ..KmsError::new(ErrorCode::ThrottlingException, message)
+            ..KmsError::new(ErrorCode::ThrottlingException, part.told.message.clone())
         }
     }
 

@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use keyward_model::NodeId;
 use keyward_raft::StartError;
-use keyward_state::{DiskMark, MemStore, Store, Table, codec};
+use keyward_state::{DiskFaults, DiskMark, MemStore, Store, Table, codec};
 
 use super::{AuditDisk, Cluster, Death, NODES};
+use crate::runtime::HARNESS;
 
 /// Copies kept of a machine's folders at most.
 const COPIES_MAX: usize = 6;
 /// A younger copy may not be known for one by anybody: what a node told last is at most this old on other
 /// nodes' disks.
 const COPY_AGE_MIN: Duration = Duration::from_secs(3);
+/// How often a supervisor looks whether its process has ended.
+const SUPERVISED_EVERY: Duration = Duration::from_millis(300);
 /// The counter in a log (`crates/raft/src/disk.rs`).
 const COUNTER: &[u8] = b"counter";
 
@@ -33,6 +36,8 @@ pub enum Refusal {
     Condemned(String),
     /// Its folder is another node's.
     Foreign,
+    /// Its disk cannot be read or written.
+    Disk(String),
     /// None of its roots can be opened: it is started again until one can.
     RootsAway,
     /// Its audit trail cannot be written: it is started again until it can.
@@ -46,6 +51,7 @@ impl From<StartError> for Refusal {
         match error {
             StartError::Condemned(why) => Self::Condemned(why),
             StartError::ForeignFolder { .. } => Self::Foreign,
+            StartError::Storage(error) => Self::Disk(error.to_string()),
             other => Self::Other(other.to_string()),
         }
     }
@@ -143,7 +149,9 @@ impl Cluster {
     }
 
     pub(super) fn did_not_start(self: &Arc<Self>, index: usize, why: Refusal) {
-        if matches!(why, Refusal::RootsAway | Refusal::NoAuditTrail(_)) {
+        if matches!(why, Refusal::RootsAway | Refusal::NoAuditTrail(_))
+            || self.disk_is_broken(index)
+        {
             return self.restart_soon(index, Death::Kill);
         }
         let (lies, id) = {
@@ -154,6 +162,64 @@ impl Cluster {
         if !lies {
             self.failures.lock().push(format!("node {id} did not start: {why:?}"));
         }
+    }
+
+    /// The disk of machine `index` is full from now on, or does not sync. Its node stops when it notices, and is
+    /// started again and again.
+    pub fn break_disk(self: &Arc<Self>, index: usize, faults: DiskFaults) {
+        self.set_disk_faults(index, faults);
+        let this = Arc::clone(self);
+        drop(self.world.spawn_in(HARNESS, async move {
+            while this.disk_is_broken(index) {
+                crate::sleep(SUPERVISED_EVERY).await;
+                let well = {
+                    let slot = &this.slots.lock()[index];
+                    !slot.log.is_broken() && !slot.state.is_broken()
+                };
+                match this.running(index).map(|running| running.kms.node().fatal()) {
+                    Some(Some(_)) => this.restart_soon(index, Death::Kill),
+                    Some(None) if well => this.slots.lock()[index].disk_broke = false,
+                    _ => {}
+                }
+            }
+        }));
+    }
+
+    /// It is well again; its node may not have noticed yet.
+    pub fn mend_disk(&self, index: usize) {
+        if self.disk_is_broken(index) {
+            self.set_disk_faults(index, DiskFaults::default());
+        }
+    }
+
+    fn set_disk_faults(&self, index: usize, faults: DiskFaults) {
+        let slot = &mut self.slots.lock()[index];
+        slot.disk_broke = true;
+        slot.log.set_faults(faults);
+        slot.state.set_faults(faults);
+    }
+
+    /// True from when the disk of machine `index` broke until its node runs on a good one.
+    #[must_use]
+    pub fn disk_is_broken(&self, index: usize) -> bool {
+        self.slots.lock()[index].disk_broke
+    }
+
+    /// Snapshots that nodes have taken over, on the disks that there are now.
+    #[must_use]
+    pub fn snapshots_taken_over(&self) -> u64 {
+        self.slots.lock().iter().map(|slot| slot.state.installs()).sum()
+    }
+
+    /// A block of one of the machine's stores can be read no more. The process is killed: what it holds in memory
+    /// would hide it.
+    pub fn rot(self: &Arc<Self>, index: usize, log: bool) {
+        self.kill(index, Death::Kill);
+        let slot = &mut self.slots.lock()[index];
+        let store = if log { &slot.log } else { &slot.state };
+        store.set_faults(DiskFaults { rotten: true, ..DiskFaults::default() });
+        slot.lies = true;
+        slot.refused = None;
     }
 
     /// What an operator was told who wanted the machine's node in.

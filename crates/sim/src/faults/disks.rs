@@ -15,6 +15,7 @@ use crate::client::Callers;
 use crate::cluster::{NODES, Refusal, operator};
 use crate::dice::Dice;
 use crate::env::SimEnv;
+use crate::faults::FaultKind;
 use crate::sleep;
 
 /// How long one of the operator's calls may take.
@@ -26,13 +27,15 @@ const INVITED_MS: i64 = 3_600_000;
 /// A node with a lying disk is refused once the others can be reached, within this.
 const REFUSED_WITHIN: Duration = Duration::from_secs(15);
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Lie {
     Wiped,
     OldCopy,
     ForeignDisk,
     /// None: a node is taken out of service and another one put in its place.
     Replaced,
+    /// A block of the log, or of the state, can be read no more.
+    Rotten,
 }
 
 /// Has disks lie for that long, one machine after the other. Ends when every machine has a node that votes.
@@ -47,12 +50,27 @@ pub async fn lie_about_disks(callers: Arc<Callers>, mut dice: Dice, duration: Du
             Some(leader) if dice.permille(500) => leader,
             _ => dice.index(NODES),
         };
-        let lie =
-            dice.pick(&[Lie::Wiped, Lie::OldCopy, Lie::OldCopy, Lie::ForeignDisk, Lie::Replaced]);
-        if cluster.running(index).is_none() || cluster.is_frozen(index) {
+        let lie = dice.pick(&[
+            Lie::Wiped,
+            Lie::OldCopy,
+            Lie::OldCopy,
+            Lie::ForeignDisk,
+            Lie::Replaced,
+            Lie::Rotten,
+        ]);
+        let half = dice.permille(500);
+        if cluster.running(index).is_none()
+            || cluster.is_frozen(index)
+            || cluster.disk_is_broken(index)
+        {
             continue;
         }
+        callers.tell(FaultKind::Lies, || format!("machine {index}: {lie:?}"));
         match lie {
+            Lie::Rotten => {
+                cluster.rot(index, half);
+                callers.book.lock().counters.rotten_disks += 1;
+            }
             Lie::Wiped if cluster.would_notice_wiping(index) => {
                 cluster.swap_disks(index, None, true);
                 callers.book.lock().counters.wiped += 1;
@@ -77,18 +95,19 @@ pub async fn lie_about_disks(callers: Arc<Callers>, mut dice: Dice, duration: Du
         if cluster.group(index).is_none() {
             cluster.boot(index);
         }
-        must_be_refused(&callers, index).await;
+        must_be_refused(&callers, index, matches!(lie, Lie::Rotten)).await;
         replace(&callers, index).await;
     }
 }
 
 /// The node says why it may not take part, and takes none.
-async fn must_be_refused(callers: &Arc<Callers>, index: usize) {
+async fn must_be_refused(callers: &Arc<Callers>, index: usize, rotten: bool) {
     let cluster = &callers.cluster;
     let mut late = None;
     loop {
         match cluster.refusal(index) {
-            Some(Refusal::Condemned(_)) => return,
+            Some(Refusal::Condemned(_)) if !rotten => return,
+            Some(Refusal::Disk(_)) if rotten => return,
             Some(other) => {
                 let id = cluster.id(index);
                 let what =

@@ -132,10 +132,12 @@ impl Kept {
         let lost: Vec<&Answered> = self.answered.iter().filter(lost).collect();
         if let Some(first) = lost.first() {
             book.violate(format!(
-                "LOST AUDIT RECORDS: {} of {} answered calls, the first one answered at {:?}",
+                "LOST AUDIT RECORDS: {} of {} answered calls, answered from {:?} to {:?}; {}",
                 lost.len(),
                 self.answered.len(),
-                first.at
+                first.at,
+                lost.last().map(|last| last.at),
+                disk.describe()
             ));
         }
     }

@@ -17,7 +17,7 @@ use super::state::{Event, Process, Slot, State, Task, TaskKey};
 use crate::dice::{Dice, Stream};
 
 /// A process: one boot of a node, or the harness.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Group(pub(super) u32);
 
 /// Tasks that belong to no node. Its clock runs right.
