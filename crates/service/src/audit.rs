@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 
 use keyward_audit::{AuditError, Health, Identity, Pair, Record, Tls, Trail, Value};
 use keyward_env::Env;
+use keyward_env::sabotage::{Bug, on};
 use keyward_model::{ErrorCode, KmsError, Plane, Region, Timestamp, key_arn};
 use keyward_raft::BoxFuture;
 use keyward_state::State;
@@ -411,6 +412,7 @@ impl<E: Env> Pending<E> {
         let changed = self.request.operation().plane() == Plane::Manage && result.is_ok();
         let ticket = self.record(result.as_ref(), |record| trail.append(record));
         let written = match ticket {
+            Ok(_) if on(Bug::AuditAfterAnswer) => Ok(()),
             Ok(ticket) => ticket.await,
             Err(error) => Err(error),
         };

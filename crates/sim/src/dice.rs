@@ -31,6 +31,8 @@ pub enum Stream {
     Roots,
     /// Processes that die between two steps.
     Deaths,
+    /// Hand-overs that go wrong.
+    HandOvers,
     /// A node's entropy: its index and how many times it has booted.
     Entropy(u32, u32),
     /// A client.
@@ -51,6 +53,7 @@ impl Stream {
             Self::Lies => 9,
             Self::Roots => 10,
             Self::Deaths => 11,
+            Self::HandOvers => 16,
             Self::Client(client) => (1 << 32) | client as u64,
             Self::Entropy(node, boot) => (1 << 63) | ((node as u64) << 32) | boot as u64,
         }

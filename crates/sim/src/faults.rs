@@ -3,6 +3,7 @@
 mod clocks;
 mod dates;
 mod disks;
+mod hand_overs;
 mod roots;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::sleep;
 pub use clocks::break_clocks;
 pub use dates::reach_dates;
 pub use disks::lie_about_disks;
+pub use hand_overs::spoil_hand_overs;
 pub use roots::break_roots;
 
 /// Breaks things for that long.

@@ -50,6 +50,8 @@ pub struct Plan {
     pub lying_disks: bool,
     /// Whether roots are away, and are added, removed and rotated.
     pub root_faults: bool,
+    /// Whether hand-overs go wrong at the worst moment.
+    pub hand_over_faults: bool,
 }
 
 impl Plan {
@@ -93,6 +95,7 @@ impl Plan {
             deletions,
             lying_disks: dice.permille(300),
             root_faults: dice.permille(300),
+            hand_over_faults: Dice::new(seed, Stream::HandOvers).permille(300),
         }
     }
 

@@ -10,7 +10,9 @@ use crate::client::Callers;
 use crate::cluster::{Cluster, NODES};
 use crate::dice::{Dice, Stream};
 use crate::ending;
-use crate::faults::{break_clocks, break_roots, break_things, heal, lie_about_disks, reach_dates};
+use crate::faults::{
+    break_clocks, break_roots, break_things, heal, lie_about_disks, reach_dates, spoil_hand_overs,
+};
 use crate::invariants;
 use crate::plan::{Deletions, Plan};
 use crate::runtime::{HARNESS, JoinHandle, World};
@@ -108,6 +110,11 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
         let dice = Dice::new(seed, Stream::Roots);
         let roots = break_roots(Arc::clone(callers), dice, plan.faults);
         drop(world.spawn_in(HARNESS, roots));
+    }
+    if plan.hand_over_faults {
+        let dice = Dice::new(seed, Stream::HandOvers);
+        let hand_overs = spoil_hand_overs(Arc::clone(callers), dice, plan.faults);
+        drop(world.spawn_in(HARNESS, hand_overs));
     }
     let lies = plan.lying_disks.then(|| {
         let dice = Dice::new(seed, Stream::Lies);

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
+use keyward_env::sabotage::Bug;
 use keyward_sim::{Counters, Options, Outcome, run};
 use parking_lot::Mutex;
 
@@ -27,6 +28,12 @@ struct Arguments {
     /// Stops at the first seed that breaks a rule.
     #[arg(long)]
     first: bool,
+    /// Gives the nodes a known bug, which must be found. In builds with the feature `sabotage` alone.
+    #[arg(long, value_name = "NAME", value_parser = parse_bug)]
+    bug: Option<Bug>,
+    /// Lists the known bugs.
+    #[arg(long)]
+    bugs: bool,
 }
 
 /// Prints a line; a reader that has gone (`| head`) does not stop a sweep.
@@ -45,8 +52,39 @@ fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
     if from < to { Ok((from, to)) } else { Err(wrong()) }
 }
 
+fn parse_bug(name: &str) -> Result<Bug, String> {
+    Bug::by_name(name)
+        .ok_or_else(|| "no bug has that name; `keyward-sim --bugs` lists them".to_owned())
+}
+
+/// Gives this process its bug.
+#[cfg(feature = "sabotage")]
+fn select(bug: Option<Bug>) -> Result<(), String> {
+    keyward_env::sabotage::select(bug);
+    Ok(())
+}
+
+#[cfg(not(feature = "sabotage"))]
+fn select(bug: Option<Bug>) -> Result<(), String> {
+    match bug {
+        None => Ok(()),
+        Some(bug) => Err(format!(
+            "this build has no bugs: cargo run -p keyward-sim --features sabotage -- --bug {}",
+            bug.name()
+        )),
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.bugs {
+        Bug::ALL.iter().for_each(|bug| say!("{:30}{}", bug.name(), bug.what()));
+        return ExitCode::SUCCESS;
+    }
+    if let Err(why) = select(arguments.bug) {
+        say!("error: {why}");
+        return ExitCode::FAILURE;
+    }
     let (from, to) = match arguments.seed {
         Some(seed) => (seed, seed + 1),
         None => arguments.seeds,
