@@ -536,6 +536,14 @@ impl Keeper {
             && now >= leading.elected + grantors_wait(self.ttl())
     }
 
+    /// This node leads, and its own removal is committed.
+    #[must_use]
+    pub fn leads_without_membership(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.leading.as_ref().is_some_and(|leading| leading.first_applied)
+            && inner.committed.get_node(&self.me).is_none()
+    }
+
     // --- Seen from outside.
 
     /// The term that this node leads, if it does.
