@@ -536,6 +536,12 @@ impl Keeper {
             && now >= leading.elected + grantors_wait(self.ttl())
     }
 
+    /// This node leads, and its own first entry of the term is applied: its state holds all that was committed before.
+    #[must_use]
+    pub fn has_applied_own_entry(&self) -> bool {
+        self.inner.lock().leading.as_ref().is_some_and(|leading| leading.first_applied)
+    }
+
     /// This node leads, and its own removal is committed.
     #[must_use]
     pub fn leads_without_membership(&self) -> bool {

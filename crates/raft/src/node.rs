@@ -533,9 +533,10 @@ impl<E: Env> Node<E> {
         })
     }
 
-    /// The leader's look at all clocks: Region time without the offset, once it is anchored.
+    /// The leader's look at all clocks: Region time without the offset, once it is anchored. Not before this leader's
+    /// first entry is applied: until then its state may be old, and the latest time in the log not in it.
     fn look_at_clocks(&self) -> Option<i64> {
-        let look = self.clock_look()?;
+        let look = self.clock_look().filter(|_| self.keeper.has_applied_own_entry())?;
         let state = self.visible.load();
         self.time.look(&look, state.time.0.saturating_sub(state.clock_offset_ms))
     }
