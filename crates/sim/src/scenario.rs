@@ -113,7 +113,7 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     }
     if plan.hand_over_faults {
         let dice = Dice::new(seed, Stream::HandOvers);
-        let hand_overs = spoil_hand_overs(Arc::clone(callers), dice, plan.faults);
+        let hand_overs = spoil_hand_overs(Arc::clone(callers), dice, plan.faults, plan.weather);
         drop(world.spawn_in(HARNESS, hand_overs));
     }
     let lies = plan.lying_disks.then(|| {

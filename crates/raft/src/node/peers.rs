@@ -157,7 +157,7 @@ impl<E: Env> Node<E> {
                 let region_ms = self.look_at_clocks();
                 let beside = self.keeper.cell().applied();
                 if on(Bug::GrantBesideFence) {
-                    self.env.sleep(LOOK_AGAIN).await;
+                    self.env.sleep(LOOK_AGAIN * 10).await;
                 }
                 let granted = self.keeper.grant(from, &request, region_ms, now);
                 PeerResponse::Lease(granted.map(|mut grant| {

@@ -8,12 +8,17 @@ use std::time::Duration;
 use crate::client::Callers;
 use crate::cluster::{Death, NODES, operator};
 use crate::dice::Dice;
+use crate::network::Weather;
 use crate::sleep;
 
 /// How long a hand-over may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Between looks at who leads.
 const LOOK: Duration = Duration::from_millis(2);
+/// Leases are fresh after so long in fair weather.
+const CALM: Duration = Duration::from_millis(300);
+/// What a spoilt hand-over leaves behind is watched for so long before the weather turns.
+const WATCHED: Duration = Duration::from_millis(1500);
 /// A new leader is waited for at most this long.
 const ELECTED_WITHIN: Duration = Duration::from_millis(2500);
 
@@ -25,12 +30,17 @@ struct Parts {
     third: usize,
 }
 
-/// Spoils hand-overs for that long.
-pub async fn spoil_hand_overs(callers: Arc<Callers>, mut dice: Dice, duration: Duration) {
+/// Spoils hand-overs for that long. In fair weather, or else leases would be half over before it begins.
+pub async fn spoil_hand_overs(
+    callers: Arc<Callers>,
+    mut dice: Dice,
+    duration: Duration,
+    weather: Weather,
+) {
     let cluster = &callers.cluster;
     let end = cluster.world.now() + duration;
     loop {
-        sleep(dice.between_ms(1500, 5000)).await;
+        sleep(dice.between_ms(800, 2500)).await;
         if cluster.world.now() >= end {
             return;
         }
@@ -41,11 +51,17 @@ pub async fn spoil_hand_overs(callers: Arc<Callers>, mut dice: Dice, duration: D
         let parts = Parts { from, to, third: NODES - from - to };
         callers.book.lock().counters.hand_overs += 1;
         cluster.net.mend();
+        cluster.net.set_weather(Weather::FAIR);
+        sleep(CALM).await;
         match dice.below(4) {
             0 => new_leader_is_cut_off(&callers, parts).await,
             1 => old_leader_is_cut_off(&callers, parts).await,
             2 => election_fails(&callers, &mut dice, parts).await,
             _ => new_leader_dies(&callers, &mut dice, parts).await,
+        }
+        sleep(WATCHED).await;
+        if !callers.healed.load(Ordering::Relaxed) {
+            cluster.net.set_weather(weather);
         }
     }
 }
