@@ -339,7 +339,7 @@ impl Shared {
         if self.failing.load(Ordering::Acquire) {
             return (Vec::new(), true);
         }
-        let was_synced = writer.is_synced();
+        let was_covered = writer.is_covered();
         let mut written = writer.write(&self.ring, end);
         if sync {
             written = written.and_then(|()| writer.sync());
@@ -348,7 +348,7 @@ impl Shared {
             self.fail(&mut writer, error);
             return (Vec::new(), true);
         }
-        if was_synced && !writer.is_synced() {
+        if was_covered && !writer.is_covered() {
             self.upkeep.notify_one();
         }
         let synced = writer.synced();

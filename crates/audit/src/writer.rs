@@ -43,7 +43,8 @@ pub(crate) struct Writer {
     written: Mark,
     /// The end of what is synced.
     synced: Mark,
-    syncing: bool,
+    /// The end of what a sync under way covers.
+    syncing: Option<Mark>,
     failed: bool,
     rolled: bool,
 }
@@ -81,7 +82,7 @@ impl Writer {
             lines: Vec::new(),
             written: start,
             synced: start,
-            syncing: false,
+            syncing: None,
             failed: false,
             rolled: false,
         };
@@ -90,7 +91,7 @@ impl Writer {
     }
 
     pub(crate) fn is_syncing(&self) -> bool {
-        self.syncing
+        self.syncing.is_some()
     }
 
     /// The end of what is on disk.
@@ -98,9 +99,9 @@ impl Writer {
         self.synced
     }
 
-    /// True when all that was written is on disk.
-    pub(crate) fn is_synced(&self) -> bool {
-        self.written == self.synced
+    /// True when all that was written is on disk, or a sync under way covers it.
+    pub(crate) fn is_covered(&self) -> bool {
+        self.written == self.syncing.unwrap_or(self.synced)
     }
 
     /// Tells once that a segment was rolled.
@@ -139,7 +140,7 @@ impl Writer {
     }
 
     fn roll(&mut self) -> Result<(), AuditError> {
-        assert!(!self.syncing, "a sync of the segment is under way");
+        assert!(self.syncing.is_none(), "a sync of the segment is under way");
         self.sync()?;
         self.replace_segment(self.written.sequence, &[])?;
         self.rolled = true;
@@ -161,10 +162,10 @@ impl Writer {
     /// and is not to be trusted.
     pub(crate) fn begin_sync(&mut self) -> Option<Sync> {
         let segment = self.segment.as_ref()?;
-        if self.syncing || self.failed || self.is_synced() {
+        if self.is_syncing() || self.failed || self.is_covered() {
             return None;
         }
-        self.syncing = true;
+        self.syncing = Some(self.written);
         Some(Sync {
             file: Arc::clone(&segment.file),
             path: segment.path.clone(),
@@ -179,7 +180,7 @@ impl Writer {
         sync: Sync,
         result: io::Result<()>,
     ) -> Result<(), AuditError> {
-        self.syncing = false;
+        self.syncing = None;
         result.map_err(AuditError::file("sync", sync.path))?;
         self.synced = sync.end;
         if let Some(segment) = &mut self.segment {
@@ -209,7 +210,7 @@ impl Writer {
     /// there with its header and those records, or not at all. What the one before it holds beyond its
     /// last good sync is in the new one, and is cut off; where that cannot be done, readers pass over it.
     fn replace_segment(&mut self, first: u64, lines: &[u8]) -> Result<(), AuditError> {
-        assert!(!self.syncing, "a sync is under way");
+        assert!(self.syncing.is_none(), "a sync is under way");
         let unfinished = segment::unfinished_path(&self.folder, first);
         let segment = self.make_segment(&unfinished, first, lines).inspect_err(|_| {
             // Its space is needed. Where it cannot be removed now, the next start does.
@@ -299,11 +300,17 @@ mod tests {
         writer.start_again(&ring, to).expect_err("still torn");
         disk.set_faults(|faults| faults.torn_writes = None);
         writer.start_again(&ring, to).expect("a segment");
-        assert_eq!((writer.synced(), writer.is_synced()), (to, true));
+        assert_eq!((writer.synced(), writer.is_covered()), (to, true));
         writer.write(&ring, put(&mut end)).expect("written");
+        let sync = writer.begin_sync().expect("something to sync");
+        assert!(writer.is_covered());
+        writer.write(&ring, put(&mut end)).expect("written");
+        assert!(!writer.is_covered(), "the sync under way does not cover it");
+        writer.end_sync(sync, Ok(())).expect("synced");
+        assert!(!writer.is_covered());
         writer.finish().expect("synced");
         let text = disk.content(&segment::path(&config.folder, 1)).expect("the segment");
-        let whole = [segment::header(1, 1), line(1), line(2), line(3), line(4)].concat();
+        let whole = [segment::header(1, 1), line(1), line(2), line(3), line(4), line(5)].concat();
         assert_eq!(text, whole);
     }
 }

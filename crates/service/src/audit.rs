@@ -7,9 +7,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use keyward_audit::{AuditError, Health, Identity, Pair, Record, Tls, Trail, Value};
 use keyward_env::Env;
+use keyward_env::sabotage::{Bug, on};
 use keyward_model::{ErrorCode, KmsError, Plane, Region, Timestamp, key_arn};
 use keyward_raft::BoxFuture;
 use keyward_state::State;
@@ -47,6 +49,11 @@ pub struct Audit {
     /// The upper half of request ids: drawn at the start.
     boot: [u8; 8],
     requests: AtomicU64,
+}
+
+/// Whether a change with this refusal, or none, has taken effect, or may have.
+fn may_have_changed(refusal: Option<&KmsError>) -> bool {
+    refusal.is_none_or(|refusal| refusal.outcome_unknown)
 }
 
 fn unwritten(error: &AuditError, changed: bool) -> KmsError {
@@ -139,7 +146,7 @@ impl Audit {
             refusal,
             ..traced(record, trace)
         };
-        self.put(env, &record, changes && refusal.is_none()).await
+        self.put(env, &record, changes && may_have_changed(refusal)).await
     }
 }
 
@@ -408,9 +415,18 @@ impl<E: Env> Pending<E> {
     }
 
     async fn end(mut self, result: Result<Response, KmsError>) -> Result<Response, KmsError> {
+        if on(Bug::AuditAfterAnswer) {
+            let env = self.kms.node.env().clone();
+            env.clone().spawn(async move {
+                env.sleep(Duration::from_millis(5)).await;
+                drop(self);
+            });
+            return result;
+        }
         self.told = true;
         let Some(trail) = &self.kms.audit.trail else { return result };
-        let changed = self.request.operation().plane() == Plane::Manage && result.is_ok();
+        let changes = self.request.operation().plane() == Plane::Manage;
+        let changed = changes && may_have_changed(result.as_ref().err());
         let append = |trail: &Trail| self.record(result.as_ref(), |record| trail.append(record));
         match trail.put(self.kms.node.env(), append).await {
             Ok(()) => result,

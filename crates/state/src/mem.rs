@@ -108,7 +108,13 @@ impl MemStore {
     #[must_use]
     pub fn copied(&self) -> Self {
         let disk = self.disk.lock();
-        let copy = Disk { durable: disk.visible.clone(), unsynced: Vec::new(), ..disk.clone() };
+        let copy = Disk {
+            durable: disk.visible.clone(),
+            unsynced: Vec::new(),
+            faults: DiskFaults::default(),
+            failed: false,
+            ..disk.clone()
+        };
         Self { disk: Arc::new(Mutex::new(copy)) }
     }
 
