@@ -539,11 +539,14 @@ async fn keep_up<E: Env>(env: E, shared: Arc<Shared>) {
         if shared.is_closed() {
             return;
         }
-        if told.is_some() {
+        let synced = told.is_some();
+        if synced {
             env.sleep(SYNC_AFTER).await;
-            off_thread(&env, &shared, |shared| shared.sync()).await;
         }
-        let rolled = off_thread(&env, &shared, |shared| {
+        let rolled = off_thread(&env, &shared, move |shared| {
+            if synced {
+                shared.sync();
+            }
             shared.prepare();
             shared.writer.lock().take_rolled()
         });

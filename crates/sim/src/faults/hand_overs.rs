@@ -77,6 +77,9 @@ fn hand_over(callers: &Callers, parts: Parts) {
 }
 
 fn cut(callers: &Callers, from: usize, to: usize) {
+    if callers.healed.load(Ordering::Relaxed) {
+        return;
+    }
     callers.cluster.net.cut(callers.cluster.id(from), callers.cluster.id(to));
 }
 
