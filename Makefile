@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build test test-rust test-loom test-clients check fmt clippy docs deny advisories numbers chaos sim clean
+.PHONY: help setup demo build test test-rust test-loom test-sabotage test-clients check fmt clippy docs deny advisories numbers chaos sim clean
 
 # Filled in by the recipes: every cargo call below finds the one RocksDB.
 ROCKS = ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR="$$(deploy/rocksdb.sh)"
@@ -28,13 +28,17 @@ demo: setup ## Bring up a three-node Region and do the main job
 build: setup ## Build the binary for use: target/release/keyward
 	$(CARGO) build --release --locked -p keyward
 
-test: test-rust test-loom test-clients ## All tests
+test: test-rust test-loom test-sabotage test-clients ## All tests
 
 test-rust: setup
 	$(CARGO) test --locked --workspace
 
 test-loom: setup ## Every interleaving of the lock-free cells
 	$(CARGO) test --locked -p keyward-quota -p keyward-raft --test loom
+
+test-sabotage: setup ## Known bugs, each of which the simulator must find
+	@# The whole workspace, so that outside crates keep their features and are not compiled again.
+	$(CARGO) test --locked --workspace --features keyward-sim/sabotage --test sabotage
 
 $(VENV)/ready: tests/esdk/requirements.txt
 	python3 -m venv $(VENV)

@@ -88,7 +88,7 @@ impl Chaos {
         let mut chaos = Self {
             machines,
             links,
-            dice: Dice::new(seed, Stream::Faults),
+            dice: Dice::new(seed, Stream::Fault(0)),
             counts: BTreeMap::new(),
         };
         for node in 1..=3 {

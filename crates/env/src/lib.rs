@@ -5,6 +5,8 @@
 //! **Invariant:** this is the only crate that reads a clock, draws from the operating system's
 //! randomness or spawns (`clippy.toml` holds it). It has no knowledge of keys.
 
+pub mod sabotage;
+
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;

@@ -26,6 +26,15 @@ use error::Failure;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    #[cfg(feature = "sabotage")]
+    match keyward_env::sabotage::select_by_environment() {
+        Ok(None) => {}
+        Ok(Some(bug)) => eprintln!("warning: this process has a bug on purpose. {}", bug.what()),
+        Err(why) => {
+            eprintln!("error: {why}");
+            return ExitCode::FAILURE;
+        }
+    }
     // rustls needs to be told which provider of cryptography the process uses; a second call is refused
     // and harmless.
     drop(rustls::crypto::ring::default_provider().install_default());

@@ -11,6 +11,7 @@ mod cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use keyward_env::sabotage::{Bug, on};
 use keyward_model::NodeId;
 use keyward_state::Timers;
 use parking_lot::Mutex;
@@ -167,17 +168,23 @@ impl Keeper {
             return;
         }
         let by_hand_over = std::mem::take(&mut inner.asked_to_stand);
-        inner.held = None;
+        let followed = inner.held.map(|(leader, _)| leader.node_id);
         inner.floor = inner.floor.max(Some(id));
         // Patience first: a call must not see the one without the other.
         self.be_patient(now);
-        self.cell.end();
+        if !on(Bug::KeepLeaseAsLeader) {
+            inner.held = None;
+            self.cell.end();
+        }
+        let last_leader = if on(Bug::SpareTheFollowed) { followed } else { last_author };
+        let spares_nobody =
+            by_hand_over && !on(Bug::SpareAfterHandOver) && !on(Bug::HandOverLikeElection);
         inner.leading = Some(Leading {
             id,
             elected: now,
             first,
-            first_applied: false,
-            spared: if by_hand_over { None } else { last_author },
+            first_applied: on(Bug::GrantBeforeOwnEntry),
+            spared: if spares_nobody { None } else { last_leader },
             handing_over: false,
             acks: BTreeMap::new(),
             holders: BTreeMap::new(),
@@ -261,6 +268,9 @@ impl Keeper {
 
     /// A hand-over message is about to leave: no self-lease from here on (rule 6).
     pub fn hand_over(&self, now: Duration) {
+        if on(Bug::SelfLeaseInHandOver) || on(Bug::HandOverLikeElection) {
+            return;
+        }
         let mut inner = self.inner.lock();
         if let Some(leading) = &mut inner.leading {
             leading.handing_over = true;
@@ -303,7 +313,11 @@ impl Keeper {
         if !leading.first_applied || leading.handing_over {
             return;
         }
-        let until = self.quorum_ack(inner, now) + holders_share(self.leader_lease());
+        let lasts = if on(Bug::LongSelfLease) { self.ttl() } else { self.leader_lease() };
+        let mut until = self.quorum_ack(inner, now) + holders_share(lasts);
+        if on(Bug::KeepLeaseAsLeader) {
+            until = until.max(inner.held.map_or(Duration::ZERO, |(_, held)| held));
+        }
         self.cell.set_until(until, now);
     }
 
@@ -320,7 +334,10 @@ impl Keeper {
         let mut inner = self.inner.lock();
         let quorum_ack = self.quorum_ack(&inner, now);
         // Learners only once their adding is committed (rule 5).
-        let member = inner.committed.get_node(&peer).is_some() && !leaves(&inner.effective, peer);
+        let added = inner.committed.get_node(&peer).is_some()
+            || (on(Bug::LearnerGrantedEarly) && inner.effective.get_node(&peer).is_some());
+        let leaves = leaves(&inner.effective, peer) && !on(Bug::LeavingNodeGranted);
+        let member = added && !leaves;
         let Some(leading) = &mut inner.leading else {
             return Err("this node does not lead".to_owned());
         };
@@ -344,7 +361,8 @@ impl Keeper {
         if owes {
             return Err(format!("node {peer} owes an answer to a fence"));
         }
-        let end = quorum_ack + self.ttl();
+        let bound = if on(Bug::NoQuorumBound) { now } else { quorum_ack };
+        let end = bound + self.ttl();
         if end <= now {
             return Err("the leader has not heard from a majority".to_owned());
         }
@@ -354,7 +372,7 @@ impl Keeper {
         Ok(Grant {
             leader: leading.id,
             boot: request.boot,
-            fence: self.cell.applied(),
+            fence: if on(Bug::NoFenceInGrant) { 0 } else { self.cell.applied() },
             duration_ns: nanos(duration),
             region_ms,
             counters: Vec::new(),
@@ -385,7 +403,8 @@ impl Keeper {
             return false;
         }
         // Counted from before it was asked for (rule 1), and shortened by what clocks can be off.
-        let end = asked + holders_share(Duration::from_nanos(grant.duration_ns));
+        let begins = if on(Bug::LeaseFromAnswer) { now } else { asked };
+        let end = begins + holders_share(Duration::from_nanos(grant.duration_ns));
         let until = match inner.held {
             Some((leader, until)) if leader == grant.leader => end.max(until),
             _ => end,
@@ -429,8 +448,13 @@ impl Keeper {
     /// committed, and those with a grant of this term.
     fn must_answer(&self, inner: &Inner, leading: &Leading) -> BTreeSet<NodeId> {
         let mut nodes: BTreeSet<NodeId> = inner.effective.nodes().map(|(node, _)| *node).collect();
-        nodes.extend(inner.committed.nodes().map(|(node, _)| *node));
-        nodes.extend(leading.holders.keys());
+        if !on(Bug::RemovedNodeForgotten) {
+            nodes.extend(inner.committed.nodes().map(|(node, _)| *node));
+            nodes.extend(leading.holders.keys());
+        }
+        if on(Bug::FenceHoldersOnly) {
+            nodes = leading.holders.keys().copied().collect();
+        }
         nodes.remove(&self.me);
         nodes
     }
@@ -480,7 +504,8 @@ impl Keeper {
     }
 
     fn may_hold(&self, leading: &Leading, node: NodeId, now: Duration) -> bool {
-        let earlier_terms_over = now >= leading.elected + grantors_wait(self.ttl());
+        let earlier_terms_over =
+            on(Bug::NoElectionWait) || now >= leading.elected + grantors_wait(self.ttl());
         let granted_now = leading.holders.get(&node).is_some_and(|over| now < *over);
         granted_now || (!earlier_terms_over && leading.spared != Some(node))
     }
@@ -509,6 +534,20 @@ impl Keeper {
         leading.leaving.contains(&node)
             && leading.holders.get(&node).is_none_or(|over| now >= *over)
             && now >= leading.elected + grantors_wait(self.ttl())
+    }
+
+    /// This node leads, and its own first entry of the term is applied: its state holds all that was committed before.
+    #[must_use]
+    pub fn has_applied_own_entry(&self) -> bool {
+        self.inner.lock().leading.as_ref().is_some_and(|leading| leading.first_applied)
+    }
+
+    /// This node leads, and its own removal is committed.
+    #[must_use]
+    pub fn leads_without_membership(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.leading.as_ref().is_some_and(|leading| leading.first_applied)
+            && inner.committed.get_node(&self.me).is_none()
     }
 
     // --- Seen from outside.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use keyward_env::Env;
+use keyward_env::sabotage::{Bug, on};
 use keyward_model::{KeyId, NodeId};
 use keyward_state::{Batch, DiskMark, Store, Table, codec};
 use openraft::entry::RaftEntry;
@@ -23,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::lease::Keeper;
 use crate::recover::Recovery;
-use crate::types::{LogEntry, LogId, Membership, TypeConfig, Vote};
+use crate::types::{LeaderId, LogEntry, LogId, Membership, TypeConfig, Vote};
 
 /// The vote.
 pub(crate) const LAST_VOTE: &[u8] = b"vote";
@@ -208,6 +209,12 @@ impl<E: Env> LogStore<E> {
         cache.entries.last_key_value().map(|(_, entry)| entry.log_id).or(cache.purged)
     }
 
+    /// The term that this node led when it stopped, if its vote says so.
+    pub(crate) fn leading_vote(&self) -> Option<LeaderId> {
+        let vote = self.cache.lock().vote?;
+        (vote.is_committed() && vote.leader_id().node_id == self.me).then(|| *vote.leader_id())
+    }
+
     /// The counter, as far as it is synced. Right after the start: as the disk had it.
     pub(crate) fn counter(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.counter)
@@ -343,11 +350,13 @@ async fn write_in_groups<E: Env>(
             last = next.last.or(last);
             waiting.push(next.done);
         }
-        let raised = u64::from(marks.proved.load(Ordering::SeqCst));
+        let proved = marks.proved.load(Ordering::SeqCst) || on(Bug::UnprovedDiskCounts);
+        let raised = u64::from(proved);
         let counter = marks.counter.load(Ordering::SeqCst) + raised;
         batch.put(Table::LogMeta, COUNTER, codec::encode(&counter));
         let target = Arc::clone(&store);
-        let result = env.blocking(move || target.write(batch, true)).await;
+        let result =
+            env.blocking(move || target.write(batch, !on(Bug::AcknowledgedUnsynced))).await;
         if result.is_ok() {
             marks.counter.store(counter, Ordering::SeqCst);
             if let Some(last) = last {

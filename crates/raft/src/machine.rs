@@ -7,7 +7,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt};
 use keyward_env::Env;
-use keyward_state::{Batch, Checkpoint, State, Store, Table, apply, codec};
+use keyward_env::sabotage::{Bug, on};
+use keyward_state::{Batch, Change, Checkpoint, State, Store, Table, apply, codec};
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::impls::EntryPayload;
@@ -165,7 +166,14 @@ impl<E: Env> Machine<E> {
             state.applied = entry.log_id.index;
             answers.push((responder, outcome));
         }
-        batch.put(Table::Meta, APPLIED, codec::encode(&position));
+        if on(Bug::AppliedOutsideBatch) {
+            let mut before = Batch::default();
+            before.put(Table::Meta, APPLIED, codec::encode(&position));
+            let store = Arc::clone(&self.store);
+            self.env.blocking(move || store.write(before, false)).await?;
+        } else {
+            batch.put(Table::Meta, APPLIED, codec::encode(&position));
+        }
         let store = Arc::clone(&self.store);
         // Not synced: the log is, and a state that lost its tail in a power cut is caught up from it.
         self.env.blocking(move || store.write(batch, false)).await?;
@@ -229,6 +237,12 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for Machine<E> {
             .env
             .blocking(move || {
                 install.commit()?;
+                if on(Bug::SnapshotWithoutTombstones) {
+                    let mut batch = Batch::default();
+                    let all = Change::DeleteRange(Table::Tombstones, Vec::new(), vec![0xff; 64]);
+                    batch.changes.push(all);
+                    store.write(batch, false)?;
+                }
                 load(&*store)
             })
             .await?;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use keyward_env::sabotage::{Bug, on};
 use keyward_env::{AsyncRuntime, Env, Select2};
 use keyward_model::NodeId;
 use keyward_state::{DiskMark, codec};
@@ -21,11 +22,12 @@ use openraft::raft::{
 };
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{AnyError, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use tokio::sync::oneshot;
 
 use crate::disk::Disks;
 use crate::lease::Keeper;
 use crate::messages::{PeerRequest, PeerResponse, Transport, TransportError};
-use crate::types::{SnapshotData, TypeConfig, Vote};
+use crate::types::{LeaderId, SnapshotData, TypeConfig, Vote};
 
 /// Bytes of a snapshot in one message.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -99,6 +101,36 @@ impl<E: Env> Peer<E> {
 }
 
 impl<E: Env> Peer<E> {
+    /// [`Bug::PipelinedAppends`]: the next append does not wait for this one's answer, which counts whenever it comes,
+    /// as an answer to the last one sent.
+    async fn ask_in_pipeline(
+        &self,
+        leader: LeaderId,
+        append: &PeerRequest<E>,
+        patience: Duration,
+    ) -> Result<PeerResponse<E>, RPCError<TypeConfig<E>>> {
+        let (keeper, env, target) = (Arc::clone(&self.keeper), self.env.clone(), self.target);
+        let (transport, node) = (Arc::clone(&self.transport), self.node.clone());
+        let body = codec::encode(append);
+        let (answers, answered) = oneshot::channel();
+        self.env.spawn(async move {
+            let answer = transport.call(target, &node, body, PIECE_PATIENCE).await;
+            let Ok(answer) = answer.map(|body| codec::decode::<PeerResponse<E>>(&body)) else {
+                return;
+            };
+            if let Ok(PeerResponse::Append { response, .. }) = &answer
+                && !matches!(response, AppendEntriesResponse::HigherVote(_))
+            {
+                keeper.acknowledged(leader, target, env.boot_now(), env.boot_now());
+            }
+            drop(answers.send(answer));
+        });
+        match self.env.timeout(patience, answered).await {
+            Some(Ok(answer)) => answer.map_err(odd),
+            _ => Err(odd("the time was up")),
+        }
+    }
+
     /// Vouches for the target, which has started, or condemns it (`disk.rs`).
     async fn prove(
         &self,
@@ -106,12 +138,13 @@ impl<E: Env> Peer<E> {
         committed: u64,
         patience: Duration,
     ) -> Result<(), RPCError<TypeConfig<E>>> {
-        let request = match self.disks.judge(self.target, found) {
-            Ok(()) => {
+        let refused = self.disks.judge(self.target, found).err();
+        let request = match refused.filter(|_| !on(Bug::DiskCounterIgnored)) {
+            None => {
                 let counters = self.disks.known().into_iter().collect();
                 PeerRequest::Vouch { boot: found.boot, counters, committed }
             }
-            Err(why) => {
+            Some(why) => {
                 tracing::error!(node = self.target, why, "a node is refused");
                 let condemn = PeerRequest::Condemn { boot: found.boot, why: why.clone() };
                 self.ask(&condemn, patience).await?;
@@ -138,7 +171,11 @@ impl<E: Env> RaftNetworkV2<TypeConfig<E>> for Peer<E> {
         let committed = rpc.leader_commit.map_or(0, |id| id.index);
         let append = PeerRequest::Append { rpc, told: self.disks.told() };
         let mut sent = self.env.boot_now();
-        let mut answer = self.ask(&append, option.hard_ttl()).await?;
+        let mut answer = if on(Bug::PipelinedAppends) {
+            self.ask_in_pipeline(leader, &append, option.hard_ttl()).await?
+        } else {
+            self.ask(&append, option.hard_ttl()).await?
+        };
         if let PeerResponse::Unproved { found } = answer {
             self.prove(found, committed, option.hard_ttl()).await?;
             sent = self.env.boot_now();

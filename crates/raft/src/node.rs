@@ -13,9 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use keyward_env::Env;
+use keyward_env::sabotage::{Bug, on};
 use keyward_model::{NodeId, Timestamp};
 use keyward_state::{
-    Batch, DiskMark, Envelope, Install, Outcome, State, Store, Table, Timers, codec,
+    Batch, Command, DiskMark, Envelope, Install, Outcome, State, Store, Table, Timers, codec,
 };
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::impls::BasicNode;
@@ -207,7 +208,7 @@ fn raft_config(timers: Timers, pace: SnapshotPace) -> Result<Arc<Config>, StartE
         election_timeout_max: timers.election_ms_max,
         enable_pre_vote: Some(true),
         // A leader that restarts must be elected anew (rule 4).
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(on(Bug::LeaderRestore)),
         // Switched on once this node may stand (rule 6).
         enable_elect: false,
         // Hand-overs leave only when we send them (rule 6).
@@ -243,6 +244,7 @@ impl<E: Env> Node<E> {
         let (state, position) = env.blocking(move || machine::load(&*store)).await?;
         if let Some(facts) = &state.region
             && facts.timers != config.timers
+            && !on(Bug::DifferentTimers)
         {
             return Err(StartError::Timers { region: facts.timers, local: config.timers });
         }
@@ -260,6 +262,11 @@ impl<E: Env> Node<E> {
             base,
             Arc::clone(&proved),
         )?;
+        if on(Bug::LeaderRestore)
+            && let Some(vote) = log.leading_vote()
+        {
+            keeper.won(vote, 0, None, now);
+        }
         let disks = Arc::new(Disks::new(node, boot, log.counter(), remembered.counters, proved));
         disks.learn(state.counters.iter().map(|(node, counter)| (*node, *counter)));
         disks.judge(node, disks.found()).map_err(StartError::Condemned)?;
@@ -392,12 +399,16 @@ impl<E: Env> Node<E> {
             return Err(NotServing::NoLease);
         }
         // A leader that has just started serves before anybody told it the time, and callers are judged by it.
-        if !self.time.is_known() {
+        if !self.time.is_known() && !on(Bug::ServesBeforeTime) {
             return Err(NotServing::NoTime);
         }
         let fence = cell.fence();
         let state = self.visible.load();
-        if state.applied < fence { Err(NotServing::Behind) } else { Ok(state) }
+        if state.applied < fence && !on(Bug::FenceNotAwaited) {
+            Err(NotServing::Behind)
+        } else {
+            Ok(state)
+        }
     }
 
     async fn admit_soon(&self, patience: Duration) -> Result<Arc<State>, NotServing> {
@@ -455,6 +466,7 @@ impl<E: Env> Node<E> {
     ) -> Result<Outcome, ProposeError> {
         let end = self.env.boot_now() + patience;
         let mut error = ProposeError::NotLeader;
+        let mut envelope = envelope;
         loop {
             let left = end.saturating_sub(self.env.boot_now());
             if left.is_zero() || self.stopped.load(Ordering::SeqCst) {
@@ -464,6 +476,9 @@ impl<E: Env> Node<E> {
                 Ok(outcome) => return Ok(outcome),
                 Err(ProposeError::Unknown) => error = ProposeError::Unknown,
                 Err(ProposeError::NotLeader) => {}
+            }
+            if on(Bug::RetryAppliesTwice) {
+                self.env.entropy().fill(&mut envelope.id);
             }
             self.env.sleep(RETRY.min(left)).await;
         }
@@ -499,6 +514,13 @@ impl<E: Env> Node<E> {
         let end = self.env.boot_now() + patience;
         let Some(leader) = self.keeper.leading() else { return Err(ProposeError::NotLeader) };
         envelope.time = self.stamp();
+        if on(Bug::DeletionByOneClock) && matches!(envelope.command, Command::DeleteKey { .. }) {
+            let offset_ms = self.visible.load().clock_offset_ms;
+            envelope.time = Timestamp(self.env.wall_now_ms() + offset_ms).max(envelope.time);
+        }
+        let unfenced = on(Bug::NoFence)
+            || (on(Bug::RotationInOneStep)
+                && matches!(envelope.command, Command::IntroduceMaterial { .. }));
         let write = self.raft.client_write(Proposal(Box::new(envelope)));
         let written = match self.env.timeout(patience, write).await {
             None => return Err(ProposeError::Unknown),
@@ -512,7 +534,9 @@ impl<E: Env> Node<E> {
         if written.log_id.leader_id != leader {
             return Err(ProposeError::Unknown);
         }
-        self.fence(leader, written.log_id.index, end).await?;
+        if !unfenced {
+            self.fence(leader, written.log_id.index, end).await?;
+        }
         written.data.0.ok_or(ProposeError::Unknown)
     }
 
@@ -537,9 +561,10 @@ impl<E: Env> Node<E> {
         })
     }
 
-    /// The leader's look at all clocks: Region time without the offset, once it is anchored.
+    /// The leader's look at all clocks: Region time without the offset, once it is anchored. Not before this leader's
+    /// first entry is applied: until then its state may be old, and the latest time in the log not in it.
     fn look_at_clocks(&self) -> Option<i64> {
-        let look = self.clock_look()?;
+        let look = self.clock_look().filter(|_| self.keeper.has_applied_own_entry())?;
         let state = self.visible.load();
         self.time.look(&look, state.time.0.saturating_sub(state.clock_offset_ms))
     }
@@ -585,9 +610,6 @@ impl<E: Env> Node<E> {
 
     /// Rule 5: returns once no node can serve anything older than `index`.
     async fn fence(&self, leader: LeaderId, index: u64, end: Duration) -> Result<(), ProposeError> {
-        if cfg!(feature = "sabotage-no-fence") {
-            return Ok(());
-        }
         self.keeper.want_fence(index, self.env.boot_now());
         self.fence_wanted.notify_one();
         loop {

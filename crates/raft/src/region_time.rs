@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use keyward_env::sabotage::{Bug, on};
 use keyward_model::NodeId;
 use parking_lot::Mutex;
 
@@ -96,7 +97,9 @@ impl Inner {
             let mut clocks: Vec<i64> =
                 voters.iter().filter_map(|voter| self.clock(look, *voter)).collect();
             clocks.sort_unstable();
-            (clocks.len() > voters.len() / 2).then(|| clocks[(clocks.len() - 1) / 2])
+            let last = clocks.len().saturating_sub(1);
+            let taken = if on(Bug::LatestClock) { last } else { last / 2 };
+            (clocks.len() > voters.len() / 2).then(|| clocks[taken])
         };
         look.voters.iter().map(of_set).collect::<Option<Vec<_>>>()?.into_iter().min()
     }

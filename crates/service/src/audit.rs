@@ -7,9 +7,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use keyward_audit::{AuditError, Health, Identity, Pair, Record, Tls, Trail, Value};
 use keyward_env::Env;
+use keyward_env::sabotage::{Bug, on};
 use keyward_model::{ErrorCode, KmsError, Plane, Region, Timestamp, key_arn};
 use keyward_raft::BoxFuture;
 use keyward_state::State;
@@ -413,6 +415,14 @@ impl<E: Env> Pending<E> {
     }
 
     async fn end(mut self, result: Result<Response, KmsError>) -> Result<Response, KmsError> {
+        if on(Bug::AuditAfterAnswer) {
+            let env = self.kms.node.env().clone();
+            env.clone().spawn(async move {
+                env.sleep(Duration::from_millis(5)).await;
+                drop(self);
+            });
+            return result;
+        }
         self.told = true;
         let Some(trail) = &self.kms.audit.trail else { return result };
         let changes = self.request.operation().plane() == Plane::Manage;

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyward_env::sabotage::{Bug, on};
 use keyward_env::{AsyncRuntime, Env};
 use keyward_hsm::{
     ARENA_BYTES_MIN, ArenaConfig, EnvClock, Hsm, HsmConfig, RootId, RootWatchConfig,
@@ -210,6 +211,16 @@ impl Cluster {
         }));
     }
 
+    /// The timers that a machine's node is configured with: the Region's.
+    fn timers_of(&self, index: usize) -> Timers {
+        let differs = on(Bug::DifferentTimers) && index == NODES - 1;
+        match self.timers {
+            Timers::DEFAULT if differs => Timers::QUICK,
+            _ if differs => Timers::DEFAULT,
+            timers => timers,
+        }
+    }
+
     async fn start(
         self: &Arc<Self>,
         index: usize,
@@ -238,7 +249,7 @@ impl Cluster {
         }
         drop(SimRuntime::spawn(hsm.watch_roots(clock, ROOT_WATCH)));
         drop(SimRuntime::spawn(Arc::clone(&kept).retry(Arc::downgrade(&hsm))));
-        let mut config = NodeConfig::new(id, address_of(index), self.timers);
+        let mut config = NodeConfig::new(id, address_of(index), self.timers_of(index));
         config.snapshots = self.snapshots;
         let transport = SimTransport::new(Arc::clone(&self.net), id, group);
         let node = start_node(config, env, log, state, transport).await.map_err(Refusal::from)?;

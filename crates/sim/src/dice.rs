@@ -39,6 +39,8 @@ pub enum Stream {
     DiskFaults,
     /// The n-th thing that goes wrong, of those that go wrong one by one.
     Fault(u32),
+    /// Hand-overs that go wrong.
+    HandOvers,
     /// A node's entropy: its index and how many times it has booted.
     Entropy(u32, u32),
     /// A client.
@@ -63,6 +65,7 @@ impl Stream {
             Self::AuditFaults => 14,
             Self::DiskFaults => 20,
             Self::Fault(number) => (1 << 33) | number as u64,
+            Self::HandOvers => 16,
             Self::Client(client) => (1 << 32) | client as u64,
             Self::Entropy(node, boot) => (1 << 63) | ((node as u64) << 32) | boot as u64,
         }

@@ -5,6 +5,7 @@ mod clocks;
 mod dates;
 mod disks;
 mod full_disks;
+mod hand_overs;
 mod roots;
 mod schedule;
 
@@ -23,6 +24,7 @@ pub use clocks::break_clocks;
 pub use dates::reach_dates;
 pub use disks::lie_about_disks;
 pub use full_disks::break_disks;
+pub use hand_overs::spoil_hand_overs;
 pub use roots::break_roots;
 pub use schedule::{Fault, FaultKind, Schedule, Spared};
 

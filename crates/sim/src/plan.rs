@@ -60,6 +60,8 @@ pub struct Plan {
     pub disk_faults: bool,
     /// How often nodes make snapshots.
     pub snapshots: SnapshotPace,
+    /// Whether hand-overs go wrong at the worst moment.
+    pub hand_over_faults: bool,
 }
 
 /// Quotas, one a caller.
@@ -150,6 +152,7 @@ impl Plan {
                 SnapshotPace { every: 25, kept: 5 },
                 SnapshotPace { every: 25, kept: 0 },
             ]),
+            hand_over_faults: Dice::new(seed, Stream::HandOvers).permille(300),
         }
     }
 

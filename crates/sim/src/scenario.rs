@@ -12,7 +12,7 @@ use crate::dice::{Dice, Stream};
 use crate::ending;
 use crate::faults::{
     Fault, FaultKind, Schedule, Spared, break_audit_disks, break_clocks, break_disks, break_roots,
-    break_things, heal, lie_about_disks, reach_dates,
+    break_things, heal, lie_about_disks, reach_dates, spoil_hand_overs,
 };
 use crate::invariants;
 use crate::metered::MeteredCallers;
@@ -150,6 +150,12 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
         let dice = Dice::new(seed, Stream::AuditFaults);
         let disks = break_audit_disks(Arc::clone(callers), dice, plan.faults);
         drop(world.spawn_in(HARNESS, disks));
+    }
+    if plan.hand_over_faults && goes_wrong(FaultKind::HandOvers) {
+        callers.tell(FaultKind::HandOvers, || "hand-overs go wrong".to_owned());
+        let dice = Dice::new(seed, Stream::HandOvers);
+        let hand_overs = spoil_hand_overs(Arc::clone(callers), dice, plan.faults, plan.weather);
+        drop(world.spawn_in(HARNESS, hand_overs));
     }
     let lies = (plan.lying_disks && goes_wrong(FaultKind::Lies)).then(|| {
         let dice = Dice::new(seed, Stream::Lies);

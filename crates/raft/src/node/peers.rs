@@ -155,8 +155,15 @@ impl<E: Env> Node<E> {
                 self.disks
                     .learn([(from, DiskMark { boot: request.boot, counter: request.counter })]);
                 let region_ms = self.look_at_clocks();
+                let beside = self.keeper.cell().applied();
+                if on(Bug::GrantBesideFence) {
+                    self.env.sleep(LOOK_AGAIN * 10).await;
+                }
                 let granted = self.keeper.grant(from, &request, region_ms, now);
                 PeerResponse::Lease(granted.map(|mut grant| {
+                    if on(Bug::GrantBesideFence) {
+                        grant.fence = beside;
+                    }
                     grant.counters = self.disks.known().into_iter().collect();
                     grant
                 }))
@@ -198,7 +205,8 @@ impl<E: Env> Node<E> {
                 }
             }
             PeerRequest::Confirm { found } => {
-                self.confirmation(self.disks.judge(from, found).err())
+                let refused = self.disks.judge(from, found).err();
+                self.confirmation(refused.filter(|_| !on(Bug::DiskCounterIgnored)))
             }
             PeerRequest::Status => PeerResponse::Status(Box::new(self.status())),
             PeerRequest::App(body) => match self.app.get() {
@@ -217,8 +225,7 @@ impl<E: Env> Node<E> {
     }
 
     pub(super) fn is_mute(&self) -> bool {
-        let just_started =
-            !cfg!(feature = "sabotage-vote-after-restart") && self.env.boot_now() < self.mute_until;
+        let just_started = self.env.boot_now() < self.mute_until && !on(Bug::VoteAfterRestart);
         just_started || !self.disks.may_vote(self.keeper.cell().applied())
     }
 

@@ -1,7 +1,5 @@
 //! Proving that this node's disk is the one it last ran with, before it takes part (`disk.rs`).
 
-use keyward_state::Command;
-
 use super::*;
 
 /// Between rounds of asking the other voters.

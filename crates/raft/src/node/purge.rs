@@ -25,8 +25,12 @@ impl<E: Env> Node<E> {
 
     async fn purge(&self, state: &State, done: u64) -> io::Result<()> {
         let gone: BTreeSet<_> = state.deleted_after(done).map(|tomb| tomb.key).collect();
-        self.stand.purge(&self.env, &self.state_store, &[Table::Tokens]).await?;
-        self.log.scrub(&Arc::new(gone), state.applied).await?;
+        if !on(Bug::StateNotPurged) {
+            self.stand.purge(&self.env, &self.state_store, &[Table::Tokens]).await?;
+        }
+        if !on(Bug::LogNotScrubbed) {
+            self.log.scrub(&Arc::new(gone), state.applied).await?;
+        }
         self.log.note_purged(state.deletions()).await
     }
 }

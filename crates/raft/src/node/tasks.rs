@@ -32,6 +32,7 @@ impl<E: Env> Node<E> {
             self.keeper.tick(now);
             self.look_at_clocks();
             self.step_aside_with_a_wrong_clock();
+            self.step_aside_when_removed();
             let leader = self.leader();
             let known = leader.as_ref().map(|(id, _)| *id);
             match leader {
@@ -93,6 +94,22 @@ impl<E: Env> Node<E> {
         self.env.spawn(async move {
             let patience = Duration::from_millis(this.config.timers.election_ms_max);
             if let Err(why) = this.transfer(Some(better), patience).await {
+                tracing::warn!(%why, "leadership was not handed over");
+            }
+        });
+    }
+
+    /// A node may be elected while its own removal is in the log, and commits that then. Nobody asks a leader that is no
+    /// member for a lease: it hands over.
+    fn step_aside_when_removed(self: &Arc<Self>) {
+        if !self.keeper.leads_without_membership() {
+            return;
+        }
+        tracing::info!("this node was removed while it was elected: it hands leadership over");
+        let this = Arc::clone(self);
+        self.env.spawn(async move {
+            let patience = Duration::from_millis(this.config.timers.election_ms_max);
+            if let Err(why) = this.transfer(None, patience).await {
                 tracing::warn!(%why, "leadership was not handed over");
             }
         });

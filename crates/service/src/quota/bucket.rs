@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use keyward_env::sabotage::{Bug, on};
 use keyward_quota::{BucketId, Limit, Purse, Quota, QuotaName, RateCell, Scope, Share, Taken};
 use keyward_raft::LeaderId;
 use parking_lot::Mutex;
@@ -303,6 +304,8 @@ impl Bucket {
         now: Duration,
     ) {
         let mut slow = self.slow.lock();
+        let fills = on(Bug::RestartedBucketFull) && slow.number.is_none();
+        let milli_tokens = if fills { to.burst * 1000 } else { milli_tokens };
         if !Self::heed(&mut slow, number) {
             return;
         }

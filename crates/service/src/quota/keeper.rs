@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward_env::Env;
+use keyward_env::sabotage::{Bug, on};
 use keyward_model::NodeId;
 use keyward_quota::{BucketId, Given, Ledger, Limit, RateCell, Share, WindowUse, share_out};
 use keyward_raft::LeaderId;
@@ -410,9 +411,29 @@ impl<E: Env> Kms<E> {
                     }
                 }
             }
+            for (node, (id, part)) in
+                lower.iter().flat_map(|(n, parts)| parts.iter().map(move |p| (n, p)))
+            {
+                if on(Bug::SharesRaisedFirst)
+                    && let Some(pie) = term.pies.get_mut(id)
+                {
+                    pie.hold(*node, *part, now);
+                }
+            }
             term.number += 1;
             (term.number, term.told.clone())
         })?;
+        if on(Bug::SharesRaisedFirst) {
+            let this = Arc::clone(self);
+            self.node.env().spawn(async move {
+                for (node, parts) in lower {
+                    let after = told.get(&node).copied().unwrap_or(0);
+                    let lower = QuotaRequest::Lower { leader, number, after, parts };
+                    drop(this.tell(node, lower).await);
+                }
+            });
+            return Ok(());
+        }
         let orders = lower.iter().map(|(node, parts)| {
             let after = told.get(node).copied().unwrap_or(0);
             self.tell(*node, QuotaRequest::Lower { leader, number, after, parts: parts.clone() })

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use keyward_env::sabotage::Bug;
 use keyward_sim::{Counters, Options, Outcome, Spared, run, shrink};
 use parking_lot::Mutex;
 
@@ -34,7 +35,8 @@ struct Arguments {
     /// How long things break, in simulated seconds, 1 to 3600; 20 to 40 by the seed otherwise.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3600))]
     faults: Option<u64>,
-    /// What does not go wrong: audit, clocks, disks, lies, roots, weather, or numbers of faults, with commas between.
+    /// What does not go wrong: audit, clocks, disks, hand-overs, lies, roots, weather, or numbers of faults, with commas
+    /// between.
     #[arg(long, default_value = None)]
     without: Option<Spared>,
     /// Stops at the first seed that breaks a rule.
@@ -43,6 +45,12 @@ struct Arguments {
     /// Leaves out what a failure does not need, and tells what is left. With --seeds: of the first that fails.
     #[arg(long)]
     shrink: bool,
+    /// Gives the nodes a known bug, which must be found. In builds with the feature `sabotage` alone.
+    #[arg(long, value_name = "NAME", value_parser = parse_bug)]
+    bug: Option<Bug>,
+    /// Lists the known bugs.
+    #[arg(long)]
+    bugs: bool,
 }
 
 /// Prints a line; a reader that has gone (`| head`) does not stop a sweep.
@@ -123,8 +131,39 @@ impl Progress {
     }
 }
 
+fn parse_bug(name: &str) -> Result<Bug, String> {
+    Bug::by_name(name)
+        .ok_or_else(|| "no bug has that name; `keyward-sim --bugs` lists them".to_owned())
+}
+
+/// Gives this process its bug.
+#[cfg(feature = "sabotage")]
+fn select(bug: Option<Bug>) -> Result<(), String> {
+    keyward_env::sabotage::select(bug);
+    Ok(())
+}
+
+#[cfg(not(feature = "sabotage"))]
+fn select(bug: Option<Bug>) -> Result<(), String> {
+    match bug {
+        None => Ok(()),
+        Some(bug) => Err(format!(
+            "this build has no bugs: cargo run -p keyward-sim --features sabotage -- --bug {}",
+            bug.name()
+        )),
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.bugs {
+        Bug::ALL.iter().for_each(|bug| say!("{:30}{}", bug.name(), bug.what()));
+        return ExitCode::SUCCESS;
+    }
+    if let Err(why) = select(arguments.bug) {
+        eprintln!("error: {why}");
+        return ExitCode::from(2);
+    }
     let (from, to) = match arguments.seed {
         Some(u64::MAX) => {
             eprintln!("error: {} is no seed: the largest is {}", u64::MAX, u64::MAX - 1);

@@ -16,6 +16,8 @@ pub enum FaultKind {
     Clocks,
     /// Disks that are full or fail to sync.
     Disks,
+    /// Hand-overs that go wrong at the worst moment.
+    HandOvers,
     /// Disks that lie, and nodes that are replaced.
     Lies,
     /// Roots that are away or changed.
@@ -27,10 +29,11 @@ pub enum FaultKind {
 }
 
 /// Those that have a name.
-const NAMED: [(&str, FaultKind); 6] = [
+const NAMED: [(&str, FaultKind); 7] = [
     ("audit", FaultKind::Audit),
     ("clocks", FaultKind::Clocks),
     ("disks", FaultKind::Disks),
+    ("hand-overs", FaultKind::HandOvers),
     ("lies", FaultKind::Lies),
     ("roots", FaultKind::Roots),
     ("weather", FaultKind::Weather),
@@ -125,7 +128,7 @@ mod tests {
 
     #[test]
     fn sets_of_faults_are_read_as_they_are_written() {
-        let text = "audit,clocks,disks,lies,roots,weather,3,17";
+        let text = "audit,clocks,disks,hand-overs,lies,roots,weather,3,17";
         let spared: Spared = text.parse().unwrap();
         assert_eq!(spared.to_string(), text);
         let wrong = "clocks,moon".parse::<Spared>().unwrap_err();
