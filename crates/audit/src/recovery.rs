@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{AuditError, Damage};
 use crate::files::{Files, SegmentFile};
+use crate::ring;
 use crate::segment;
 use crate::walk::{Step, Walk};
 
@@ -58,13 +59,14 @@ pub(crate) fn recover(files: &dyn Files, folder: &Path) -> Result<Recovery, Audi
     if let Some(first) = firsts.last() {
         let path = segment::path(folder, *first);
         let wrong = AuditError::file("read", path.clone());
-        recover_last(files, path, *first, &mut recovery).map_err(wrong)?;
+        recover_last(files, folder, path, *first, &mut recovery).map_err(wrong)?;
     }
     Ok(recovery)
 }
 
 fn recover_last(
     files: &dyn Files,
+    folder: &Path,
     path: PathBuf,
     first: u64,
     recovery: &mut Recovery,
@@ -106,8 +108,28 @@ fn recover_last(
     if file.length()? > records_end {
         file.truncate(records_end)?;
     }
-    // What the last run wrote and did not come to sync.
+    // What the last run wrote and did not come to sync. A sync of its that failed may have left pages that the system
+    // calls clean and the disk has not: only what is written anew is synced.
+    if files.list(folder)?.iter().any(|name| name == ring::NAME) {
+        rewrite(&*file, records_end.saturating_sub(ring::BYTES_MAX), records_end)?;
+    }
     file.sync()?;
+    Ok(())
+}
+
+/// Writes the bytes between two places again, as they are.
+fn rewrite(file: &dyn SegmentFile, from: u64, to: u64) -> io::Result<()> {
+    let mut buffer = vec![0; 256 * 1024];
+    let mut at = from;
+    while at < to {
+        let wanted = usize::try_from(to - at).unwrap_or(usize::MAX).min(buffer.len());
+        let read = file.read_at(at, &mut buffer[..wanted])?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        file.write_at(at, &buffer[..read])?;
+        at += read as u64;
+    }
     Ok(())
 }
 

@@ -17,13 +17,16 @@ use crate::segment;
 use crate::walk::Walk;
 
 /// The most that waits to be synced: half a second of 50,000 calls a second.
-const BYTES_MAX: u64 = 32 * 1024 * 1024;
+pub(crate) const BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Bytes ahead of the newest record that are kept ready.
 const READY_BYTES: u64 = 256 * 1024;
 
+/// The file's name. It is there from the trail's opening until it is closed in order.
+pub(crate) const NAME: &str = "audit.ring";
+
 /// The file.
 pub(crate) fn path(folder: &Path) -> PathBuf {
-    folder.join("audit.ring")
+    folder.join(NAME)
 }
 
 /// The end of a record: where the next one begins.

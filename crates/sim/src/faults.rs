@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use keyward_audit::testing::Faults;
+
 use crate::client::Callers;
 use crate::cluster::{Death, NODES, operator};
 use crate::dice::{Dice, Stream};
@@ -83,7 +85,7 @@ pub fn heal(callers: &Callers) {
             cluster.walls.set_off(index, 0);
         }
         cluster.cabinet(index).repair();
-        cluster.audit_disk(index).set_faults(keyward_audit::testing::Faults::default());
+        cluster.audit_disk(index).set_faults(Faults::default(), cluster.world.now());
         cluster.mend_disk(index);
         match cluster.group(index) {
             Some(_) => cluster.freeze(index, false, Duration::ZERO),

@@ -51,6 +51,8 @@ pub struct AuditDisk {
     written: Arc<Written>,
     /// When the process stood still, was down, or the disk was broken: from, to.
     disturbed: Arc<Mutex<Vec<(Duration, Duration)>>>,
+    /// Since when the disk has been broken, if it is.
+    broken_since: Arc<Mutex<Option<Duration>>>,
     /// What was answered between these may have been lost in a power cut.
     lost: Arc<Mutex<Vec<(Duration, Duration)>>>,
 }
@@ -61,6 +63,7 @@ impl Default for AuditDisk {
             files: FaultyFiles::new(),
             written: Arc::default(),
             disturbed: Arc::default(),
+            broken_since: Arc::default(),
             lost: Arc::default(),
         }
     }
@@ -92,16 +95,14 @@ impl AuditDisk {
     }
 
     /// Breaks the disk, or mends it.
-    pub fn set_faults(&self, faults: Faults) {
-        self.files.set_faults(|now| *now = faults);
-    }
-
-    /// True while it is broken.
-    #[must_use]
-    pub fn is_broken(&self) -> bool {
-        let mut broken = false;
-        self.files.set_faults(|now| broken = *now != Faults::default());
-        broken
+    pub fn set_faults(&self, faults: Faults, now: Duration) {
+        self.files.set_faults(|before| *before = faults);
+        let mut broken_since = self.broken_since.lock();
+        if faults != Faults::default() {
+            broken_since.get_or_insert(now);
+        } else if let Some(since) = broken_since.take() {
+            self.was_disturbed(since, now);
+        }
     }
 
     /// From then to then nothing could be synced, or need not have been.
@@ -112,6 +113,10 @@ impl AuditDisk {
     /// The machine loses power. Of the changes that were not synced, the first ones survive, the next one in part.
     #[must_use]
     pub fn power_cut(&self, now: Duration, dice: &mut Dice) -> Self {
+        // It comes back whole.
+        if let Some(since) = self.broken_since.lock().take() {
+            self.was_disturbed(since, now);
+        }
         let mut from = now.saturating_sub(SYNCED_WITHIN);
         let disturbed = self.disturbed.lock().clone();
         for (began, ended) in disturbed.into_iter().rev() {

@@ -30,12 +30,8 @@ pub async fn break_audit_disks(callers: Arc<Callers>, mut dice: Dice, duration: 
             _ => Faults { gone: true, ..Faults::default() },
         };
         callers.book.lock().counters.audit_faults += 1;
-        let began = cluster.world.now();
-        cluster.audit_disk(index).set_faults(faults);
+        cluster.audit_disk(index).set_faults(faults, cluster.world.now());
         sleep(dice.between_ms(100, 4000)).await;
-        // Another one by now, if power was lost: it came back whole.
-        let disk = cluster.audit_disk(index);
-        disk.set_faults(Faults::default());
-        disk.was_disturbed(began, cluster.world.now());
+        cluster.audit_disk(index).set_faults(Faults::default(), cluster.world.now());
     }
 }
