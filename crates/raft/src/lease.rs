@@ -92,7 +92,7 @@ struct Inner {
     /// The last configuration applied, so committed.
     committed: Membership,
     /// This node was asked to stand by a leader that hands over.
-    asked_to_stand: bool,
+    asked_to_stand: Option<LeaderId>,
 }
 
 /// The one place where leases are granted, taken and ended.
@@ -167,7 +167,7 @@ impl Keeper {
         if inner.leading.as_ref().is_some_and(|leading| leading.id == id) {
             return;
         }
-        let by_hand_over = std::mem::take(&mut inner.asked_to_stand);
+        let by_hand_over = inner.asked_to_stand.take().is_some();
         let followed = inner.held.map(|(leader, _)| leader.node_id);
         inner.floor = inner.floor.max(Some(id));
         // Patience first: a call must not see the one without the other.
@@ -198,6 +198,9 @@ impl Keeper {
     /// A vote is about to be saved. Another leader's, or a candidate's, ends this node's leadership.
     pub fn voted(&self, vote: LeaderId, now: Duration) {
         let mut inner = self.inner.lock();
+        if vote.node_id != self.me && inner.asked_to_stand.is_some_and(|by| vote > by) {
+            inner.asked_to_stand = None;
+        }
         if inner.leading.as_ref().is_some_and(|leading| leading.id != vote) {
             inner.leading = None;
             self.be_patient(now);
@@ -279,9 +282,11 @@ impl Keeper {
         }
     }
 
-    /// A leader asks this node to stand: should it win, it spares nobody (rule 6).
-    pub fn asked_to_stand(&self) {
-        self.inner.lock().asked_to_stand = true;
+    /// A leader asks this node to stand: should it win, it spares nobody (rule 6). Once it has voted for a later
+    /// leader, it will not have won because of that.
+    pub fn asked_to_stand(&self, by: LeaderId) {
+        let mut inner = self.inner.lock();
+        inner.asked_to_stand = inner.asked_to_stand.max(Some(by));
     }
 
     // --- The leader's self-lease.

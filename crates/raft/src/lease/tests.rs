@@ -115,9 +115,23 @@ fn the_last_leader_is_spared_until_it_is_granted_something() {
 fn a_leader_that_handed_over_is_not_spared() {
     let keeper = Keeper::new(1, BOOT, TIMERS, at(0));
     keeper.configured(members(&[1, 2, 3]));
-    keeper.asked_to_stand();
+    keeper.asked_to_stand(leader(4, 3));
+    // What it has voted for before, and its own vote, change nothing.
+    keeper.voted(leader(4, 3), at(0));
+    keeper.voted(leader(5, 1), at(0));
     keeper.won(leader(5, 1), 10, Some(3), at(0));
     assert_eq!(keeper.possible_holders(at(1)), Some(BTreeSet::from([2, 3])));
+}
+
+#[test]
+fn a_hand_over_that_another_leader_followed_is_forgotten() {
+    let keeper = Keeper::new(1, BOOT, TIMERS, at(0));
+    keeper.configured(members(&[1, 2, 3]));
+    keeper.asked_to_stand(leader(4, 3));
+    keeper.voted(leader(5, 2), at(0));
+    keeper.voted(leader(6, 1), at(0));
+    keeper.won(leader(6, 1), 10, Some(2), at(0));
+    assert_eq!(keeper.possible_holders(at(1)), Some(BTreeSet::from([3])));
 }
 
 #[test]

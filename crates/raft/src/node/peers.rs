@@ -125,7 +125,7 @@ impl<E: Env> Node<E> {
                 or_failed(self.raft.pre_vote(rpc).await, PeerResponse::Vote)
             }
             PeerRequest::TransferLeader(rpc) => {
-                self.keeper.asked_to_stand();
+                self.keeper.asked_to_stand(*rpc.from_leader().leader_id());
                 or_failed(self.raft.handle_transfer_leader(rpc).await, |_| PeerResponse::Ok)
             }
             PeerRequest::SnapshotPiece { transfer, number, file, offset, bytes } => {
