@@ -74,16 +74,7 @@ impl Ledger {
     ) -> Given {
         match self {
             Self::Rate { level, as_of, outstanding } => {
-                // In order, up to each end: while tokens are out, nothing is saved up in their place.
-                let mut held: u64 = outstanding.values().map(|(_, tokens)| *tokens).sum();
-                let mut ends: Vec<(Duration, u64)> = outstanding.values().copied().collect();
-                ends.sort_unstable();
-                for (end, tokens) in ends.into_iter().take_while(|(end, _)| *end <= now) {
-                    refill(limit, held, level, as_of, end);
-                    held -= tokens;
-                }
-                outstanding.retain(|_, (end, _)| *end > now);
-                refill(limit, held, level, as_of, now);
+                let mut held = settle(limit, level, as_of, outstanding, now);
                 // It has spent what it had.
                 let spent = outstanding.remove(&node).map_or(0, |(_, tokens)| tokens);
                 held -= spent;
@@ -123,6 +114,14 @@ impl Ledger {
         }
     }
 
+    /// The node has spent all that it was handed: from here on it counts against the burst no more.
+    pub fn spent(&mut self, limit: &Limit, node: NodeId, now: Duration) {
+        if let Self::Rate { level, as_of, outstanding } = self {
+            settle(limit, level, as_of, outstanding, now);
+            outstanding.remove(&node);
+        }
+    }
+
     /// Tokens of the present window come back unspent.
     pub fn take_back(&mut self, limit: &Limit, tokens: u64, region_ms: i64) {
         if let Self::Counted(count) = self {
@@ -141,6 +140,27 @@ impl Ledger {
             Self::Counted(count) => Some(*count),
         }
     }
+}
+
+/// Takes account of what came back until now, and of tokens that have ended. Returns how many are out.
+fn settle(
+    limit: &Limit,
+    level: &mut u64,
+    as_of: &mut Duration,
+    outstanding: &mut BTreeMap<NodeId, (Duration, u64)>,
+    now: Duration,
+) -> u64 {
+    // In order, up to each end: while tokens are out, nothing is saved up in their place.
+    let mut held: u64 = outstanding.values().map(|(_, tokens)| *tokens).sum();
+    let mut ends: Vec<(Duration, u64)> = outstanding.values().copied().collect();
+    ends.sort_unstable();
+    for (end, tokens) in ends.into_iter().take_while(|(end, _)| *end <= now) {
+        refill(limit, held, level, as_of, end);
+        held -= tokens;
+    }
+    outstanding.retain(|_, (end, _)| *end > now);
+    refill(limit, held, level, as_of, now);
+    held
 }
 
 /// What comes back until `to`, up to what the burst leaves. 1 % less than the rate, which covers a clock that runs
@@ -183,6 +203,19 @@ mod tests {
         // A node that asks again has spent it.
         assert!(matches!(ledger.give(&limit, 2, 9, 3, at(10_700), 0), Given::Dry(_)));
         assert_eq!(ledger.give(&limit, 2, 9, 3, at(10_920), 0), tokens(3));
+    }
+
+    #[test]
+    fn a_token_that_was_spent_counts_against_the_burst_no_more() {
+        let limit = Limit { window: Window::Second, limit: 4, burst: 1 };
+        let one = Given::Tokens(1, RATE_TOKENS_LAST);
+        let mut ledger = Ledger::new(&limit, None, at(0));
+        assert_eq!(ledger.give(&limit, 1, 1, 3, at(1000), 0), one);
+        // It is out: nothing is saved up for another node.
+        assert!(matches!(ledger.give(&limit, 2, 1, 3, at(1400), 0), Given::Dry(_)));
+        ledger.spent(&limit, 1, at(1400));
+        assert!(matches!(ledger.give(&limit, 2, 1, 3, at(1600), 0), Given::Dry(_)));
+        assert_eq!(ledger.give(&limit, 2, 1, 3, at(1660), 0), one);
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use keyward_env::sabotage::{Bug, on};
-use keyward_quota::{BucketId, Limit, Purse, Quota, QuotaName, RateCell, Scope, Share, Taken};
+use keyward_quota::{
+    BucketId, Limit, Purse, Quota, QuotaName, RateCell, Scope, Share, Taken, Window,
+};
 use keyward_raft::LeaderId;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -394,6 +396,13 @@ impl Bucket {
             Gate::Prepaid(purse) => purse.empty(now),
             Gate::Shared { .. } => 0,
         }
+    }
+
+    /// True when no prepaid tokens of a rate are left.
+    pub(super) fn has_spent(&self, now: Duration) -> bool {
+        let part = self.part.load();
+        let Gate::Prepaid(purse) = &part.gate else { return false };
+        part.limit.window == Window::Second && purse.tokens(now) == 0
     }
 
     /// How many calls a second were offered since it was last measured.

@@ -347,6 +347,7 @@ impl<E: Env> Kms<E> {
             }
             ledger.take_back(limit, want.returned, region_ms);
             if want.tokens == 0 {
+                ledger.spent(limit, from, now);
                 return None;
             }
             let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);

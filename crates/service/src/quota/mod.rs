@@ -52,6 +52,8 @@ pub struct Quotas {
     buckets: Mutex<BTreeMap<BucketId, Arc<Bucket>>>,
     /// Buckets that ran dry since the leader was last asked.
     dry: Mutex<BTreeMap<BucketId, Arc<Bucket>>>,
+    /// Buckets with prepaid tokens that the leader counts as out.
+    filled: Mutex<BTreeMap<BucketId, Arc<Bucket>>>,
     /// Something is in `dry`.
     ran_dry: Notify,
     /// The latest leader that this node has told all its shares. Earlier ones are not listened to any more.

@@ -106,6 +106,7 @@ impl<E: Env> Kms<E> {
                 tidied = now;
                 wants.extend(self.leftovers());
             }
+            wants.extend(self.spent(&wants));
             if wants.is_empty() {
                 continue;
             }
@@ -122,7 +123,26 @@ impl<E: Env> Kms<E> {
             };
             pause = if in_vain { (pause * 2).min(ASK_EVERY_MAX) } else { ASK_EVERY };
             env.sleep(pause).await;
+            // Calls that waited for tokens have them by now.
+            let now = env.boot_now();
+            if self.quotas.filled.lock().values().any(|bucket| bucket.has_spent(now)) {
+                self.quotas.ran_dry.notify_one();
+            }
         }
+    }
+
+    /// Prepaid tokens that have been spent, but for those that are asked for anyway: where the burst is small, nobody
+    /// else is given any before the leader knows.
+    fn spent(&self, wants: &[Want]) -> Vec<Want> {
+        let now = self.node.env().boot_now();
+        let mut filled = self.quotas.filled.lock();
+        wants.iter().for_each(|want| drop(filled.remove(&want.bucket)));
+        let spent: Vec<_> =
+            filled.values().filter(|bucket| bucket.has_spent(now)).cloned().collect();
+        spent.iter().for_each(|bucket| drop(filled.remove(&bucket.id)));
+        drop(filled);
+        // What a call that another bucket refused put back meanwhile goes too.
+        spent.iter().map(|bucket| self.want_of(bucket, 0, 0, bucket.leftover(now))).collect()
     }
 
     /// What ran dry since the last time.
@@ -213,6 +233,7 @@ impl<E: Env> Kms<E> {
                 Gift::Tokens(tokens, lasts) => {
                     other = true;
                     bucket.fill(definition, tokens, Duration::from_millis(lasts), now);
+                    self.quotas.filled.lock().insert(bucket.id.clone(), bucket);
                 }
                 // When it will have some is known: nobody asks before.
                 Gift::Nothing(wait) => {
