@@ -16,6 +16,7 @@ mod ending;
 pub mod env;
 pub mod faults;
 pub mod invariants;
+pub mod linear;
 mod metered;
 pub mod network;
 pub mod plan;
