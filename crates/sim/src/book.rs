@@ -4,9 +4,10 @@ use keyward_model::{ErrorCode, KmsError};
 use parking_lot::Mutex;
 
 use crate::check::{End, History, Step, WriteId};
+use crate::invariants::{Commands, Under};
 
 /// The state of a key, as a call shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KeyView {
     /// NotFoundException.
     Absent,
@@ -85,6 +86,7 @@ pub struct Begun {
     change: Change,
     began: Step,
     write: Option<WriteId>,
+    command: Option<Under>,
 }
 
 /// What an acknowledgement says.
@@ -257,6 +259,8 @@ pub struct Book {
     pub aliases: Vec<History<Option<usize>>>,
     /// Ciphertexts.
     pub samples: Vec<Sample>,
+    /// Commands to keys and aliases, with their outcomes.
+    pub commands: Commands,
     /// Broken rules.
     pub violations: Vec<String>,
     /// Numbers.
@@ -302,7 +306,8 @@ impl Book {
             }
             Change::DeleteAlias(alias) => Some(self.aliases[*alias].begin(None, step)),
         };
-        Begun { change, began: step, write }
+        let command = self.commands.begin(&change, step);
+        Begun { change, began: step, write, command }
     }
 
     /// It has ended. `rootless`: it was refused for want of a root, as may be.
@@ -323,6 +328,9 @@ impl Book {
             Told::Done => self.counters.acknowledged += 1,
             Told::Unknown => self.counters.unknown += 1,
             Told::TryAgain | Told::Refused => self.counters.refused += 1,
+        }
+        if let Some(command) = begun.command {
+            self.commands.ended(command, &begun.change, end, step, result.as_ref().err());
         }
         if let Err(error) = result
             && !rootless
@@ -429,6 +437,15 @@ impl Book {
     }
 
     // --- Rules.
+
+    /// Commands are linearizable.
+    pub fn check_commands(&mut self) {
+        let gone: Vec<usize> =
+            (0..self.keys.len()).filter(|key| self.keys[*key].gone_since.is_some()).collect();
+        for broken in self.commands.check(&gone) {
+            self.violate(broken);
+        }
+    }
 
     /// No stale success: after an acknowledged DisableKey, no call that begins later works, until an
     /// EnableKey begins; the same the other way round, and for keys that were created.

@@ -115,11 +115,13 @@ pub async fn nothing_acknowledged_is_lost(callers: &Arc<Callers>) {
                 Ok(Response::Key(metadata)) => {
                     let view = KeyView::from(metadata.state);
                     book.read_state(key, view, began, ended, &who);
+                    book.commands.shown(key, view, began, ended);
                     book.read_description(key, &metadata.description, began, ended, &who);
                 }
                 // Gone for good, or lost: the history tells.
                 Err((ErrorCode::NotFoundException, _)) => {
                     book.read_state(key, KeyView::Absent, began, ended, &who);
+                    book.commands.shown(key, KeyView::Absent, began, ended);
                 }
                 other => book.violate(format!("LOST KEY {key_id} on {who}: {other:?}")),
             }
@@ -133,9 +135,12 @@ pub async fn nothing_acknowledged_is_lost(callers: &Arc<Callers>) {
             match shown {
                 Ok(Response::Key(metadata)) => {
                     book.read_alias(alias, Some(&metadata.key_id), began, ended, &who);
+                    let to = book.keys.iter().position(|key| key.id == metadata.key_id);
+                    book.commands.points(alias, to, began, ended);
                 }
                 Err((ErrorCode::NotFoundException, _)) => {
                     book.read_alias(alias, None, began, ended, &who);
+                    book.commands.points(alias, None, began, ended);
                 }
                 other => book.violate(format!("AN ALIAS CANNOT BE READ on {who}: {other:?}")),
             }

@@ -4,6 +4,7 @@
 mod audit;
 mod deletion_dates;
 mod gone_from_disks;
+mod linearizability;
 mod no_resurrection;
 mod one_vote;
 mod quotas;
@@ -21,6 +22,7 @@ use crate::cluster::Cluster;
 pub use audit::Trails;
 use deletion_dates::DeletionDates;
 use gone_from_disks::GoneFromDisks;
+pub use linearizability::{Commands, Under};
 use no_resurrection::NoResurrection;
 use one_vote::OneVote;
 pub use quotas::{Meter, Meters};

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::check::Step;
+use crate::check::{End, Step};
 
 /// A sequential object.
 pub trait Model {
@@ -29,8 +29,7 @@ pub trait Model {
 struct Call<O> {
     operation: O,
     began: Step,
-    /// None: its outcome is unknown.
-    ended: Option<Step>,
+    end: End,
 }
 
 /// What was asked of one object.
@@ -51,21 +50,27 @@ enum Event {
 }
 
 impl<O> Operations<O> {
-    /// An operation with the outcome that its caller was told.
-    pub fn returned(&mut self, operation: O, began: Step, ended: Step) {
-        self.0.push(Call { operation, began, ended: Some(ended) });
+    /// An operation is about to begin. Until it is told how it ended, its outcome is unknown. Returns its number.
+    pub fn begin(&mut self, operation: O, began: Step) -> usize {
+        self.0.push(Call { operation, began, end: End::Unknown });
+        self.0.len() - 1
     }
 
-    /// An operation that may happen at any time after its call, or never.
-    pub fn unknown(&mut self, operation: O, began: Step) {
-        self.0.push(Call { operation, began, ended: None });
+    /// How it ended; the operation with the outcome that its caller was told.
+    pub fn ended(&mut self, number: usize, operation: O, end: End) {
+        self.0[number].operation = operation;
+        self.0[number].end = end;
     }
 
     fn events(&self) -> Vec<(Step, Event, usize)> {
         let mut events = Vec::with_capacity(2 * self.0.len());
         for (number, call) in self.0.iter().enumerate() {
-            events.push((call.began, Event::Call, number));
-            events.extend(call.ended.map(|ended| (ended, Event::Return, number)));
+            if call.end != End::Void {
+                events.push((call.began, Event::Call, number));
+            }
+            if let End::Acknowledged(ended) = call.end {
+                events.push((ended, Event::Return, number));
+            }
         }
         events.sort_unstable();
         events
@@ -118,9 +123,9 @@ impl<O> Operations<O> {
                 let call = &self.0[*next];
                 let Some(state) = M::apply(&before.state, &call.operation) else { continue };
                 let mut after = Configuration { state, ..before.clone() };
-                match call.ended {
-                    Some(_) => after.returns.insert(*next),
-                    None => after.unknown.insert(*next),
+                match call.end {
+                    End::Acknowledged(_) => after.returns.insert(*next),
+                    End::Unknown | End::Void => after.unknown.insert(*next),
                 };
                 if seen.add(after.clone()) {
                     left.push_back(after);
@@ -211,9 +216,9 @@ mod tests {
     fn fails(calls: &[(On, Step, Step)]) -> Option<On> {
         let mut operations = Operations::default();
         for (operation, began, ended) in calls {
-            match ended {
-                0 => operations.unknown(*operation, *began),
-                _ => operations.returned(*operation, *began, *ended),
+            let number = operations.begin(*operation, *began);
+            if *ended > 0 {
+                operations.ended(number, *operation, End::Acknowledged(*ended));
             }
         }
         operations.check::<Register>(0).err().map(|(operation, ..)| *operation)
@@ -265,6 +270,17 @@ mod tests {
         // One that cannot happen where it would have to.
         let swapped = [(Swap(1, 2), 1, 0), (Read(2), 3, 4), (Write(1), 5, 6)];
         assert_eq!(fails(&swapped), Some(Read(2)));
+    }
+
+    #[test]
+    fn what_was_refused_for_good_never_happens() {
+        let mut operations = Operations::default();
+        let write = operations.begin(Write(1), 1);
+        operations.ended(write, Write(1), End::Void);
+        let read = operations.begin(Read(1), 3);
+        operations.ended(read, Read(1), End::Acknowledged(4));
+        assert!(operations.check::<Register>(0).is_err());
+        assert!(operations.check::<Register>(1).is_ok());
     }
 
     #[test]

@@ -194,6 +194,7 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     ending::everything_is_on_record(callers).await;
     let failures = callers.cluster.failures();
     let mut book = callers.book.lock();
+    book.check_commands();
     for failure in failures {
         book.violate(format!("A NODE FAILED: {failure}"));
     }
