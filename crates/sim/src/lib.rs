@@ -11,6 +11,7 @@ pub mod book;
 pub mod check;
 pub mod client;
 pub mod cluster;
+pub mod counters;
 pub mod dice;
 mod ending;
 pub mod env;
@@ -32,7 +33,7 @@ use std::time::Duration;
 
 use openraft_rt::AsyncRuntime;
 
-pub use book::Counters;
+pub use counters::Counters;
 pub use faults::Spared;
 pub use scenario::{Options, Outcome, run};
 pub use shrink::{Shrunken, shrink};

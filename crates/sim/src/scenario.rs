@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::book::{Change, Counters, KeyView};
+use crate::book::{Change, KeyView};
 use crate::client::Callers;
 use crate::cluster::{Cluster, NODES};
+use crate::counters::Counters;
 use crate::dice::{Dice, Stream};
 use crate::ending;
 use crate::faults::{
