@@ -277,6 +277,12 @@ impl Callers {
         })
     }
 
+    /// A call of a caller who may.
+    #[must_use]
+    pub fn call(&self, request: Request, patience: Duration) -> Call {
+        Call::new(Arc::clone(&self.caller), request, patience)
+    }
+
     /// Sends a call to that node, in whose own task this runs. When its answer leaves it must be on record.
     pub async fn send(
         &self,

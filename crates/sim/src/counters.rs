@@ -79,6 +79,8 @@ pub struct Counters {
     pub audit_faults: u64,
     /// Times at which it was measured that callers get what they may.
     pub measured: u64,
+    /// Calls that were wrong on purpose, and answered.
+    pub misused: u64,
     /// Messages delivered.
     pub messages: u64,
     /// Simulated time, in milliseconds.
@@ -128,6 +130,7 @@ impl Counters {
         self.unrecorded += other.unrecorded;
         self.audit_faults += other.audit_faults;
         self.measured += other.measured;
+        self.misused += other.misused;
         self.messages += other.messages;
         self.simulated_ms += other.simulated_ms;
         self.steps += other.steps;

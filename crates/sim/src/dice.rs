@@ -41,6 +41,8 @@ pub enum Stream {
     Fault(u32),
     /// Hand-overs that go wrong.
     HandOvers,
+    /// A caller who does things wrong.
+    Misuse,
     /// A node's entropy: its index and how many times it has booted.
     Entropy(u32, u32),
     /// A client.
@@ -66,6 +68,7 @@ impl Stream {
             Self::DiskFaults => 20,
             Self::Fault(number) => (1 << 33) | number as u64,
             Self::HandOvers => 16,
+            Self::Misuse => 21,
             Self::Client(client) => (1 << 32) | client as u64,
             Self::Entropy(node, boot) => (1 << 63) | ((node as u64) << 32) | boot as u64,
         }

@@ -2,9 +2,11 @@
 //! up. One rule a file. (What callers are told is checked where they are told it: `book.rs`, `check.rs`.)
 
 mod audit;
+pub mod bad_input;
 mod deletion_dates;
 mod gone_from_disks;
 mod linearizability;
+pub mod never_opens;
 mod no_resurrection;
 mod one_vote;
 mod quotas;

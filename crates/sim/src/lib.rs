@@ -19,6 +19,7 @@ pub mod faults;
 pub mod invariants;
 pub mod linear;
 mod metered;
+mod misuse;
 pub mod network;
 pub mod plan;
 pub mod roots;

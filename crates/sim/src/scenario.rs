@@ -17,6 +17,7 @@ use crate::faults::{
 };
 use crate::invariants;
 use crate::metered::MeteredCallers;
+use crate::misuse::misuse;
 use crate::plan::{Deletions, Plan};
 use crate::runtime::{HARNESS, JoinHandle, World};
 use crate::sleep;
@@ -115,6 +116,8 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
         let uses = use_things(Arc::clone(callers), dice, index, Arc::clone(&ended));
         clients.push(world.spawn_in(HARNESS, uses));
     }
+    let wrong = misuse(Arc::clone(callers), Dice::new(seed, Stream::Misuse), Arc::clone(&ended));
+    clients.push(world.spawn_in(HARNESS, wrong));
     drop(world.spawn_in(HARNESS, invariants::watch(Arc::clone(callers))));
     let mut metered = metered;
     if let (Some((metered, dice)), Some(metering)) = (&mut metered, &plan.metering) {

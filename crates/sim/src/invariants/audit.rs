@@ -16,6 +16,9 @@ use crate::trail::{AuditDisk, Recorded, RequestId, parse};
 /// What a node says that cannot record.
 const CANNOT_RECORD: &str = "this node cannot write its audit trail";
 
+/// What readers say of numbers that are missing, or come again.
+const NUMBERS_WRONG: [&str; 2] = ["records are missing", "out of order"];
+
 /// A call that was answered.
 #[derive(Clone, Copy, Debug)]
 struct Answered {
@@ -116,11 +119,21 @@ impl Trails {
 
 impl Kept {
     fn compare(&self, disk: &AuditDisk, book: &mut Book, look: &mut impl FnMut(&str)) {
-        let mut there = BTreeSet::new();
+        let (mut there, mut twice) = (BTreeSet::new(), 0_usize);
         let damage = disk.read(|line| {
             look(line);
-            there.extend(parse(line).map(|(id, _)| id));
+            if let Some((id, _)) = parse(line) {
+                twice += usize::from(!there.insert(id));
+            }
         });
+        if twice > 0 {
+            book.violate(format!("AUDIT RECORDS TWICE: {twice} of {}", there.len() + twice));
+        }
+        // Not after a power cut either: numbers that were lost with their records are given again.
+        let gap = |why: &&String| NUMBERS_WRONG.iter().any(|wrong| why.contains(wrong));
+        if let Some(first) = damage.iter().find(gap) {
+            book.violate(format!("NUMBERS OF AUDIT RECORDS: {first}"));
+        }
         if let Some(first) = damage.first()
             && !disk.lost_power()
         {
