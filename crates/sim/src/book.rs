@@ -5,6 +5,7 @@ use parking_lot::Mutex;
 
 use crate::check::{End, History, Step, WriteId};
 use crate::counters::Counters;
+use crate::invariants::no_secrets::Texts;
 use crate::invariants::{Commands, Under};
 
 /// The state of a key, as a call shows it.
@@ -128,6 +129,8 @@ pub struct Book {
     pub samples: Vec<Sample>,
     /// Commands to keys and aliases, with their outcomes.
     pub commands: Commands,
+    /// What callers encrypted, and what errors said.
+    pub texts: Texts,
     /// Broken rules.
     pub violations: Vec<String>,
     /// Numbers.

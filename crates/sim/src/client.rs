@@ -250,6 +250,9 @@ impl Callers {
         self.cluster.world.spawn_in(running.group, async move {
             let plaintext = this.throw(|dice| dice.word().to_le_bytes().to_vec());
             let (request, key) = this.use_request(usage, &plaintext);
+            if matches!(usage, Use::Encrypt(_) | Use::DryRun(_)) {
+                this.book.lock().texts.plaintexts.push(plaintext.clone());
+            }
             let patience = Duration::from_millis(this.throw(|dice| dice.pick(&[200, 1000, 4000])));
             let world = &this.cluster.world;
             let rooted = Began::now(&this.cluster, index, &running);
@@ -297,6 +300,11 @@ impl Callers {
         let (mut trails, now) = (self.invariants.trails(), self.cluster.world.now());
         let mut book = self.book.lock();
         trails.answered((index, &disk), id, event, refusal, now, &mut book);
+        if let Some(error) = refusal
+            && !book.texts.errors.contains(error.message.as_ref())
+        {
+            book.texts.errors.insert(error.message.to_string());
+        }
         drop((book, trails));
         result
     }

@@ -22,7 +22,7 @@ use keyward_state::{MemStore, Purpose, Timers};
 use parking_lot::Mutex;
 
 use crate::dice::{Dice, Stream};
-use crate::env::{SimEntropy, SimEnv};
+use crate::env::{Drawn, SimEntropy, SimEnv};
 use crate::network::{Net, SimTransport};
 use crate::plan::Plan;
 use crate::roots::{Cabinet, MayDie, SimRoots, recorded};
@@ -117,6 +117,7 @@ pub struct Cluster {
     /// Whether a process dies between two steps of its root keeper: how often in a thousand.
     deaths: Mutex<(Dice, u64)>,
     failures: Mutex<Vec<String>>,
+    drawn: Drawn,
 }
 
 /// `Node::start`, boxed where the environment is still generic: with a concrete one, rustc (1.95) cannot
@@ -182,6 +183,7 @@ impl Cluster {
             audits: Mutex::new(Dice::new(seed, Stream::Audits)),
             deaths: Mutex::new((Dice::new(seed, Stream::Deaths), 0)),
             failures: Mutex::default(),
+            drawn: Drawn::default(),
         })
     }
 
@@ -193,7 +195,7 @@ impl Cluster {
         let slot = &mut slots[index];
         let group = self.world.start_process(slot.clock);
         let node = u32::try_from(index).unwrap_or(u32::MAX);
-        let entropy = SimEntropy::new(self.seed, node, slot.boots);
+        let entropy = SimEntropy::new(self.seed, node, slot.boots, Arc::clone(&self.drawn));
         let wall = (Arc::clone(&self.walls), index);
         let env = SimEnv::new(Arc::clone(&self.world), slot.clock, wall, entropy);
         let (id, log, state) = (slot.id, slot.log.clone(), slot.state.clone());

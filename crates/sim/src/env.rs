@@ -13,19 +13,28 @@ use crate::runtime::{ClockId, SimRuntime, World};
 use crate::walls::Walls;
 
 /// Entropy that the seed decides.
-pub struct SimEntropy(Mutex<Dice>);
+pub struct SimEntropy {
+    dice: Mutex<Dice>,
+    drawn: Drawn,
+}
+
+/// What nodes drew for keys: 32 bytes at once.
+pub type Drawn = Arc<Mutex<Vec<[u8; 32]>>>;
 
 impl SimEntropy {
     /// The entropy of one boot of a node.
     #[must_use]
-    pub fn new(seed: u64, node: u32, boot: u32) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Dice::new(seed, Stream::Entropy(node, boot)))))
+    pub fn new(seed: u64, node: u32, boot: u32, drawn: Drawn) -> Arc<Self> {
+        Arc::new(Self { dice: Mutex::new(Dice::new(seed, Stream::Entropy(node, boot))), drawn })
     }
 }
 
 impl Entropy for SimEntropy {
     fn fill(&self, bytes: &mut [u8]) {
-        self.0.lock().fill(bytes);
+        self.dice.lock().fill(bytes);
+        if let Ok(key) = <&[u8; 32]>::try_from(&*bytes) {
+            self.drawn.lock().push(*key);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod gone_from_disks;
 mod linearizability;
 pub mod never_opens;
 mod no_resurrection;
+pub mod no_secrets;
 mod one_vote;
 mod quotas;
 mod region_time;
@@ -65,6 +66,13 @@ impl Invariants {
     /// What must hold of all records in the end.
     pub fn look_at_trails(&self, cluster: &Cluster, book: &mut Book) {
         self.trails().look_in_the_end(|index| cluster.audit_disk(index), book, |_| {});
+    }
+
+    /// What has no place in rows, records and errors is not there. One machine is looked at.
+    pub fn look_for_secrets(&self, cluster: &Cluster, index: usize, book: &mut Book) {
+        let places = cluster.written(index);
+        let drawn = cluster.drawn();
+        no_secrets::look(drawn.iter().map(<[u8; 32]>::as_slice), &places, book);
     }
 
     /// Looks at every node now.

@@ -199,6 +199,8 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     let failures = callers.cluster.failures();
     let mut book = callers.book.lock();
     book.check_commands();
+    let machine = usize::try_from(seed % NODES as u64).unwrap_or(0);
+    callers.invariants.look_for_secrets(&callers.cluster, machine, &mut book);
     for failure in failures {
         book.violate(format!("A NODE FAILED: {failure}"));
     }

@@ -1,5 +1,7 @@
 //! The audit disks of machines.
 
+use keyward_state::{Store, Table};
+
 use super::*;
 
 /// What is left on a machine's audit disk after a power cut.
@@ -23,5 +25,37 @@ impl Cluster {
         if let Some(since) = slot.still_since.take() {
             slot.audit.was_disturbed(since, self.world.now());
         }
+    }
+
+    /// What nodes drew for keys so far.
+    pub fn drawn(&self) -> Vec<[u8; 32]> {
+        self.drawn.lock().clone()
+    }
+
+    /// All rows and audit records of machine `index`, by the name of their place.
+    pub fn written(&self, index: usize) -> Vec<(String, Vec<u8>)> {
+        let node = self.id(index);
+        let stores = [
+            (self.state_store(index), Table::STATE.as_slice()),
+            (self.log_store(index), Table::LOG.as_slice()),
+        ];
+        let mut places = Vec::new();
+        for (store, tables) in stores {
+            for table in tables {
+                let mut bytes = Vec::new();
+                let scanned = store.scan(*table, &mut |key, value| {
+                    bytes.extend_from_slice(key);
+                    bytes.extend_from_slice(value);
+                    Ok(())
+                });
+                if scanned.is_ok() {
+                    places.push((format!("table {} of node {node}", table.name()), bytes));
+                }
+            }
+        }
+        let mut records = Vec::new();
+        self.audit_disk(index).read(|line| records.extend_from_slice(line.as_bytes()));
+        places.push((format!("the audit records of node {node}"), records));
+        places
     }
 }
