@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{
-    FOLDER, append, append_now, config, key_of, open, read_all, runtime, segment_path, sound_keys,
+    FOLDER, append, append_now, config, health, key_of, open, read_all, runtime, segment_path,
+    sound_keys,
 };
 use keyward_audit::testing::FaultyFiles;
 use keyward_audit::{AuditError, Cut, Files, Filter, Flaw, Order, SyncMode, TrailConfig, read};
@@ -192,6 +193,34 @@ fn what_was_answered_and_is_in_no_segment_survives_the_death_of_the_process() {
     let (trail, _) = runtime().block_on(async { open(&files, config(folder)) });
     drop(trail);
     assert_eq!(sound_keys(&files, folder), expected, "after the next start");
+}
+
+#[test]
+fn a_start_writes_anew_what_a_failed_sync_left_in_memory_alone() {
+    let folder = Path::new(FOLDER);
+    let disk = FaultyFiles::new();
+    let files: Arc<dyn Files> = Arc::new(disk.clone());
+    let dying = busy_runtime();
+    let opened = dying.block_on(async {
+        let (trail, _) = open(&files, config(folder));
+        disk.set_faults(|faults| faults.failing_syncs = true);
+        for n in 0..RECORDS {
+            append(&trail, &n.to_string()).unwrap().await.unwrap();
+        }
+        health(&trail, false).await;
+        trail
+    });
+    drop(dying);
+    drop(opened);
+    disk.set_faults(|faults| faults.failing_syncs = false);
+    // The next start finds the records, and then power is lost.
+    let started = busy_runtime();
+    let opened = started.block_on(async { open(&files, config(folder)).0 });
+    let files: Arc<dyn Files> = Arc::new(disk.crash(|_| 0));
+    drop(started);
+    drop(opened);
+    let expected: Vec<_> = (0..RECORDS).map(|n| n.to_string()).collect();
+    assert_eq!(sound_keys(&files, folder), expected);
 }
 
 #[test]
