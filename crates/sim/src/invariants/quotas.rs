@@ -254,7 +254,7 @@ fn within(calls: &[(Duration, Duration)], limit: &Limit, fast_ppm: i64) -> Resul
         if let Some(worst) = windows.worst()
             && worst > most
         {
-            let over = (worst - most) / CALL + 1;
+            let over = (worst - most + CALL - 1) / CALL;
             return Err(format!(
                 "{over} more than {limit} (burst {}) in a window that begins at {from:?}",
                 limit.burst
