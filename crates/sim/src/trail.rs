@@ -152,8 +152,9 @@ impl AuditDisk {
         !self.lost.lock().is_empty()
     }
 
-    /// Everything on disk, through the shipped reader: every record's line, and what is damaged.
+    /// Everything on disk, once it is whole again, through the shipped reader: every record's line, and what is damaged.
     pub fn read(&self, mut line: impl FnMut(&str)) -> Vec<String> {
+        self.files.set_faults(|faults| *faults = Faults::default());
         let files = Arc::new(self.files.clone());
         let reader = match keyward_audit::read(files, Path::new(FOLDER), Filter::default()) {
             Ok(reader) => reader,

@@ -267,7 +267,8 @@ async fn replace(callers: &Arc<Callers>, index: usize) {
     operator.remove(cluster.id(index)).await;
     let invitation = loop {
         let (id, invitation) = operator.invite().await;
-        callers.invariants.trails().put_away(index);
+        let trail = cluster.audit_disk(index);
+        callers.invariants.trails().put_away(index, trail);
         cluster.begin_anew(index, id);
         cluster.boot(index);
         if operator.join(invitation, &request).await {

@@ -96,9 +96,10 @@ impl Trails {
         book.counters.recorded += 1;
     }
 
-    /// The machine begins anew, as another node with an empty disk.
-    pub fn put_away(&mut self, machine: usize) {
-        self.put_away.extend(self.machines.remove(&machine));
+    /// The machine begins anew, as another node with an empty disk; this was the disk so far.
+    pub fn put_away(&mut self, machine: usize, disk: AuditDisk) {
+        let kept = self.machines.remove(&machine).map(|kept| Kept { disk, ..kept });
+        self.put_away.extend(kept);
     }
 
     /// Every answered call is on disk. `look`: at every line of every trail.
