@@ -5,12 +5,13 @@ mod membership;
 mod peers;
 mod proof;
 mod purge;
+mod snapshots;
 mod tasks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use keyward_env::Env;
@@ -71,15 +72,6 @@ pub trait PeerApp: Send + Sync + 'static {
     fn answer(&self, from: NodeId, body: Vec<u8>) -> BoxFuture<'_, Result<Vec<u8>, String>>;
 }
 
-/// A snapshot being received.
-struct Incoming {
-    from: NodeId,
-    transfer: u64,
-    /// The piece that comes next.
-    next: u64,
-    install: Box<dyn Install>,
-}
-
 /// A running node.
 pub struct Node<E: Env> {
     config: NodeConfig,
@@ -95,7 +87,8 @@ pub struct Node<E: Env> {
     /// When a leader was last heard, in nanoseconds of our boot clock.
     heard_ns: AtomicU64,
     time: RegionTime,
-    incoming: Mutex<Option<Incoming>>,
+    incoming: Mutex<Option<snapshots::Incoming>>,
+    installing: Mutex<Option<snapshots::Installing<E>>>,
     /// Rule 6: neither votes nor stands before this point.
     mute_until: Duration,
     /// A recovery that this node began, and that may not be in the state yet.
@@ -203,6 +196,7 @@ impl<E: Env> Node<E> {
             heard_ns: AtomicU64::new(0),
             time: RegionTime::default(),
             incoming: Mutex::new(None),
+            installing: Mutex::new(None),
             mute_until,
             recovery: remembered.recovery,
             fence_wanted: Notify::new(),
