@@ -275,7 +275,9 @@ impl Reader {
                     self.walk = None;
                     if self.segments.is_empty() && self.newest.is_none() {
                         self.newest = Some(expected);
-                        self.walk = ring::walk(&*self.files, &self.folder, expected);
+                        let wrong = ReadError::file("read", ring::path(&self.folder));
+                        self.walk =
+                            ring::walk(&*self.files, &self.folder, expected).map_err(wrong)?;
                     }
                 }
             }
@@ -293,7 +295,8 @@ impl Reader {
                     && let Some(segment) = &mut self.back
                 {
                     self.newest = Some(segment.expected);
-                    let walk = ring::walk(&*self.files, &self.folder, segment.expected);
+                    let walk = ring::walk(&*self.files, &self.folder, segment.expected)
+                        .map_err(ReadError::file("read", ring::path(&self.folder)))?;
                     if let Some(mut newest) =
                         walk.map(Backwards::new).transpose().map_err(wrong())?
                     {
@@ -413,7 +416,8 @@ impl Follower {
     /// What only the ring has now will come into the segment, and is not new then.
     fn pass_ring(&mut self) -> Result<(), ReadError> {
         let Some((_, segment)) = &self.current else { return Ok(()) };
-        let walk = ring::walk(&*self.files, &self.folder, segment.expected());
+        let walk = ring::walk(&*self.files, &self.folder, segment.expected())
+            .map_err(ReadError::file("read", ring::path(&self.folder)))?;
         if let Some(mut walk) = walk {
             let wrong = || ReadError::file("read", self.folder.clone());
             while let Step::Record(sequence) = walk.step(false).map_err(wrong())? {

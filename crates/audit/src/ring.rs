@@ -121,27 +121,32 @@ pub(crate) fn lines_from(held: &[u8], first: u64) -> Vec<u8> {
     found
 }
 
-/// The same, from the file. One that is not there, or cannot be read, holds nothing.
-pub(crate) fn left_behind(files: &dyn Files, folder: &Path, first: u64) -> Vec<u8> {
-    let read = || {
-        let file = files.open(&path(folder), false)?;
-        let mut held = vec![0; index(file.length()?.min(BYTES_MAX))];
-        let read = file.read_at(0, &mut held)?;
-        held.truncate(read);
-        io::Result::Ok(held)
+/// The same, from the file. One that is not there holds nothing.
+///
+/// # Errors
+/// It cannot be read: what it holds must not be taken for nothing.
+pub(crate) fn left_behind(files: &dyn Files, folder: &Path, first: u64) -> io::Result<Vec<u8>> {
+    let file = match files.open(&path(folder), false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        opened => opened?,
     };
-    read().map_or_else(|_| Vec::new(), |held| lines_from(&held, first))
+    let mut held = vec![0; index(file.length()?.min(BYTES_MAX))];
+    let read = file.read_at(0, &mut held)?;
+    Ok(lines_from(&held[..read], first))
 }
 
 /// A walk through the lines of the file from record `first` on, if there are any: the end of the trail, of which no
 /// segment has them yet.
-pub(crate) fn walk(files: &dyn Files, folder: &Path, first: u64) -> Option<Walk> {
-    let lines = left_behind(files, folder, first);
+///
+/// # Errors
+/// As [`left_behind`].
+pub(crate) fn walk(files: &dyn Files, folder: &Path, first: u64) -> io::Result<Option<Walk>> {
+    let lines = left_behind(files, folder, first)?;
     if lines.is_empty() {
-        return None;
+        return Ok(None);
     }
     let text = [segment::header(0, first), lines].concat();
-    Some(Walk::new(path(folder), Arc::new(Text(text)), first, None))
+    Ok(Some(Walk::new(path(folder), Arc::new(Text(text)), first, None)))
 }
 
 /// Bytes that are read like a file.

@@ -133,7 +133,8 @@ impl Trail {
     ) -> Result<(Self, Recovery), AuditError> {
         let mut recovery = recover(&*files, &config.folder)?;
         let first = recovery.next_sequence;
-        let left_behind = ring::left_behind(&*files, &config.folder, first);
+        let left_behind = ring::left_behind(&*files, &config.folder, first)
+            .map_err(AuditError::file("read", ring::path(&config.folder)))?;
         recovery.from_ring = left_behind.iter().filter(|byte| **byte == b'\n').count() as u64;
         recovery.next_sequence += recovery.from_ring;
         let head = Mark { position: 0, sequence: recovery.next_sequence };

@@ -12,7 +12,9 @@ use common::{
     sound_keys,
 };
 use keyward_audit::testing::FaultyFiles;
-use keyward_audit::{AuditError, Cut, Files, Filter, Flaw, Order, SyncMode, TrailConfig, read};
+use keyward_audit::{
+    AuditError, Cut, Files, Filter, Flaw, Order, RealFiles, SyncMode, Trail, TrailConfig, read,
+};
 use keyward_env::RealEnv;
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
@@ -221,6 +223,28 @@ fn a_start_writes_anew_what_a_failed_sync_left_in_memory_alone() {
     drop(opened);
     let expected: Vec<_> = (0..RECORDS).map(|n| n.to_string()).collect();
     assert_eq!(sound_keys(&files, folder), expected);
+}
+
+#[test]
+fn a_ring_that_cannot_be_read_is_named_and_not_taken_for_an_empty_one() {
+    let parent = tempfile::tempdir().unwrap();
+    let files: Arc<dyn Files> = Arc::new(RealFiles);
+    busy_runtime().block_on(async {
+        let (trail, _) = open(&files, config(parent.path()));
+        append(&trail, "a").unwrap().await.unwrap();
+        trail.close().await.unwrap();
+        let ring = parent.path().join("audit.ring");
+        std::fs::create_dir(&ring).unwrap();
+        let opened = Trail::open(&RealEnv, Arc::clone(&files), config(parent.path()));
+        let Some(AuditError::File { path, .. }) = opened.err() else { panic!("it opens") };
+        assert_eq!(path, ring);
+        let read = read(Arc::clone(&files), parent.path(), Filter::default()).unwrap();
+        let items: Vec<_> = read.map(|item| item.map_err(|error| error.to_string())).collect();
+        assert_eq!(items.len(), 2, "the record, and what is wrong: {items:?}");
+        assert!(items[0].is_ok() && items[1].as_ref().is_err_and(|why| why.contains("audit.ring")));
+        std::fs::remove_dir(&ring).unwrap();
+        open(&files, config(parent.path())).0.close().await.unwrap();
+    });
 }
 
 #[test]

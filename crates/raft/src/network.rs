@@ -33,8 +33,10 @@ use crate::types::{LeaderId, SnapshotData, TypeConfig, Vote};
 const PIECE_BYTES: usize = 256 * 1024;
 /// How long one piece may take.
 const PIECE_PATIENCE: Duration = Duration::from_secs(5);
-/// How long installing may take at the receiver.
+/// How long installing may take at the receiver, which is asked again every [`PIECE_PATIENCE`].
 const INSTALL_PATIENCE: Duration = Duration::from_secs(60);
+/// Before a peer that could not be reached is asked again.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Makes a [`Peer`] for each target.
 pub(crate) struct Network<E: Env> {
@@ -76,6 +78,20 @@ fn unreachable<C: openraft::RaftTypeConfig>(error: &TransportError) -> RPCError<
     RPCError::Unreachable(Unreachable::new(error))
 }
 
+fn not_answered<C: openraft::RaftTypeConfig>(error: TransportError) -> RPCError<C> {
+    match error {
+        TransportError::Unreachable { .. } => unreachable(&error),
+        TransportError::NoAnswer { .. } => odd(error),
+    }
+}
+
+fn answer_in<E: Env>(body: &[u8]) -> Result<PeerResponse<E>, RPCError<TypeConfig<E>>> {
+    match codec::decode(body).map_err(odd)? {
+        PeerResponse::Failed(reason) => Err(odd(reason)),
+        response => Ok(response),
+    }
+}
+
 fn odd<C: openraft::RaftTypeConfig>(what: impl ToString) -> RPCError<C> {
     RPCError::Network(NetworkError::new(&AnyError::error(what)))
 }
@@ -87,16 +103,8 @@ impl<E: Env> Peer<E> {
         patience: Duration,
     ) -> Result<PeerResponse<E>, RPCError<TypeConfig<E>>> {
         let body = codec::encode(request);
-        let answer = self.transport.call(self.target, &self.node, body, patience).await.map_err(
-            |error| match error {
-                TransportError::Unreachable { .. } => unreachable(&error),
-                TransportError::NoAnswer { .. } => odd(error),
-            },
-        )?;
-        match codec::decode(&answer).map_err(odd)? {
-            PeerResponse::Failed(reason) => Err(odd(reason)),
-            response => Ok(response),
-        }
+        let called = self.transport.call(self.target, &self.node, body, patience).await;
+        answer_in(&called.map_err(not_answered)?)
     }
 }
 
@@ -288,9 +296,25 @@ impl<E: Env> Peer<E> {
             last_log_id: snapshot.meta.last_log_id,
             membership: snapshot.meta.last_membership,
         };
-        match self.ask(&done, INSTALL_PATIENCE).await? {
-            PeerResponse::Snapshot(response) => Ok(response),
-            _ => Err(unexpected().into()),
+        self.have_it_installed(&done).await
+    }
+
+    /// Asks again when no answer comes: it may have been lost, and installing may take a while.
+    async fn have_it_installed(
+        &self,
+        done: &PeerRequest<E>,
+    ) -> Result<SnapshotResponse<TypeConfig<E>>, StreamingError<TypeConfig<E>>> {
+        let body = codec::encode(done);
+        let end = self.env.boot_now() + INSTALL_PATIENCE;
+        loop {
+            match self.transport.call(self.target, &self.node, body.clone(), PIECE_PATIENCE).await {
+                Ok(answer) => match answer_in(&answer)? {
+                    PeerResponse::Snapshot(response) => return Ok(response),
+                    _ => return Err(unexpected().into()),
+                },
+                Err(error) if self.env.boot_now() >= end => return Err(not_answered(error).into()),
+                Err(_) => self.env.sleep(AGAIN).await,
+            }
         }
     }
 }

@@ -414,13 +414,18 @@ impl<E: Env> Pending<E> {
         })
     }
 
+    /// [`Bug::AuditAfterAnswer`]: the record is made some time after the answer has left.
+    fn record_later(self) {
+        let env = self.kms.node.env().clone();
+        env.clone().spawn(async move {
+            env.sleep(Duration::from_millis(5)).await;
+            drop(self);
+        });
+    }
+
     async fn end(mut self, result: Result<Response, KmsError>) -> Result<Response, KmsError> {
         if on(Bug::AuditAfterAnswer) {
-            let env = self.kms.node.env().clone();
-            env.clone().spawn(async move {
-                env.sleep(Duration::from_millis(5)).await;
-                drop(self);
-            });
+            self.record_later();
             return result;
         }
         self.told = true;
@@ -500,5 +505,21 @@ where
             let result = served.await;
             pending.end(result).await
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_that_may_have_been_made_is_never_told_as_one_that_was_not() {
+        let refused = KmsError::new(ErrorCode::NotFoundException, "no such key");
+        let unknown = KmsError::unknown_outcome("late");
+        for (refusal, changed) in [(None, true), (Some(&unknown), true), (Some(&refused), false)] {
+            let told = unwritten(&AuditError::Closed, may_have_changed(refusal));
+            assert_eq!(told.outcome_unknown, changed, "{refusal:?}");
+            assert!(told.code.is_retryable() && told.message.contains("audit trail"));
+        }
     }
 }

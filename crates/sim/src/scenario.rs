@@ -18,6 +18,7 @@ use crate::faults::{
 use crate::invariants;
 use crate::metered::MeteredCallers;
 use crate::misuse::misuse;
+use crate::network::Weather;
 use crate::plan::{Deletions, Plan};
 use crate::runtime::{HARNESS, JoinHandle, World};
 use crate::sleep;
@@ -125,10 +126,13 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     }
     sleep(Duration::from_secs(1)).await;
     let goes_wrong = |kind| !callers.schedule.is_spared(kind);
-    if goes_wrong(FaultKind::Weather) {
+    let weather = if goes_wrong(FaultKind::Weather) {
         callers.tell(FaultKind::Weather, || format!("{:?}", plan.weather));
-        callers.cluster.net.set_weather(plan.weather);
-    }
+        plan.weather
+    } else {
+        Weather::FAIR
+    };
+    callers.cluster.net.set_weather(weather);
     if plan.disk_faults && goes_wrong(FaultKind::Disks) {
         let dice = Dice::new(seed, Stream::DiskFaults);
         let disks = break_disks(Arc::clone(callers), dice, plan.faults);
@@ -158,7 +162,7 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     if plan.hand_over_faults && goes_wrong(FaultKind::HandOvers) {
         callers.tell(FaultKind::HandOvers, || "hand-overs go wrong".to_owned());
         let dice = Dice::new(seed, Stream::HandOvers);
-        let hand_overs = spoil_hand_overs(Arc::clone(callers), dice, plan.faults, plan.weather);
+        let hand_overs = spoil_hand_overs(Arc::clone(callers), dice, plan.faults, weather);
         drop(world.spawn_in(HARNESS, hand_overs));
     }
     let lies = (plan.lying_disks && goes_wrong(FaultKind::Lies)).then(|| {

@@ -2,9 +2,10 @@
 //! it breaks (docs/simulation.md, "That it can fail"). `make test-sabotage` runs it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use keyward_env::sabotage::{Bug, select};
-use keyward_sim::{Options, run};
+use keyward_sim::{Options, run, shrink};
 use parking_lot::Mutex;
 
 const THREADS: usize = 2;
@@ -122,6 +123,23 @@ fn every_known_bug_is_found() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
+    // The selection is the whole process's: no test of its own.
+    a_failure_is_shrunk();
+}
+
+/// What is left of a shrunken failure breaks the rule when it is run again, and is less than all that went wrong.
+fn a_failure_is_shrunk() {
+    select(Some(Bug::NoFence));
+    let options = Options { faults: Some(Duration::from_secs(8)), ..Options::default() };
+    let all = run(0, &options);
+    let shrunken = shrink(0, &options, |_, _| {}).expect("a failure");
+    let again = run(0, &Options { without: shrunken.without.clone(), ..options.clone() });
+    select(None);
+    assert_eq!(again, shrunken.outcome);
+    assert!(again.violations.iter().any(|violation| violation.starts_with("STALE")));
+    assert!(again.faults.len() < all.faults.len(), "{:?}", again.faults);
+    assert!(again.faults.iter().all(|fault| !shrunken.without.0.contains(&fault.kind)));
+    assert!(shrink(0, &options, |_, _| {}).is_none(), "without the bug there is nothing to shrink");
 }
 
 #[test]

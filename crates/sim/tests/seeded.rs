@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of a test")]
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use keyward_sim::{Counters, Options, Outcome, run};
+use keyward_sim::{Counters, Options, Outcome, Spared, run};
 use parking_lot::Mutex;
 
 const SEEDS: u64 = 200;
@@ -64,6 +65,26 @@ fn no_seed_breaks_a_rule() {
     assert!(sum.rotten_disks > 5 && sum.disk_faults > 50 && sum.snapshots > 20, "{sum:?}");
     assert!(sum.replaced > 10 && sum.joined > 40, "{sum:?}");
     assert!(sum.root_faults > 100 && sum.roots_changed > 25 && sum.last_roots_kept > 10, "{sum:?}");
+}
+
+#[test]
+fn what_is_left_out_does_not_go_wrong() {
+    for seed in [3, 11, 204] {
+        let kinds = |outcome: &Outcome| outcome.faults.iter().map(|f| f.kind).collect();
+        let mut without = Spared(kinds(&run(seed, &Options::default())));
+        assert!(without.0.len() > 5, "{without}");
+        // Others go wrong once these do not: until none is left.
+        loop {
+            let outcome = run(seed, &Options { without: without.clone(), ..Options::default() });
+            assert_eq!(outcome.violations, Vec::<String>::new());
+            if outcome.faults.is_empty() {
+                break;
+            }
+            let left: BTreeSet<_> = kinds(&outcome);
+            assert!(left.is_disjoint(&without.0), "{left:?}");
+            without.0.extend(left);
+        }
+    }
 }
 
 fn trace_of_another_process(seed: u64) -> String {

@@ -59,7 +59,7 @@ impl<E: Env> Node<E> {
     }
 
     pub(super) async fn answer_request(
-        &self,
+        self: &Arc<Self>,
         from: NodeId,
         request: PeerRequest<E>,
     ) -> PeerResponse<E> {
@@ -129,22 +129,13 @@ impl<E: Env> Node<E> {
                 or_failed(self.raft.handle_transfer_leader(rpc).await, |_| PeerResponse::Ok)
             }
             PeerRequest::SnapshotPiece { transfer, number, file, offset, bytes } => {
-                let written =
-                    self.receive_piece(from, (transfer, number), file, offset, bytes).await;
+                let transfer = (from, transfer);
+                let written = self.receive_piece(transfer, number, file, offset, bytes).await;
                 or_failed(written, |()| PeerResponse::Ok)
             }
             PeerRequest::SnapshotDone { transfer, pieces, vote, last_log_id, membership } => {
-                let Some(install) = self.take_incoming(from, transfer, pieces) else {
-                    return PeerResponse::Failed("no such snapshot transfer".to_owned());
-                };
-                let snapshot = openraft::Snapshot {
-                    meta: openraft::type_config::alias::SnapshotMetaOf::<TypeConfig<E>> {
-                        last_log_id,
-                        last_membership: membership,
-                    },
-                    snapshot: SnapshotData::Received(Arc::new(Mutex::new(Some(install)))),
-                };
-                let installed = self.raft.install_full_snapshot(vote, snapshot).await;
+                let last = (last_log_id, membership);
+                let installed = self.install((from, transfer), pieces, vote, last).await;
                 or_failed(installed, PeerResponse::Snapshot)
             }
             PeerRequest::Lease(request) => {
@@ -237,52 +228,6 @@ impl<E: Env> Node<E> {
                 return;
             }
             self.env.timeout(left.min(LOOK_AGAIN / 5), self.visible.stepped.notified()).await;
-        }
-    }
-
-    pub(super) async fn receive_piece(
-        &self,
-        from: NodeId,
-        (transfer, number): (u64, u64),
-        file: String,
-        offset: u64,
-        bytes: Vec<u8>,
-    ) -> io::Result<()> {
-        // A transfer begins with its first piece: one that was received in part by an earlier start, or that
-        // lost a piece, is not gone on with.
-        let mut incoming = match self.take_incoming(from, transfer, number) {
-            Some(install) => install,
-            None if number == 0 => self.state_store.begin_install()?,
-            None => return Err(io::Error::other("pieces of this snapshot transfer are missing")),
-        };
-        let (incoming, written) = self
-            .env
-            .blocking(move || {
-                let written = incoming.write(&file, offset, &bytes);
-                (incoming, written)
-            })
-            .await;
-        *self.incoming.lock() =
-            Some(Incoming { from, transfer, next: number + 1, install: incoming });
-        written
-    }
-
-    /// The transfer that is being received, if `next` is its next piece.
-    pub(super) fn take_incoming(
-        &self,
-        from: NodeId,
-        transfer: u64,
-        next: u64,
-    ) -> Option<Box<dyn Install>> {
-        let mut slot = self.incoming.lock();
-        match slot.take() {
-            Some(incoming)
-                if (incoming.from, incoming.transfer, incoming.next) == (from, transfer, next) =>
-            {
-                Some(incoming.install)
-            }
-            // Another transfer: what was received of the old one is dropped.
-            _ => None,
         }
     }
 }

@@ -198,7 +198,7 @@ fn main() -> ExitCode {
                     }
                     if !outcome.violations.is_empty() {
                         progress.clear();
-                        report(&outcome, &options);
+                        report(&outcome, &options, arguments.bug);
                         let mut red = red.lock();
                         *red = Some(red.map_or(seed, |other| other.min(seed)));
                         stop.fetch_or(first, Ordering::Relaxed);
@@ -226,15 +226,21 @@ fn main() -> ExitCode {
         }
         (Some(_), false) => ExitCode::FAILURE,
         (Some(seed), true) => {
-            tell_shrunken(seed, &options);
+            tell_shrunken(seed, &options, arguments.bug);
             ExitCode::FAILURE
         }
     }
 }
 
 /// The command that runs a seed in the same way.
-fn replay(seed: u64, options: &Options) -> String {
-    let mut command = format!("cargo run -p keyward-sim -- --seed {seed}");
+fn replay(seed: u64, options: &Options, bug: Option<Bug>) -> String {
+    let mut command = match bug {
+        None => format!("cargo run -p keyward-sim -- --seed {seed}"),
+        Some(bug) => format!(
+            "cargo run -p keyward-sim --features sabotage -- --bug {} --seed {seed}",
+            bug.name()
+        ),
+    };
     if let Some(faults) = options.faults {
         command += &format!(" --faults {}", faults.as_secs());
     }
@@ -244,14 +250,14 @@ fn replay(seed: u64, options: &Options) -> String {
     command
 }
 
-fn report(outcome: &Outcome, options: &Options) {
-    say!("seed {} broke a rule. Replay: {}", outcome.seed, replay(outcome.seed, options));
+fn report(outcome: &Outcome, options: &Options, bug: Option<Bug>) {
+    say!("seed {} broke a rule. Replay: {}", outcome.seed, replay(outcome.seed, options, bug));
     for violation in &outcome.violations {
         say!("  {violation}");
     }
 }
 
-fn tell_shrunken(seed: u64, options: &Options) {
+fn tell_shrunken(seed: u64, options: &Options, bug: Option<Bug>) {
     let shows = std::io::stderr().is_terminal();
     let shrunken = shrink(seed, options, |runs, left| {
         if shows {
@@ -269,5 +275,5 @@ fn tell_shrunken(seed: u64, options: &Options) {
     for fault in &shrunken.outcome.faults {
         say!("  {:8.3} s  {:>7}  {}", fault.at.as_secs_f64(), fault.kind.to_string(), fault.what);
     }
-    report(&shrunken.outcome, &Options { without: shrunken.without, ..options.clone() });
+    report(&shrunken.outcome, &Options { without: shrunken.without, ..options.clone() }, bug);
 }
