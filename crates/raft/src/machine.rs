@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt};
@@ -53,6 +54,8 @@ pub(crate) struct Stand {
     position: Mutex<Position>,
     /// None after a start: openraft asks for a new one when it needs it.
     frozen: Mutex<Option<Frozen>>,
+    /// Snapshots that were taken over since the start.
+    installs: AtomicU64,
 }
 
 impl Stand {
@@ -84,6 +87,22 @@ impl Stand {
             self.freeze(env, store).await?;
         }
         Ok(())
+    }
+
+    pub(crate) fn installs(&self) -> u64 {
+        self.installs.load(Ordering::Acquire)
+    }
+
+    /// Puts on record that this node's disks hold nothing of the first `number` deleted keys; unless a snapshot was
+    /// taken over since the purge began, when `installs` of them had been: its files come from another node.
+    pub(crate) async fn note_purged<E: Env>(
+        &self,
+        log: &LogStore<E>,
+        number: u64,
+        installs: u64,
+    ) -> io::Result<()> {
+        let _standing_still = self.gate.lock().await;
+        if self.installs() == installs { log.note_purged(number).await } else { Ok(()) }
     }
 }
 
@@ -230,6 +249,7 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for Machine<E> {
             .take()
             .ok_or_else(|| io::Error::other("this snapshot was installed already"))?;
         let _moving = self.stand.gate.lock().await;
+        self.stand.installs.fetch_add(1, Ordering::AcqRel);
         // The sender's files may still hold keys that were deleted: they are purged here, too.
         self.log.note_purged(0).await?;
         let store = Arc::clone(&self.store);

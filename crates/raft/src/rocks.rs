@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use keyward_state::{Batch, Change, Checkpoint, Install, Store, Table, Visit};
@@ -22,7 +23,8 @@ const CURRENT: &str = "CURRENT-DB";
 /// After the name of a database that has not been made whole yet.
 const BEING_MADE: &str = " being made";
 const CHECKPOINT: &str = "checkpoint";
-const INCOMING: &str = "incoming";
+/// How the names of folders begin that snapshots are received in.
+const INCOMING: &str = "incoming-";
 
 /// A store on disk.
 #[derive(Clone)]
@@ -38,6 +40,8 @@ struct Shared {
     sum: Mutex<u64>,
     /// Checkpoints and installs, one at a time.
     maintenance: Mutex<()>,
+    /// Snapshots that were begun to be received.
+    incoming: AtomicU64,
 }
 
 fn other(error: impl std::fmt::Display) -> io::Error {
@@ -129,6 +133,7 @@ impl RocksStore {
             db: ArcSwap::from_pointee(db),
             sum: Mutex::new(sum),
             maintenance: Mutex::new(()),
+            incoming: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -180,7 +185,7 @@ fn remove_strays(folder: &Path, current: &str) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let stray = name == INCOMING
+        let stray = name.starts_with(INCOMING)
             || name == CHECKPOINT
             || name == "checkpoint.new"
             || (name.starts_with("db-") && name != current);
@@ -284,12 +289,11 @@ impl Store for RocksStore {
     }
 
     fn begin_install(&self) -> io::Result<Box<dyn Install>> {
-        let folder = self.shared.folder.join(INCOMING);
-        if folder.exists() {
-            fs::remove_dir_all(&folder)?;
-        }
-        fs::create_dir_all(&folder)?;
-        Ok(Box::new(RocksInstall { shared: Arc::clone(&self.shared), folder }))
+        // One that is about to be taken over may still be there.
+        let number = self.shared.incoming.fetch_add(1, Ordering::Relaxed);
+        let folder = self.shared.folder.join(format!("{INCOMING}{number}"));
+        fs::create_dir(&folder)?;
+        Ok(Box::new(RocksInstall { shared: Arc::clone(&self.shared), folder, taken_over: false }))
     }
 }
 
@@ -335,6 +339,17 @@ impl Checkpoint for RocksCheckpoint {
 struct RocksInstall {
     shared: Arc<Shared>,
     folder: PathBuf,
+    taken_over: bool,
+}
+
+impl Drop for RocksInstall {
+    fn drop(&mut self) {
+        if !self.taken_over
+            && let Err(error) = fs::remove_dir_all(&self.folder)
+        {
+            tracing::warn!(folder = %self.folder.display(), %error, "what was received of a snapshot stays behind");
+        }
+    }
 }
 
 impl Install for RocksInstall {
@@ -354,7 +369,7 @@ impl Install for RocksInstall {
         target.write_all(bytes)
     }
 
-    fn commit(self: Box<Self>) -> io::Result<()> {
+    fn commit(mut self: Box<Self>) -> io::Result<()> {
         let _one_at_a_time = self.shared.maintenance.lock();
         let folder = &self.shared.folder;
         for entry in fs::read_dir(&self.folder)? {
@@ -365,6 +380,7 @@ impl Install for RocksInstall {
         let number: u64 = old.strip_prefix("db-").and_then(|n| n.parse().ok()).unwrap_or(1);
         let name = format!("db-{}", number + 1);
         fs::rename(&self.folder, folder.join(&name))?;
+        self.taken_over = true;
         sync_folder(folder)?;
         let (db, sum) = open_db(&folder.join(&name), self.shared.tables, false)?;
         set_current(folder, &name)?;

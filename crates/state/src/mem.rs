@@ -30,6 +30,11 @@ struct Disk {
     failed: bool,
     syncs: u64,
     installs: u64,
+    /// The last checkpoint: hard links to the files as they were.
+    checkpoint: Arc<Vec<u8>>,
+    /// What is being received of other stores' checkpoints, by number.
+    incoming: BTreeMap<u64, Vec<u8>>,
+    begun: u64,
 }
 
 /// What is wrong with a disk.
@@ -113,19 +118,24 @@ impl MemStore {
             unsynced: Vec::new(),
             faults: DiskFaults::default(),
             failed: false,
+            // What the next start removes.
+            checkpoint: Arc::default(),
+            incoming: BTreeMap::new(),
             ..disk.clone()
         };
         Self { disk: Arc::new(Mutex::new(copy)) }
     }
 
     /// Whether these bytes are in any value that the files hold: of a row, or of one that was overwritten or
-    /// deleted and not purged since.
+    /// deleted and not purged since; or a checkpoint's, or what was received of one.
     #[must_use]
     pub fn holds(&self, bytes: &[u8]) -> bool {
         let disk = self.disk.lock();
         let within = |value: &[u8]| value.windows(bytes.len()).any(|window| window == bytes);
         disk.visible.values().chain(disk.durable.values()).any(|value| within(value))
             || disk.leftovers.iter().any(|(_, value)| within(value))
+            || within(&disk.checkpoint)
+            || disk.incoming.values().any(|received| within(received))
             || disk.unsynced.iter().flat_map(|batch| &batch.changes).any(|change| match change {
                 Change::Put(_, _, value) => within(value),
                 Change::Delete(..) | Change::DeleteRange(..) => false,
@@ -236,7 +246,9 @@ impl Store for MemStore {
     fn checkpoint(&self) -> io::Result<Arc<dyn Checkpoint>> {
         self.write(Batch::default(), true)?;
         self.open(|disk| {
-            let bytes = codec::encode(&disk.visible.iter().collect::<Vec<_>>());
+            let rows = disk.visible.iter().collect::<Vec<_>>();
+            disk.checkpoint = Arc::new(codec::encode(&(rows, &disk.leftovers)));
+            let bytes = Arc::clone(&disk.checkpoint);
             Ok(Arc::new(MemCheckpoint { bytes }) as Arc<dyn Checkpoint>)
         })
     }
@@ -251,12 +263,16 @@ impl Store for MemStore {
     }
 
     fn begin_install(&self) -> io::Result<Box<dyn Install>> {
-        Ok(Box::new(MemInstall { store: self.clone(), bytes: Vec::new() }))
+        let mut disk = self.disk.lock();
+        disk.begun += 1;
+        let number = disk.begun;
+        disk.incoming.insert(number, Vec::new());
+        Ok(Box::new(MemInstall { store: self.clone(), number }))
     }
 }
 
 struct MemCheckpoint {
-    bytes: Vec<u8>,
+    bytes: Arc<Vec<u8>>,
 }
 
 impl Checkpoint for MemCheckpoint {
@@ -273,21 +289,32 @@ impl Checkpoint for MemCheckpoint {
 
 struct MemInstall {
     store: MemStore,
-    bytes: Vec<u8>,
+    number: u64,
+}
+
+impl Drop for MemInstall {
+    fn drop(&mut self) {
+        self.store.disk.lock().incoming.remove(&self.number);
+    }
 }
 
 impl Install for MemInstall {
     fn write(&mut self, _file: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        if offset != self.bytes.len() as u64 {
-            return Err(io::Error::other("pieces of a checkpoint arrived out of order"));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
+        self.store.open_to_write(|disk| {
+            let received = disk.incoming.entry(self.number).or_default();
+            if offset != received.len() as u64 {
+                return Err(io::Error::other("pieces of a checkpoint arrived out of order"));
+            }
+            received.extend_from_slice(bytes);
+            Ok(())
+        })
     }
 
     fn commit(self: Box<Self>) -> io::Result<()> {
-        let rows: Vec<Row> = codec::decode(&self.bytes).map_err(io::Error::other)?;
         self.store.open_to_write(|disk| {
+            let received = disk.incoming.remove(&self.number).unwrap_or_default();
+            let (rows, leftovers): (Vec<Row>, Vec<(Table8, Vec<u8>)>) =
+                codec::decode(&received).map_err(io::Error::other)?;
             if disk.faults.failing_syncs {
                 disk.failed = true;
                 return Err(io::Error::other("the disk did not take the data"));
@@ -295,7 +322,7 @@ impl Install for MemInstall {
             disk.visible = rows.into_iter().collect();
             disk.durable = disk.visible.clone();
             disk.unsynced.clear();
-            disk.leftovers.clear();
+            disk.leftovers = leftovers;
             disk.installs += 1;
             Ok(())
         })

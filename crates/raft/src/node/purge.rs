@@ -24,6 +24,10 @@ impl<E: Env> Node<E> {
     }
 
     async fn purge(&self, state: &State, done: u64) -> io::Result<()> {
+        let installs = self.stand.installs();
+        // What was received of a snapshot and not taken over holds files of before the deletion. Who is still sending
+        // it begins anew.
+        drop(self.incoming.lock().take());
         let gone: BTreeSet<_> = state.deleted_after(done).map(|tomb| tomb.key).collect();
         if !on(Bug::StateNotPurged) {
             self.stand.purge(&self.env, &self.state_store, &[Table::Tokens]).await?;
@@ -31,6 +35,6 @@ impl<E: Env> Node<E> {
         if !on(Bug::LogNotScrubbed) {
             self.log.scrub(&Arc::new(gone), state.applied).await?;
         }
-        self.log.note_purged(state.deletions()).await
+        self.stand.note_purged(&self.log, state.deletions(), installs).await
     }
 }

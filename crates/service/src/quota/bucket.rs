@@ -295,6 +295,11 @@ impl Bucket {
         newer
     }
 
+    /// The latest word of a leader that was heeded.
+    pub(super) fn heeded(&self) -> Option<(LeaderId, u64)> {
+        self.slow.lock().number
+    }
+
     /// The leader gives a larger share, and tokens with it.
     pub(super) fn raise(
         &self,

@@ -38,6 +38,8 @@ struct Pie {
     definition: u64,
     whole: Share,
     held: BTreeMap<NodeId, Share>,
+    /// The number of the latest word by which each node let go of something.
+    lowered: BTreeMap<NodeId, u64>,
     /// Calls a second that come to each node, and when it said so.
     wanted: BTreeMap<NodeId, (u64, Duration)>,
     /// What nobody holds, and the tokens that came together in it meanwhile.
@@ -57,6 +59,22 @@ impl Pie {
     fn hold(&mut self, node: NodeId, share: Share, now: Duration) {
         self.held.insert(node, share);
         self.settle(0, now);
+    }
+
+    /// What a node says that it holds. Not if it let go of some while it was saying so: that may be somebody else's by
+    /// now.
+    fn heard(&mut self, node: NodeId, want: &Want, leader: LeaderId, now: Duration) {
+        let heeded = want.heeded.filter(|(by, _)| *by == leader).map_or(0, |(_, number)| number);
+        if self.lowered.get(&node).is_none_or(|lowered| heeded >= *lowered) {
+            self.hold(node, want.holds, now);
+        }
+    }
+
+    /// It holds nothing any more.
+    fn forget(&mut self, node: NodeId) -> bool {
+        self.lowered.remove(&node);
+        self.wanted.remove(&node);
+        self.held.remove(&node).is_some()
     }
 
     fn settle(&mut self, milli_tokens: u64, now: Duration) {
@@ -112,9 +130,11 @@ impl Term {
         self.look_whether_complete(now);
         for pie in self.pies.values_mut() {
             let gone = |node: &NodeId| *node != me && !holders.contains(node);
-            if pie.held.keys().any(gone) {
-                pie.held.retain(|node, _| !gone(node));
-                pie.wanted.retain(|node, _| !gone(node));
+            let gone: Vec<NodeId> = pie.held.keys().copied().filter(gone).collect();
+            if !gone.is_empty() {
+                for node in gone {
+                    pie.forget(node);
+                }
                 pie.settle(0, now);
             }
         }
@@ -154,6 +174,7 @@ impl Term {
             definition,
             whole,
             held: BTreeMap::new(),
+            lowered: BTreeMap::new(),
             wanted: BTreeMap::new(),
             rest: RateCell::new(whole, 0, since),
         });
@@ -286,7 +307,7 @@ impl<E: Env> Kms<E> {
             }
             if latest.0 != mark {
                 for pie in term.pies.values_mut() {
-                    if pie.held.remove(&from).is_some() {
+                    if pie.forget(from) {
                         pie.settle(0, now);
                     }
                 }
@@ -373,7 +394,7 @@ impl<E: Env> Kms<E> {
         keeper.in_term(leader, |term| {
             for (want, limit) in wants {
                 let pie = term.pie(&want.bucket, want.definition, limit, now);
-                pie.hold(from, want.holds, now);
+                pie.heard(from, want, leader, now);
                 pie.wanted.insert(from, (want.wanted, now));
                 let unknown = |node: &&NodeId| {
                     let said = pie.wanted.get(*node);
@@ -448,6 +469,7 @@ impl<E: Env> Kms<E> {
                 for ((id, _), (share, milli_tokens)) in parts.iter().zip(left) {
                     if let Some(pie) = term.pies.get_mut(id) {
                         pie.held.insert(*node, share);
+                        pie.lowered.insert(*node, number);
                         pie.settle(milli_tokens, now);
                     }
                 }
@@ -469,15 +491,16 @@ impl<E: Env> Kms<E> {
             for (want, _) in wants {
                 let Some(pie) = term.pies.get_mut(&want.bucket) else { continue };
                 let part = pie.parts().remove(&from).unwrap_or_default();
+                let holds = pie.held.get(&from).copied().unwrap_or_default();
                 // Before everybody was heard, what nobody is known to hold may be somebody's.
                 let free = if complete { pie.free() } else { Share::NONE };
                 let share = Share {
-                    rate: want.holds.rate.max(part.rate.min(want.holds.rate + free.rate)),
-                    burst: want.holds.burst.max(part.burst.min(want.holds.burst + free.burst)),
+                    rate: holds.rate.max(part.rate.min(holds.rate + free.rate)),
+                    burst: holds.burst.max(part.burst.min(holds.burst + free.burst)),
                 };
                 let tokens = pie.rest.close(now);
                 pie.held.insert(from, share);
-                let given = tokens.min(share.burst.saturating_sub(want.holds.burst) * 1000);
+                let given = tokens.min(share.burst.saturating_sub(holds.burst) * 1000);
                 pie.rest = RateCell::new(Share::NONE, 0, now);
                 pie.settle(tokens - given, now);
                 gifts.push((want.bucket, want.definition, Gift::Share(share, given)));

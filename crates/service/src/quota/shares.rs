@@ -71,8 +71,9 @@ pub(crate) enum QuotaAnswer {
 pub(crate) struct Want {
     pub(super) bucket: BucketId,
     pub(super) definition: u64,
-    /// What it holds.
+    /// What it holds, and the latest word of a leader that it has heeded by then.
     pub(super) holds: Share,
+    pub(super) heeded: Option<(LeaderId, u64)>,
     /// Calls a second that come to it.
     pub(super) wanted: u64,
     /// Prepaid tokens wanted at once.
@@ -164,9 +165,12 @@ impl<E: Env> Kms<E> {
     }
 
     fn want_of(&self, bucket: &Bucket, wanted: u64, tokens: u64, returned: u64) -> Want {
+        // Read before what it holds: a word that comes in between must not seem to be in it.
+        let heeded = bucket.heeded();
         Want {
             bucket: bucket.id.clone(),
             definition: bucket.part().definition,
+            heeded,
             holds: bucket.share(self.node.lease_epoch()),
             wanted,
             tokens,

@@ -230,7 +230,12 @@ impl Operator<'_> {
             });
             match joined.await {
                 Ok(()) => return true,
-                Err(why) if why.contains("has expired") => return false,
+                // Expired ones are forgotten after a while.
+                Err(why)
+                    if why.contains("has expired") || why.contains("knows no such invitation") =>
+                {
+                    return false;
+                }
                 Err(_) => {}
             }
         }

@@ -41,9 +41,10 @@ impl GoneFromDisks {
     pub(super) fn look_in_the_end(&self, cluster: &Cluster, book: &mut Book) {
         for index in 0..NODES {
             let Some(running) = cluster.running(index) else { continue };
-            let state = running.kms.node().state();
+            let (state, purged) = (running.kms.node().state(), running.kms.node().status().purged);
             let disks = [("state", cluster.state_store(index)), ("log", cluster.log_store(index))];
-            for tombstone in state.deleted_after(0) {
+            // Another key's date may have come meanwhile.
+            for tombstone in state.deleted_after(0).filter(|tomb| tomb.number <= purged) {
                 for material in &tombstone.materials {
                     let Some(token) = self.tokens.get(material) else { continue };
                     let middle = &token[(token.len() - BYTES) / 2..][..BYTES];
