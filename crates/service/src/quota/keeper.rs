@@ -28,6 +28,9 @@ const TELL_PATIENCE: Duration = Duration::from_millis(150);
 const WANTED_FOR: Duration = Duration::from_millis(150);
 /// A node that did not answer is not waited for again before this.
 const SILENT_FOR: Duration = Duration::from_millis(500);
+/// Before the books of a bucket are kept in the other way, everybody must count by the new definition; awaited for so
+/// long each time that somebody asks.
+const TURN_PATIENCE: Duration = Duration::from_millis(30);
 /// A leader opens its books within this.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Between records of what is used up of long windows.
@@ -47,6 +50,18 @@ struct Pie {
 }
 
 impl Pie {
+    /// Nobody holds anything, and tokens come together from that time on.
+    fn new(definition: u64, whole: Share, since: Duration) -> Self {
+        Self {
+            definition,
+            whole,
+            held: BTreeMap::new(),
+            lowered: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            rest: RateCell::new(whole, 0, since),
+        }
+    }
+
     fn free(&self) -> Share {
         let sum = |part: fn(&Share) -> u64| self.held.values().map(part).sum::<u64>();
         Share {
@@ -165,19 +180,30 @@ impl Term {
         self.silent.get(&node).is_some_and(|since| now < *since + SILENT_FOR)
     }
 
+    /// Whether a bucket was shared and is prepaid by now, or the other way round.
+    fn must_turn(&self, id: &BucketId, limit: &Limit) -> bool {
+        if limit.is_prepaid() { self.pies.contains_key(id) } else { self.ledgers.contains_key(id) }
+    }
+
+    /// Keeps a bucket's books in the other way. They begin empty: the burst may have been spent a moment ago.
+    fn turn(&mut self, id: &BucketId, definition: u64, limit: &Limit, now: Duration) {
+        if limit.is_prepaid() {
+            self.pies.remove(id);
+            let ledger = Ledger::new(limit, None, now);
+            self.ledgers.insert(id.clone(), (definition, *limit, ledger));
+        } else {
+            self.ledgers.remove(id);
+            let whole = Share { rate: limit.limit, burst: limit.burst };
+            self.pies.insert(id.clone(), Pie::new(definition, whole, now));
+        }
+    }
+
     /// The books of a bucket, as it is defined now.
     fn pie(&mut self, id: &BucketId, definition: u64, limit: &Limit, now: Duration) -> &mut Pie {
         let whole = Share { rate: limit.limit, burst: limit.burst };
         // What nobody holds has filled up since everybody said so.
         let since = self.complete.unwrap_or(now);
-        let pie = self.pies.entry(id.clone()).or_insert_with(|| Pie {
-            definition,
-            whole,
-            held: BTreeMap::new(),
-            lowered: BTreeMap::new(),
-            wanted: BTreeMap::new(),
-            rest: RateCell::new(whole, 0, since),
-        });
+        let pie = self.pies.entry(id.clone()).or_insert_with(|| Pie::new(definition, whole, since));
         if pie.definition != definition {
             (pie.definition, pie.whole) = (definition, whole);
             pie.settle(0, now);
@@ -320,6 +346,15 @@ impl<E: Env> Kms<E> {
         for want in wants {
             match defined(&state, &want.bucket) {
                 Some((definition, limit)) if definition == want.definition => {
+                    if keeper.in_term(leader, |term| term.must_turn(&want.bucket, &limit))? {
+                        if self.node.fence_all(TURN_PATIENCE).await.is_err() {
+                            continue;
+                        }
+                        let now = self.node.env().boot_now();
+                        keeper.in_term(leader, |term| {
+                            term.turn(&want.bucket, definition, &limit, now);
+                        })?;
+                    }
                     if limit.is_prepaid() {
                         gifts.extend(self.prepay(leader, from, &state, &want, &limit)?);
                     } else if want.wanted > 0 {
