@@ -8,16 +8,18 @@
 //! Bounds, as documented:
 //! * A limit a second: `burst + rate * time`. Shares refill at 0.99 of their rate, which covers clocks 1 % fast. Clocks
 //!   that run faster admit as much more, so with a clock that is `r` fast the rate is `0.99 * (1 + r)` of the quota's.
-//! * A limit a minute: once in each calendar minute. A leader's death may hand out one second's worth twice: use is put on
-//!   record once a second, which takes a moment, and prepaid tokens that are out are out ([`LOST_WITH_A_LEADER`]).
+//! * A limit a minute: once in each calendar minute. A leader's death may have one second's worth handed out twice: use is
+//!   put on record once a second, which takes a moment ([`LOST_WITH_A_LEADER`]). What was handed out in that time has been
+//!   spent, or is still in the nodes' purses.
 
 use std::time::Duration;
 
+use keyward_env::Env;
 use keyward_model::Throttle;
 use keyward_quota::{Limit, Window};
 
 use crate::book::Book;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, NODES};
 use crate::runtime::Group;
 
 /// One call, in the units that windows are weighed in: 10^-15 calls, so that rates in millionths of calls a second and
@@ -61,7 +63,15 @@ pub struct Meters {
     /// One a principal.
     pub meters: Vec<Meter>,
     leader: Option<Group>,
-    changes: Vec<Duration>,
+    changes: Vec<Change>,
+}
+
+/// A change of leaders.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    at: Duration,
+    /// Prepaid tokens of long windows that nodes had then.
+    prepaid: u64,
 }
 
 impl Meter {
@@ -160,7 +170,7 @@ impl Meter {
     ///
     /// # Errors
     /// Where too much was admitted.
-    pub fn check(&self, fast_ppm: i64, changes: &[Duration]) -> Result<(), String> {
+    pub fn check(&self, fast_ppm: i64, changes: &[Change]) -> Result<(), String> {
         if self.limit().window != Window::Second {
             return self.check_minute(changes);
         }
@@ -186,17 +196,16 @@ impl Meter {
     }
 
     /// The world begins with a full minute, and clocks are right to 2 s: calls from 3 s to 57 s fall into one window.
-    fn check_minute(&self, changes: &[Duration]) -> Result<(), String> {
+    fn check_minute(&self, changes: &[Change]) -> Result<(), String> {
         let (from, to) = (Duration::from_secs(3), Duration::from_secs(57));
         let inside = |call: &&(Duration, Duration)| call.0 >= from && call.1 <= to;
         let admitted = self.admitted.iter().filter(inside).count() as u64;
-        let shortly_before = |change: &Duration| {
-            let since = change.saturating_sub(LOST_WITH_A_LEADER);
-            self.admitted.iter().filter(|call| call.1 >= since && call.0 <= *change).count() as u64
+        let shortly_before = |change: &Change| {
+            let since = change.at.saturating_sub(LOST_WITH_A_LEADER);
+            let spent = |call: &&(Duration, Duration)| call.1 >= since && call.0 <= change.at;
+            self.admitted.iter().filter(spent).count() as u64
         };
-        // A node has prepaid for a quarter of a second, at least one.
-        let prepaid = 3;
-        let twice: u64 = changes.iter().map(|change| shortly_before(change) + prepaid).sum();
+        let twice: u64 = changes.iter().map(|change| shortly_before(change) + change.prepaid).sum();
         let limit = self.limit();
         if admitted > limit.limit + twice {
             return Err(format!(
@@ -213,7 +222,13 @@ impl Meters {
     pub(super) fn look(&mut self, cluster: &Cluster) {
         let leader = cluster.leader().and_then(|index| cluster.group(index));
         if leader != self.leader {
-            self.changes.push(cluster.world.now());
+            let figures =
+                (0..NODES).filter_map(|index| cluster.running(index)).flat_map(|running| {
+                    running.kms.quotas().figures(running.kms.node().env().boot_now())
+                });
+            let prepaid = figures.filter(|figure| figure.limit.window != Window::Second);
+            let prepaid = prepaid.map(|figure| figure.tokens).sum();
+            self.changes.push(Change { at: cluster.world.now(), prepaid });
             self.leader = leader;
         }
     }
@@ -306,6 +321,10 @@ mod tests {
         Limit { window: Window::Second, limit: rate, burst }
     }
 
+    fn change(ms: u64) -> Change {
+        Change { at: at(ms), prepaid: 3 }
+    }
+
     fn meter(limit: Limit, calls: impl IntoIterator<Item = u64>) -> Meter {
         let mut meter = Meter::new("a meter", limit, at(0));
         calls.into_iter().for_each(|ms| meter.admit(at(ms), at(ms)));
@@ -362,8 +381,8 @@ mod tests {
         let calls = |count| (0..count).map(|n| 100 * n);
         assert!(meter(minute, calls(40)).check(0, &[]).is_ok());
         assert!(meter(minute, calls(41)).check(0, &[]).is_err());
-        assert!(meter(minute, calls(60)).check(0, &[at(3000)]).is_ok());
-        assert!(meter(minute, calls(80)).check(0, &[at(3000)]).is_err());
+        assert!(meter(minute, calls(60)).check(0, &[change(3000)]).is_ok());
+        assert!(meter(minute, calls(80)).check(0, &[change(3000)]).is_err());
     }
 
     #[test]
