@@ -31,6 +31,8 @@ const MILLION: i64 = 1_000_000;
 /// What was handed out of a long window so shortly before a leader was lost may be handed out again: use is put on record
 /// once a second, at the next of its looks (0.2 s), by a command that takes up to a second with a slow disk and network.
 const LOST_WITH_A_LEADER: Duration = Duration::from_millis(2500);
+/// Region time drifts by less than this in a run.
+const SET_AHEAD_MS: i64 = 20_000;
 /// A refusal by a limit a second never asks for more patience than this: one call of the smallest rate, at 0.99 of it,
 /// after the last of the tokens that are out has ended (0.5 s).
 const RETRY_MAX_MS: u64 = 1_600;
@@ -64,6 +66,10 @@ pub struct Meters {
     pub meters: Vec<Meter>,
     leader: Option<Group>,
     changes: Vec<Change>,
+    /// By how much Region time was ahead of the world's time, at most, in milliseconds.
+    ahead_ms: Option<i64>,
+    /// How often it was set ahead: each time another minute began, and a later one.
+    jumps: u64,
 }
 
 /// A change of leaders.
@@ -166,13 +172,13 @@ impl Meter {
     }
 
     /// Whether more was admitted than each definition allows while it was in force, or than the largest allows at all.
-    /// `fast_ppm`: by how much the fastest clock is fast; `changes`: when the leader changed.
+    /// `fast_ppm`: by how much the fastest clock is fast; `changes`: of the leader; `jumps`: how often Region time was set ahead.
     ///
     /// # Errors
     /// Where too much was admitted.
-    pub fn check(&self, fast_ppm: i64, changes: &[Change]) -> Result<(), String> {
+    pub fn check(&self, fast_ppm: i64, changes: &[Change], jumps: u64) -> Result<(), String> {
         if self.limit().window != Window::Second {
-            return self.check_minute(changes);
+            return self.check_minute(changes, jumps);
         }
         let largest = |part: fn(&Limit) -> u64| {
             self.definitions.iter().map(|defined| part(&defined.limit)).max().unwrap_or(0)
@@ -195,8 +201,9 @@ impl Meter {
         Ok(())
     }
 
-    /// The world begins with a full minute, and clocks are right to 2 s: calls from 3 s to 57 s fall into one window.
-    fn check_minute(&self, changes: &[Change]) -> Result<(), String> {
+    /// The world begins with a full minute, and clocks are right to 2 s: calls from 3 s to 57 s fall into one window, unless
+    /// Region time is set ahead.
+    fn check_minute(&self, changes: &[Change], jumps: u64) -> Result<(), String> {
         let (from, to) = (Duration::from_secs(3), Duration::from_secs(57));
         let inside = |call: &&(Duration, Duration)| call.0 >= from && call.1 <= to;
         let admitted = self.admitted.iter().filter(inside).count() as u64;
@@ -207,9 +214,10 @@ impl Meter {
         };
         let twice: u64 = changes.iter().map(|change| shortly_before(change) + change.prepaid).sum();
         let limit = self.limit();
-        if admitted > limit.limit + twice {
+        let minutes = 1 + jumps;
+        if admitted > limit.limit * minutes + twice {
             return Err(format!(
-                "{}: {admitted} calls of {limit} in one minute, and {twice} at most may have been handed out twice",
+                "{}: {admitted} calls of {limit} in {minutes} minutes, and {twice} at most may have been handed out twice",
                 self.name
             ));
         }
@@ -218,8 +226,18 @@ impl Meter {
 }
 
 impl Meters {
-    /// Notes when the leader changes.
+    /// Notes when the leader changes, and when Region time is set ahead.
     pub(super) fn look(&mut self, cluster: &Cluster) {
+        let world_ms = i64::try_from(cluster.world.now().as_millis()).unwrap_or(i64::MAX);
+        let times = (0..NODES).filter_map(|index| cluster.running(index));
+        let times = times.map(|running| running.kms.node().region_now().0 - world_ms);
+        if let Some(ahead_ms) = times.max() {
+            let before_ms = *self.ahead_ms.get_or_insert(ahead_ms);
+            if ahead_ms >= before_ms + SET_AHEAD_MS {
+                self.jumps += 1;
+                self.ahead_ms = Some(ahead_ms);
+            }
+        }
         let leader = cluster.leader().and_then(|index| cluster.group(index));
         if leader != self.leader {
             let figures =
@@ -236,7 +254,7 @@ impl Meters {
     /// Looks at everything that was admitted.
     pub(super) fn look_in_the_end(&self, cluster: &Cluster, book: &mut Book) {
         for meter in &self.meters {
-            if let Err(why) = meter.check(cluster.fastest_ppm(), &self.changes) {
+            if let Err(why) = meter.check(cluster.fastest_ppm(), &self.changes, self.jumps) {
                 book.violate(format!("MORE THAN THE QUOTA: {why}"));
             }
             book.counters.metered += meter.admitted();
@@ -335,21 +353,21 @@ mod tests {
     fn burst_and_rate_are_allowed_and_one_call_more_is_not() {
         // Ten at once, then one every 100 ms.
         let calls = || std::iter::repeat_n(1, 10).chain((1..50).map(|n| 1 + n * 100));
-        assert!(meter(limit(10, 10), calls()).check(0, &[]).is_ok());
-        let why = meter(limit(10, 10), calls().chain([2500])).check(0, &[]).unwrap_err();
+        assert!(meter(limit(10, 10), calls()).check(0, &[], 0).is_ok());
+        let why = meter(limit(10, 10), calls().chain([2500])).check(0, &[], 0).unwrap_err();
         assert!(why.contains("1 more than 10 calls a second"), "{why}");
-        assert!(meter(limit(10, 9), calls()).check(0, &[]).is_err());
+        assert!(meter(limit(10, 9), calls()).check(0, &[], 0).is_err());
         // A quiet second in between saves nothing up.
         let calls = (0..20).map(|n| 1 + n * 100).chain(std::iter::repeat_n(9_000, 11));
-        assert!(meter(limit(10, 10), calls).check(0, &[]).is_err());
+        assert!(meter(limit(10, 10), calls).check(0, &[], 0).is_err());
     }
 
     #[test]
     fn a_fast_clock_admits_as_much_more() {
         let calls = || (1..1000).map(|n| n * 98);
-        assert!(meter(limit(10, 10), calls()).check(0, &[]).is_err());
-        assert!(meter(limit(10, 10), calls()).check(10_000, &[]).is_err());
-        assert!(meter(limit(10, 10), calls()).check(50_000, &[]).is_ok());
+        assert!(meter(limit(10, 10), calls()).check(0, &[], 0).is_err());
+        assert!(meter(limit(10, 10), calls()).check(10_000, &[], 0).is_err());
+        assert!(meter(limit(10, 10), calls()).check(50_000, &[], 0).is_ok());
     }
 
     #[test]
@@ -357,9 +375,9 @@ mod tests {
         let mut meter = meter(limit(10, 10), std::iter::repeat_n(3000, 10));
         // It may have been admitted two seconds before.
         meter.admit(at(1), at(3000));
-        assert!(meter.check(0, &[]).is_ok());
+        assert!(meter.check(0, &[], 0).is_ok());
         meter.admit(at(2999), at(3001));
-        assert!(meter.check(0, &[]).is_err());
+        assert!(meter.check(0, &[], 0).is_err());
     }
 
     #[test]
@@ -369,9 +387,9 @@ mod tests {
         before.defined(at(2100));
         let mut after = before.clone();
         (0..60).for_each(|_| before.admit(at(2050), at(2060)));
-        assert!(before.check(0, &[]).is_ok(), "in flight");
+        assert!(before.check(0, &[], 0).is_ok(), "in flight");
         (0..60).for_each(|_| after.admit(at(2101), at(2110)));
-        let why = after.check(0, &[]).unwrap_err();
+        let why = after.check(0, &[], 0).unwrap_err();
         assert!(why.contains("10 more than 50 calls"), "{why}");
     }
 
@@ -379,10 +397,10 @@ mod tests {
     fn a_minute_is_used_once_but_for_what_a_leader_took_with_it() {
         let minute = Limit { window: Window::Minute, limit: 40, burst: 0 };
         let calls = |count| (0..count).map(|n| 100 * n);
-        assert!(meter(minute, calls(40)).check(0, &[]).is_ok());
-        assert!(meter(minute, calls(41)).check(0, &[]).is_err());
-        assert!(meter(minute, calls(60)).check(0, &[change(3000)]).is_ok());
-        assert!(meter(minute, calls(80)).check(0, &[change(3000)]).is_err());
+        assert!(meter(minute, calls(40)).check(0, &[], 0).is_ok());
+        assert!(meter(minute, calls(41)).check(0, &[], 0).is_err());
+        assert!(meter(minute, calls(60)).check(0, &[change(3000)], 0).is_ok());
+        assert!(meter(minute, calls(80)).check(0, &[change(3000)], 0).is_err());
     }
 
     #[test]
