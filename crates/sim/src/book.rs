@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use crate::check::{End, History, Step, WriteId};
 use crate::counters::Counters;
 use crate::invariants::no_secrets::Texts;
-use crate::invariants::{Commands, Under};
+use crate::invariants::{Commands, Seen, Under};
 
 /// The state of a key, as a call shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -273,6 +273,8 @@ impl Book {
             begun.change,
             Change::CreateAlias(..) | Change::UpdateAlias(..) | Change::DeleteAlias(_)
         );
+        // The leader may have said so, in a node's name.
+        let seen = Seen { began: begun.began, ended: step, node: None, who: "a change".to_owned() };
         let fits = match error.code {
             ErrorCode::DependencyTimeoutException => true,
             ErrorCode::DisabledException | ErrorCode::ConflictException => {
@@ -286,7 +288,7 @@ impl Book {
                     _ => key,
                 };
                 if let Some(key) = pending {
-                    self.read_state(key, KeyView::Pending, begun.began, step, "a change");
+                    self.read_state(key, KeyView::Pending, &seen);
                 }
                 pending.is_some() || matches!(begun.change, Change::Cancel(_))
             }
@@ -294,7 +296,7 @@ impl Book {
             ErrorCode::AlreadyExistsException => aliases,
             ErrorCode::NotFoundException => match key {
                 Some(key) => {
-                    self.read_state(key, KeyView::Absent, begun.began, step, "a change");
+                    self.read_state(key, KeyView::Absent, &seen);
                     true
                 }
                 None => aliases,
@@ -314,61 +316,6 @@ impl Book {
             (0..self.keys.len()).filter(|key| self.keys[*key].gone_since.is_some()).collect();
         for broken in self.commands.check(&gone) {
             self.violate(broken);
-        }
-    }
-
-    /// No stale success: after an acknowledged DisableKey, no call that begins later works, until an
-    /// EnableKey begins; the same the other way round, and for keys that were created.
-    pub fn read_state(&mut self, key: usize, view: KeyView, began: Step, ended: Step, who: &str) {
-        let book = &self.keys[key];
-        let lives = matches!(view, KeyView::Enabled | KeyView::Disabled);
-        if book.gone_since.is_some_and(|gone| gone < began) && lives {
-            let what = format!("RESURRECTION of key {} through {who}: it is {view:?}", book.id);
-            return self.violate(what);
-        }
-        if let Err(why) = book.state.may_read(&view, began, ended) {
-            let what = format!("STALE STATE of key {} through {who}: {why}", book.id);
-            self.violate(what);
-        }
-    }
-
-    /// The same for a key's description.
-    pub fn read_description(
-        &mut self,
-        key: usize,
-        text: &str,
-        began: Step,
-        ended: Step,
-        who: &str,
-    ) {
-        let book = &self.keys[key];
-        if let Err(why) = book.description.may_read(&text.to_owned(), began, ended) {
-            let what = format!("STALE DESCRIPTION of key {} through {who}: {why}", book.id);
-            self.violate(what);
-        }
-    }
-
-    /// The same for where an alias points.
-    pub fn read_alias(
-        &mut self,
-        alias: usize,
-        to: Option<&str>,
-        began: Step,
-        ended: Step,
-        who: &str,
-    ) {
-        let target = match to {
-            None => None,
-            Some(id) => match self.keys.iter().position(|key| key.id == id) {
-                Some(key) => Some(key),
-                None => {
-                    return self
-                        .violate(format!("alias {alias} points at {id}, which nobody made"));
-                }
-            },
-        };
-        if let Err(why) = self.aliases[alias].may_read(&target, began, ended) {
-            self.violate(format!("STALE ALIAS {alias} through {who}: {why}"));
         }
     }
 }

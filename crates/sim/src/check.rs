@@ -5,6 +5,10 @@
 //! that write or a later one. A write whose outcome is not known may take effect at any time, also long
 //! after its caller gave up.
 
+use std::collections::BTreeMap;
+
+use keyward_model::NodeId;
+
 /// Orders events of a run; see [`World::step`](crate::runtime::World::step).
 pub type Step = u64;
 
@@ -30,6 +34,8 @@ struct Write<V> {
 #[derive(Clone, Debug)]
 pub struct History<V> {
     writes: Vec<Write<V>>,
+    /// What each node showed last, and when that read ended.
+    shown: BTreeMap<NodeId, (Step, V)>,
 }
 
 /// Names a write of a history.
@@ -40,7 +46,8 @@ impl<V: Clone + PartialEq + std::fmt::Debug> History<V> {
     /// A thing that has been `value` from the beginning.
     #[must_use]
     pub fn new(value: V) -> Self {
-        Self { writes: vec![Write { value, began: 0, end: End::Acknowledged(0) }] }
+        let first = Write { value, began: 0, end: End::Acknowledged(0) };
+        Self { writes: vec![first], shown: BTreeMap::new() }
     }
 
     /// A write is about to begin.
@@ -95,6 +102,38 @@ impl<V: Clone + PartialEq + std::fmt::Debug> History<V> {
         Err(format!("a read from step {began} to {ended} saw {value:?}, but {last}"))
     }
 
+    /// Whether a node may show `value` in a read from `began` to `ended`, after what it showed before; if not, why not.
+    /// Notes that it did.
+    pub fn may_show(
+        &mut self,
+        node: NodeId,
+        value: &V,
+        began: Step,
+        ended: Step,
+    ) -> Result<(), String> {
+        let before = self.shown.get(&node).filter(|(at, _)| *at < began);
+        let backwards = before.filter(|(_, shown)| self.precedes(value, shown)).map(|(at, shown)| {
+            format!("a read from step {began} to {ended} saw {value:?}, after one until {at} saw {shown:?}")
+        });
+        if self.shown.get(&node).is_none_or(|(at, _)| *at < ended) {
+            self.shown.insert(node, (ended, value.clone()));
+        }
+        backwards.map_or(Ok(()), Err)
+    }
+
+    /// True if every write of `old` was over before any write of `new` began.
+    fn precedes(&self, old: &V, new: &V) -> bool {
+        let first = self.writes_of(new).map(|write| write.began).min();
+        first.is_some_and(|first| {
+            self.writes_of(old)
+                .all(|write| matches!(write.end, End::Acknowledged(at) if at < first))
+        })
+    }
+
+    fn writes_of(&self, value: &V) -> impl Iterator<Item = &Write<V>> {
+        self.writes.iter().filter(move |write| write.end != End::Void && write.value == *value)
+    }
+
     /// True while every write's outcome is known: reads can tell everything.
     #[must_use]
     pub fn is_certain(&self) -> bool {
@@ -147,6 +186,25 @@ mod tests {
         assert!(history.may_read(&2, 30, 31).is_ok());
         assert!(history.may_read(&0, 30, 31).is_err());
         assert!(!history.is_certain());
+    }
+
+    #[test]
+    fn a_node_does_not_go_back_behind_what_it_has_shown() {
+        let mut history = History::new('a');
+        let b = history.begin('b', 10);
+        assert!(history.may_show(1, &'b', 11, 12).is_ok(), "in flight");
+        assert!(history.may_show(2, &'a', 13, 14).is_ok(), "another node");
+        assert!(history.may_show(1, &'b', 13, 15).is_ok());
+        assert!(history.may_show(1, &'a', 14, 16).is_ok(), "both at once");
+        assert!(history.may_show(1, &'b', 17, 18).is_ok());
+        let why = history.may_show(1, &'a', 19, 20).unwrap_err();
+        assert!(why.contains("saw 'a', after one until 18 saw 'b'"), "{why}");
+        history.ended(b, End::Acknowledged(30));
+        let again = history.begin('a', 40);
+        history.ended(again, End::Unknown);
+        assert!(history.may_show(1, &'b', 41, 42).is_ok());
+        assert!(history.may_show(1, &'a', 43, 44).is_ok(), "it took effect");
+        assert!(history.may_show(1, &'b', 45, 46).is_err());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::book::{Acknowledged, Book, Change, KeyView, Sample, SharedBook, Told,
 use crate::cluster::{Cluster, NODES, Running, client, expired_client};
 use crate::dice::Dice;
 use crate::faults::{Fault, FaultKind, Schedule};
-use crate::invariants::{Began, Invariants};
+use crate::invariants::{Began, Invariants, Seen};
 use crate::runtime::JoinHandle;
 
 /// Ciphertexts kept for the end of a run.
@@ -271,7 +271,9 @@ impl Callers {
                 this.book.lock().counters.unserved += 1;
                 return;
             }
-            this.check_use(usage, key, &result, (began, ended), held, &who);
+            let node = Some(running.kms.node().id());
+            let seen = Seen { began, ended, node, who };
+            this.check_use(usage, key, &result, held, &seen);
             if let (Use::Encrypt(key), Ok(Response::Encrypted { ciphertext_blob, .. })) =
                 (usage, result)
             {
@@ -338,10 +340,10 @@ impl Callers {
         usage: Use,
         key: Option<usize>,
         result: &Result<Response, KmsError>,
-        (began, ended): (u64, u64),
         held: bool,
-        who: &str,
+        seen: &Seen,
     ) {
+        let who = &seen.who;
         self.look_for_the_gone(result.as_ref().err());
         let mut book = self.book.lock();
         match result {
@@ -361,13 +363,13 @@ impl Callers {
             }
             return;
         }
-        let seen = match result {
+        let view = match result {
             Ok(Response::Key(metadata)) => {
                 if let Use::Alias(alias) = usage {
-                    return book.read_alias(alias, Some(&metadata.key_id), began, ended, who);
+                    return book.read_alias(alias, Some(&metadata.key_id), seen);
                 }
                 if let Some(key) = key {
-                    book.read_description(key, &metadata.description, began, ended, who);
+                    book.read_description(key, &metadata.description, seen);
                 }
                 KeyView::from(metadata.state)
             }
@@ -385,7 +387,7 @@ impl Callers {
                 ErrorCode::DisabledException => KeyView::Disabled,
                 ErrorCode::KMSInvalidStateException => KeyView::Pending,
                 ErrorCode::NotFoundException => match usage {
-                    Use::Alias(alias) => return book.read_alias(alias, None, began, ended, who),
+                    Use::Alias(alias) => return book.read_alias(alias, None, seen),
                     _ => KeyView::Absent,
                 },
                 // A ciphertext does not tell whether its key is none of the caller's or gone.
@@ -396,7 +398,7 @@ impl Callers {
             },
         };
         if let Some(key) = key {
-            book.read_state(key, seen, began, ended, who);
+            book.read_state(key, view, seen);
         }
     }
 

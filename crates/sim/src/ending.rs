@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward_hsm::RootId;
-use keyward_model::{ErrorCode, KeyState, NodeId};
-use keyward_service::api::{DescribeKey, Encrypt, Secret};
+use keyward_model::{ErrorCode, NodeId};
+use keyward_service::api::DescribeKey;
 use keyward_service::{Request, Response};
 use keyward_state::{Store, Table};
 
-use crate::book::{Change, KeyView, Told, alias_name};
-use crate::client::{Callers, decrypt};
+use crate::book::{Change, Told};
+use crate::client::Callers;
 use crate::cluster::{Death, NODES};
 use crate::runtime::JoinHandle;
 use crate::sleep;
@@ -73,7 +73,7 @@ async fn serves_now(callers: &Arc<Callers>, index: usize) -> bool {
 }
 
 /// An answer, though a node may need a moment.
-async fn insist(
+pub async fn insist(
     callers: &Arc<Callers>,
     index: usize,
     request: impl Fn() -> Request,
@@ -92,140 +92,6 @@ async fn insist(
     }
     last.1 = format!("{}; {}", last.1, callers.cluster.describe());
     Err(last)
-}
-
-/// No lost acknowledgement: what every node shows in the end is the last write of each thing, or one
-/// whose outcome nobody knows.
-pub async fn nothing_acknowledged_is_lost(callers: &Arc<Callers>) {
-    let world = &callers.cluster.world;
-    for index in 0..NODES {
-        let who = format!("node {} in the end", callers.cluster.id(index));
-        let (keys, aliases) = {
-            let book = callers.book.lock();
-            (book.keys.len(), book.aliases.len())
-        };
-        for key in 0..keys {
-            let key_id = callers.book.lock().keys[key].id.clone();
-            let began = world.step();
-            let shown =
-                insist(callers, index, || DescribeKey { key_id: key_id.clone() }.into()).await;
-            let ended = world.step();
-            let mut book = callers.book.lock();
-            match shown {
-                Ok(Response::Key(metadata)) => {
-                    let view = KeyView::from(metadata.state);
-                    book.read_state(key, view, began, ended, &who);
-                    book.commands.shown(key, view, began, ended);
-                    book.read_description(key, &metadata.description, began, ended, &who);
-                }
-                // Gone for good, or lost: the history tells.
-                Err((ErrorCode::NotFoundException, _)) => {
-                    book.read_state(key, KeyView::Absent, began, ended, &who);
-                    book.commands.shown(key, KeyView::Absent, began, ended);
-                }
-                other => book.violate(format!("LOST KEY {key_id} on {who}: {other:?}")),
-            }
-        }
-        for alias in 0..aliases {
-            let began = world.step();
-            let request = || DescribeKey { key_id: alias_name(alias) }.into();
-            let shown = insist(callers, index, request).await;
-            let ended = world.step();
-            let mut book = callers.book.lock();
-            match shown {
-                Ok(Response::Key(metadata)) => {
-                    book.read_alias(alias, Some(&metadata.key_id), began, ended, &who);
-                    let to = book.keys.iter().position(|key| key.id == metadata.key_id);
-                    book.commands.points(alias, to, began, ended);
-                }
-                Err((ErrorCode::NotFoundException, _)) => {
-                    book.read_alias(alias, None, began, ended, &who);
-                    book.commands.points(alias, None, began, ended);
-                }
-                other => book.violate(format!("AN ALIAS CANNOT BE READ on {who}: {other:?}")),
-            }
-        }
-        materials_are_there(callers, index, &who);
-    }
-}
-
-/// Every acknowledged rotation made a material, and nothing else did.
-fn materials_are_there(callers: &Callers, index: usize, who: &str) {
-    let Some(running) = callers.cluster.running(index) else { return };
-    let state = running.kms.node().state();
-    let mut book = callers.book.lock();
-    let mut found = Vec::new();
-    for key in &book.keys {
-        let Some(row) = key.id.parse().ok().and_then(|id| state.key(&id)) else { continue };
-        let (acknowledged, possible) = key.rotations;
-        let materials = row.materials.len();
-        if !(acknowledged + 1..=possible + 1).contains(&materials) {
-            found.push(format!(
-                "LOST OR SURPLUS ROTATION of key {} on {who}: {materials} materials after {acknowledged} \
-                 acknowledged and {possible} possible rotations",
-                key.id
-            ));
-        }
-    }
-    for what in found {
-        book.violate(what);
-    }
-}
-
-/// Every ciphertext that was returned opens again, on every node, once its key is enabled; but for those of
-/// keys that are gone, which open nowhere.
-pub async fn every_ciphertext_opens(callers: &Arc<Callers>) {
-    let (keys, samples) = {
-        let book = callers.book.lock();
-        (book.keys.len(), book.samples.clone())
-    };
-    let gone: Vec<bool> = {
-        let book = callers.book.lock();
-        book.keys.iter().map(|key| key.gone_since.is_some()).collect()
-    };
-    let alive = || (0..keys).filter(|key| !gone[*key]);
-    for key in alive() {
-        let key_id = callers.book.lock().keys[key].id.clone();
-        let shown = insist(callers, 0, || DescribeKey { key_id: key_id.clone() }.into()).await;
-        let pending = KeyState::PendingDeletion;
-        if matches!(shown, Ok(Response::Key(metadata)) if metadata.state == pending) {
-            callers.change(Change::Cancel(key)).await;
-        }
-        if !callers.change(Change::SetEnabled(key, true)).await {
-            callers.book.lock().violate(format!("KEY {key} COULD NOT BE ENABLED in the end"));
-        }
-    }
-    for index in 0..NODES {
-        for sample in &samples {
-            let what = match insist(callers, index, || decrypt(sample).into()).await {
-                Err((ErrorCode::AccessDeniedException, _)) if gone[sample.key] => continue,
-                Ok(_) if gone[sample.key] => "though its key is gone".to_owned(),
-                Ok(Response::Decrypted { plaintext, .. })
-                    if plaintext.bytes() == sample.plaintext =>
-                {
-                    continue;
-                }
-                Ok(_) => "to something else".to_owned(),
-                Err(why) => format!("not at all: {why:?}"),
-            };
-            let node = callers.cluster.id(index);
-            callers.book.lock().violate(format!("A CIPHERTEXT OPENS {what}, on node {node}"));
-        }
-    }
-    // And every key still makes new ones.
-    for key in alive() {
-        let key_id = callers.book.lock().keys[key].id.clone();
-        let request = || {
-            let plaintext = Secret::new(vec![7; 16]);
-            Encrypt { key_id: key_id.clone(), plaintext, ..Encrypt::default() }.into()
-        };
-        if let Err(why) = insist(callers, key % NODES, request).await {
-            callers
-                .book
-                .lock()
-                .violate(format!("KEY {key_id} DOES NOT ENCRYPT in the end: {why:?}"));
-        }
-    }
 }
 
 /// All replicas hold the same rows once they have applied the same entries.

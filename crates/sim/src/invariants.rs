@@ -1,8 +1,10 @@
 //! What must hold all the time: looked at every few milliseconds of simulated time, on every node that is
-//! up. One rule a file. (What callers are told is checked where they are told it: `book.rs`, `check.rs`.)
+//! up; as answers leave; and in the end. One rule a file.
 
+pub mod acknowledged;
 mod audit;
 pub mod bad_input;
+pub mod ciphertexts;
 mod deletion_dates;
 mod gone_from_disks;
 mod linearizability;
@@ -10,6 +12,7 @@ pub mod never_opens;
 mod no_resurrection;
 pub mod no_secrets;
 mod one_vote;
+mod permissions;
 mod quotas;
 mod region_time;
 mod roots;
@@ -28,6 +31,7 @@ use gone_from_disks::GoneFromDisks;
 pub use linearizability::{Commands, Under};
 use no_resurrection::NoResurrection;
 use one_vote::OneVote;
+pub use permissions::Seen;
 pub use quotas::{Meter, Meters};
 use region_time::RegionTime;
 pub use roots::Began;

@@ -196,8 +196,8 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
         ending::start_cold(callers).await;
     }
     ending::what_was_deleted_leaves(callers).await;
-    ending::nothing_acknowledged_is_lost(callers).await;
-    ending::every_ciphertext_opens(callers).await;
+    invariants::acknowledged::nothing_is_lost(callers).await;
+    invariants::ciphertexts::every_one_opens(callers).await;
     ending::replicas_agree(callers).await;
     ending::everything_is_on_record(callers).await;
     let failures = callers.cluster.failures();
