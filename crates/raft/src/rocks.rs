@@ -433,4 +433,33 @@ mod tests {
         let target = RocksStore::open(&folder.path().join("b"), &Table::STATE).unwrap();
         assert_eq!(target.get(Table::Keys, b"k").unwrap(), Some(b"1".to_vec()));
     }
+
+    #[test]
+    fn a_checkpoint_that_is_not_taken_over_leaves_nothing_and_does_not_disturb_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = RocksStore::open(&folder.path().join("a"), &Table::STATE).unwrap();
+        source.write(put("k", "1"), true).unwrap();
+        let checkpoint = source.checkpoint().unwrap();
+        let place = folder.path().join("b");
+        let target = RocksStore::open(&place, &Table::STATE).unwrap();
+        let receive = || {
+            let mut install = target.begin_install().unwrap();
+            for (file, len) in checkpoint.files() {
+                let bytes = checkpoint.read(&file, 0, usize::try_from(len).unwrap()).unwrap();
+                install.write(&file, 0, &bytes).unwrap();
+            }
+            install
+        };
+        let received = || {
+            let names = fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name());
+            names.filter(|name| name.to_string_lossy().starts_with(INCOMING)).count()
+        };
+        let (first, second) = (receive(), receive());
+        assert_eq!(received(), 2);
+        drop(second);
+        assert_eq!(received(), 1);
+        first.commit().unwrap();
+        assert_eq!(received(), 0);
+        assert_eq!(target.get(Table::Keys, b"k").unwrap(), Some(b"1".to_vec()));
+    }
 }

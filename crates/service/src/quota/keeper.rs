@@ -12,11 +12,12 @@ use std::time::Duration;
 use keyward_env::Env;
 use keyward_env::sabotage::{Bug, on};
 use keyward_model::NodeId;
-use keyward_quota::{BucketId, Given, Ledger, Limit, RateCell, Share, WindowUse, share_out};
+use keyward_quota::{BucketId, Given, Ledger, Limit, RateCell, Share, WindowUse};
 use keyward_raft::LeaderId;
 use keyward_state::{Command, DiskMark, State};
 use parking_lot::Mutex;
 
+use super::books::Term;
 use super::bucket::definition;
 use super::shares::{Gift, QuotaAnswer, QuotaRequest, Want};
 use crate::kms::Kms;
@@ -26,8 +27,6 @@ use crate::peer::{AppRequest, AppResponse};
 const TELL_PATIENCE: Duration = Duration::from_millis(150);
 /// What a node said it wants counts for so long.
 const WANTED_FOR: Duration = Duration::from_millis(150);
-/// A node that did not answer is not waited for again before this.
-const SILENT_FOR: Duration = Duration::from_millis(500);
 /// Before the books of a bucket are kept in the other way, everybody must count by the new definition; awaited for so
 /// long each time that somebody asks.
 const TURN_PATIENCE: Duration = Duration::from_millis(30);
@@ -35,90 +34,6 @@ const TURN_PATIENCE: Duration = Duration::from_millis(30);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Between records of what is used up of long windows.
 const RECORD_EVERY: Duration = Duration::from_secs(1);
-
-/// One shared bucket, as the leader keeps it.
-struct Pie {
-    definition: u64,
-    whole: Share,
-    held: BTreeMap<NodeId, Share>,
-    /// The number of the latest word by which each node let go of something.
-    lowered: BTreeMap<NodeId, u64>,
-    /// Calls a second that come to each node, and when it said so.
-    wanted: BTreeMap<NodeId, (u64, Duration)>,
-    /// What nobody holds, and the tokens that came together in it meanwhile.
-    rest: RateCell,
-}
-
-impl Pie {
-    /// Nobody holds anything, and tokens come together from that time on.
-    fn new(definition: u64, whole: Share, since: Duration) -> Self {
-        Self {
-            definition,
-            whole,
-            held: BTreeMap::new(),
-            lowered: BTreeMap::new(),
-            wanted: BTreeMap::new(),
-            rest: RateCell::new(whole, 0, since),
-        }
-    }
-
-    fn free(&self) -> Share {
-        let sum = |part: fn(&Share) -> u64| self.held.values().map(part).sum::<u64>();
-        Share {
-            rate: self.whole.rate.saturating_sub(sum(|share| share.rate)),
-            burst: self.whole.burst.saturating_sub(sum(|share| share.burst)),
-        }
-    }
-
-    /// Sets what a node holds, and the rest accordingly. What tokens the rest can't keep are lost.
-    fn hold(&mut self, node: NodeId, share: Share, now: Duration) {
-        self.held.insert(node, share);
-        self.settle(0, now);
-    }
-
-    /// What a node says that it holds. Not if it let go of some while it was saying so: that may be somebody else's by
-    /// now.
-    fn heard(&mut self, node: NodeId, want: &Want, leader: LeaderId, now: Duration) {
-        let heeded = want.heeded.filter(|(by, _)| *by == leader).map_or(0, |(_, number)| number);
-        if self.lowered.get(&node).is_none_or(|lowered| heeded >= *lowered) {
-            self.hold(node, want.holds, now);
-        }
-    }
-
-    /// It holds nothing any more.
-    fn forget(&mut self, node: NodeId) -> bool {
-        self.lowered.remove(&node);
-        self.wanted.remove(&node);
-        self.held.remove(&node).is_some()
-    }
-
-    fn settle(&mut self, milli_tokens: u64, now: Duration) {
-        let left = self.rest.close(now) + milli_tokens;
-        let free = self.free();
-        self.rest = RateCell::new(free, left.min(free.burst * 1000), now);
-    }
-}
-
-/// What a leader keeps, for one term.
-struct Term {
-    leader: LeaderId,
-    /// Since then nobody else can have given anything away.
-    since: Duration,
-    /// Nodes that have not said yet what they hold from an earlier term.
-    unheard: BTreeSet<NodeId>,
-    /// Everybody has.
-    complete: Option<Duration>,
-    /// The latest ask of each node.
-    asked: BTreeMap<NodeId, (DiskMark, u64)>,
-    pies: BTreeMap<BucketId, Pie>,
-    ledgers: BTreeMap<BucketId, (u64, Limit, Ledger)>,
-    /// Nodes that did not answer, and since when.
-    silent: BTreeMap<NodeId, Duration>,
-    /// Numbers what is told.
-    number: u64,
-    /// The number of the latest answer to an ask of each node.
-    told: BTreeMap<NodeId, u64>,
-}
 
 /// The leader's books; empty on other nodes.
 #[derive(Default)]
@@ -135,80 +50,6 @@ impl Keeper {
             Some(term) if term.leader == leader => Ok(read(term)),
             _ => Err("this node leads no more".to_owned()),
         }
-    }
-}
-
-impl Term {
-    /// Nodes that can hold no lease any more hold nothing.
-    fn forget_the_gone(&mut self, me: NodeId, holders: &BTreeSet<NodeId>, now: Duration) {
-        self.unheard.retain(|node| holders.contains(node));
-        self.look_whether_complete(now);
-        for pie in self.pies.values_mut() {
-            let gone = |node: &NodeId| *node != me && !holders.contains(node);
-            let gone: Vec<NodeId> = pie.held.keys().copied().filter(gone).collect();
-            if !gone.is_empty() {
-                for node in gone {
-                    pie.forget(node);
-                }
-                pie.settle(0, now);
-            }
-        }
-    }
-
-    /// Once everybody was heard, what nobody holds is known, and fills up from then on.
-    fn look_whether_complete(&mut self, now: Duration) {
-        if self.complete.is_some() || !self.unheard.is_empty() {
-            return;
-        }
-        self.complete = Some(now);
-        for pie in self.pies.values_mut() {
-            pie.rest.close(now);
-            pie.settle(0, now);
-        }
-    }
-
-    /// A node that does not answer is left alone for a while.
-    fn note_silence(&mut self, node: NodeId, answered: bool, now: Duration) {
-        if answered {
-            self.silent.remove(&node);
-        } else {
-            self.silent.insert(node, now);
-        }
-    }
-
-    fn is_silent(&self, node: NodeId, now: Duration) -> bool {
-        self.silent.get(&node).is_some_and(|since| now < *since + SILENT_FOR)
-    }
-
-    /// Whether a bucket was shared and is prepaid by now, or the other way round.
-    fn must_turn(&self, id: &BucketId, limit: &Limit) -> bool {
-        if limit.is_prepaid() { self.pies.contains_key(id) } else { self.ledgers.contains_key(id) }
-    }
-
-    /// Keeps a bucket's books in the other way. They begin empty: the burst may have been spent a moment ago.
-    fn turn(&mut self, id: &BucketId, definition: u64, limit: &Limit, now: Duration) {
-        if limit.is_prepaid() {
-            self.pies.remove(id);
-            let ledger = Ledger::new(limit, None, now);
-            self.ledgers.insert(id.clone(), (definition, *limit, ledger));
-        } else {
-            self.ledgers.remove(id);
-            let whole = Share { rate: limit.limit, burst: limit.burst };
-            self.pies.insert(id.clone(), Pie::new(definition, whole, now));
-        }
-    }
-
-    /// The books of a bucket, as it is defined now.
-    fn pie(&mut self, id: &BucketId, definition: u64, limit: &Limit, now: Duration) -> &mut Pie {
-        let whole = Share { rate: limit.limit, burst: limit.burst };
-        // What nobody holds has filled up since everybody said so.
-        let since = self.complete.unwrap_or(now);
-        let pie = self.pies.entry(id.clone()).or_insert_with(|| Pie::new(definition, whole, since));
-        if pie.definition != definition {
-            (pie.definition, pie.whole) = (definition, whole);
-            pie.settle(0, now);
-        }
-        pie
     }
 }
 
@@ -580,18 +421,6 @@ impl<E: Env> Kms<E> {
                 Err(error) => tracing::debug!(%error, "use of quotas is recorded in a moment"),
             }
         }
-    }
-}
-
-impl Pie {
-    /// What each node should hold, by what is wanted.
-    fn parts(&self) -> BTreeMap<NodeId, Share> {
-        let wanted = self
-            .held
-            .keys()
-            .chain(self.wanted.keys())
-            .map(|node| (*node, self.wanted.get(node).map_or(0, |(wanted, _)| *wanted)));
-        share_out(self.whole, &wanted.collect())
     }
 }
 

@@ -9,6 +9,7 @@
 //! A node's shares rest on its serving lease: they are void as soon as it has been without one
 //! ([`Node::lease_epoch`](keyward_raft::Node::lease_epoch)), which is also when the leader gives them to others.
 
+mod books;
 mod bucket;
 mod keeper;
 mod operate;

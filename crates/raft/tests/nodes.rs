@@ -1,5 +1,4 @@
-//! Between nodes one append with entries is in flight at a time. Leases (and openraft's own `ReadIndex`) rest on
-//! it: with several in flight an acknowledgement would be credited to the last one sent.
+//! Nodes over a network that the test can look at and spoil.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +7,9 @@ use std::time::Duration;
 
 use keyward_env::{AsyncRuntime, Env, RealEnv};
 use keyward_model::{KeyId, Timestamp};
-use keyward_raft::{BasicNode, BoxFuture, Node, NodeConfig, Transport, TransportError};
+use keyward_raft::{
+    BasicNode, BoxFuture, Node, NodeConfig, SnapshotPace, Transport, TransportError,
+};
 use keyward_state::{Command, Envelope, MemStore, Timers};
 use parking_lot::Mutex;
 
@@ -21,7 +22,14 @@ struct Network {
     in_flight: Mutex<BTreeMap<u64, u64>>,
     most: AtomicU64,
     appends: AtomicU64,
+    pieces: AtomicU64,
+    installs: AtomicU64,
 }
+
+/// After the schema version comes the kind of message.
+const APPEND: u8 = 0;
+const SNAPSHOT_PIECE: u8 = 4;
+const SNAPSHOT_DONE: u8 = 5;
 
 struct Link(Arc<Network>, u64);
 
@@ -35,8 +43,8 @@ impl Transport for Link {
     ) -> BoxFuture<'_, Result<Vec<u8>, TransportError>> {
         let (network, from) = (Arc::clone(&self.0), self.1);
         Box::pin(async move {
-            // After the schema version comes the kind of message; appends are the first kind.
-            let counted = body[1] == 0 && body.len() > HEARTBEAT_BYTES_MAX;
+            let kind = body[1];
+            let counted = kind == APPEND && body.len() > HEARTBEAT_BYTES_MAX;
             if counted {
                 network.appends.fetch_add(1, Ordering::SeqCst);
                 let mut in_flight = network.in_flight.lock();
@@ -56,6 +64,13 @@ impl Transport for Link {
             if counted {
                 *network.in_flight.lock().entry(target).or_default() -= 1;
             }
+            if kind == SNAPSHOT_PIECE {
+                network.pieces.fetch_add(1, Ordering::SeqCst);
+            }
+            // The first answer about an install gets lost.
+            if kind == SNAPSHOT_DONE && network.installs.fetch_add(1, Ordering::SeqCst) == 0 {
+                return Err(TransportError::NoAnswer { node: target, reason: "lost".to_owned() });
+            }
             answer
         })
     }
@@ -69,19 +84,55 @@ fn envelope(id: u64) -> Envelope {
     Envelope { id: bytes, time: Timestamp(0), command }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_append_with_entries_is_in_flight_at_a_time() {
-    let network = Arc::new(Network::default());
+/// Nodes 1 to 2; node 1 has founded a Region of its own.
+async fn two_nodes(
+    network: &Arc<Network>,
+    snapshots: SnapshotPace,
+) -> (Arc<Node<RealEnv>>, Arc<MemStore>) {
+    let mut last = Arc::new(MemStore::default());
     for id in 1..=2 {
-        let config = NodeConfig::new(id, format!("127.0.0.1:{id}"), Timers::DEFAULT);
+        let mut config = NodeConfig::new(id, format!("127.0.0.1:{id}"), Timers::DEFAULT);
+        config.snapshots = snapshots;
         let (log, state) = (Arc::new(MemStore::default()), Arc::new(MemStore::default()));
-        let link = Arc::new(Link(Arc::clone(&network), id));
+        last = Arc::clone(&state);
+        let link = Arc::new(Link(Arc::clone(network), id));
         let node = Node::start(config, RealEnv, log, state, link).await.expect("a node");
         network.nodes.lock().insert(id, node);
     }
     let leader = network.nodes.lock()[&1].clone();
     leader.found().await.expect("founded");
     drop(leader.propose(envelope(0), Duration::from_secs(10)).await.expect("acknowledged"));
+    (leader, last)
+}
+
+/// What comes after the last piece of a snapshot takes no second transfer when its answer gets lost, and is not
+/// done twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_at_the_end_of_a_snapshot_costs_no_second_one() {
+    let network = Arc::new(Network::default());
+    let (leader, state) = two_nodes(&network, SnapshotPace { every: 20, kept: 0 }).await;
+    for id in 1..=100 {
+        drop(leader.propose(envelope(id), Duration::from_secs(10)).await.expect("acknowledged"));
+    }
+    leader.add_learner(2, "127.0.0.1:2").await.expect("added");
+    let (follower, applied) = (network.nodes.lock()[&2].clone(), leader.state().applied);
+    let mut tries = 0;
+    while follower.state().applied < applied {
+        tries += 1;
+        assert!(tries < 500, "the follower has only {} of {applied}", follower.state().applied);
+        RealEnv.sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(network.pieces.load(Ordering::SeqCst), 1, "a small snapshot is one piece");
+    assert_eq!(network.installs.load(Ordering::SeqCst), 2, "asked again");
+    assert_eq!(state.installs(), 1, "and installed once");
+}
+
+/// Leases (and openraft's own `ReadIndex`) rest on it: with several appends in flight an acknowledgement would be
+/// credited to the last one sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_append_with_entries_is_in_flight_at_a_time() {
+    let network = Arc::new(Network::default());
+    let (leader, _) = two_nodes(&network, SnapshotPace::default()).await;
     leader.add_learner(2, "127.0.0.1:2").await.expect("added");
     leader.promote(2).await.expect("promoted");
     let proposers: Vec<_> = (0..30)
