@@ -26,32 +26,35 @@ const fn case(bug: Bug, from: u64, within: u64, says: &'static str) -> Case {
 
 /// Rare bugs begin shortly before the first seed that finds them; the docs give the first one from 0.
 const CAUGHT: &[Case] = &[
-    case(Bug::LeaseFromAnswer, 136, 8, "STALE"),
+    case(Bug::LeaseFromAnswer, 174, 8, "STALE"),
     case(Bug::NoFenceInGrant, 0, 4, "STALE"),
-    case(Bug::LongSelfLease, 4, 8, "STALE"),
-    case(Bug::PipelinedAppends, 12, 8, "STALE"),
+    case(Bug::GrantBesideFence, 240, 8, "STALE"),
+    case(Bug::LongSelfLease, 0, 8, "STALE"),
+    case(Bug::PipelinedAppends, 4, 8, "STALE"),
     case(Bug::FenceNotAwaited, 0, 4, "STALE"),
-    case(Bug::GrantBeforeOwnEntry, 14, 8, "STALE"),
-    case(Bug::LeaderRestore, 20, 12, "STALE"),
+    case(Bug::GrantBeforeOwnEntry, 0, 8, "STALE"),
+    case(Bug::LeaderRestore, 0, 8, "REGION TIME went backwards"),
     case(Bug::NoFence, 0, 4, "STALE"),
     case(Bug::FenceHoldersOnly, 0, 8, "STALE"),
     case(Bug::NoElectionWait, 0, 8, "STALE"),
-    case(Bug::RemovedNodeForgotten, 48, 8, "STALE"),
-    case(Bug::KeepLeaseAsLeader, 186, 8, "STALE"),
-    case(Bug::SelfLeaseInHandOver, 18, 8, "STALE"),
-    case(Bug::HandOverLikeElection, 0, 8, "STALE"),
-    case(Bug::DifferentTimers, 130, 8, "STALE"),
-    case(Bug::RotationInOneStep, 148, 8, "AN UNEXPECTED ERROR"),
+    case(Bug::RemovedNodeForgotten, 10, 8, "STALE"),
+    case(Bug::KeepLeaseAsLeader, 0, 8, "STALE"),
+    case(Bug::SelfLeaseInHandOver, 28, 8, "STALE"),
+    case(Bug::HandOverLikeElection, 4, 8, "STALE"),
+    case(Bug::DifferentTimers, 140, 8, "STALE"),
     case(Bug::AppliedOutsideBatch, 0, 8, "REGION TIME went backwards"),
-    case(Bug::SnapshotWithoutTombstones, 30, 8, "RESURRECTION"),
-    case(Bug::RetryAppliesTwice, 14, 8, "STALE"),
+    case(Bug::SnapshotWithoutTombstones, 0, 8, "RESURRECTION"),
+    case(Bug::RetryAppliesTwice, 4, 8, "LOST OR SURPLUS ROTATION"),
     case(Bug::AcknowledgedUnsynced, 0, 4, "A SECOND VOTE"),
     case(Bug::DiskCounterIgnored, 14, 8, "A LYING DISK IS TAKEN"),
     case(Bug::LatestClock, 0, 4, "REGION TIME ran ahead"),
-    case(Bug::ServesBeforeTime, 26, 8, "A WRONG CLOCK DECIDES"),
+    case(Bug::ServesBeforeTime, 54, 8, "AN UNEXPECTED ERROR"),
     case(Bug::DeletionByOneClock, 0, 8, "REGION TIME ran ahead"),
     case(Bug::LogNotScrubbed, 0, 6, "NOT GONE"),
     case(Bug::StateNotPurged, 0, 6, "NOT GONE"),
+    case(Bug::SharesRaisedFirst, 66, 8, "MORE THAN THE QUOTA"),
+    case(Bug::RestartedBucketFull, 4, 8, "MORE THAN THE QUOTA"),
+    case(Bug::AuditAfterAnswer, 0, 4, "AN ANSWER WITHOUT ITS RECORD"),
 ];
 
 /// Bugs that the simulator does not find, and why.
@@ -62,13 +65,10 @@ const NOT_CAUGHT: &[(Bug, &str)] = &[
     (Bug::LeavingNodeGranted, "rare: a removal that is tried twice and cut off in between"),
     (Bug::SpareAfterHandOver, "the last leader's self-lease is over before the message leaves"),
     (Bug::SpareTheFollowed, "rare; the lease model finds it"),
-    (Bug::GrantBesideFence, "rare: seed 94 found it before other code changed what seeds do"),
+    (Bug::RotationInOneStep, "rare: seed 151 found it before other code changed what seeds do"),
     (Bug::VoteAfterRestart, "rare: seed 158 found it before other code changed what seeds do"),
     (Bug::UnprovedDiskCounts, "rare: a stale copy that waits cut off for long, and starts again"),
 ];
-
-/// Bugs of what the simulator does not do yet: quotas, audit.
-const WAITING: &[Bug] = &[Bug::SharesRaisedFirst, Bug::RestartedBucketFull, Bug::AuditAfterAnswer];
 
 /// The first seed that finds the bug, of those that the threads came to; what the runs said otherwise.
 fn find(case: &Case) -> Result<u64, String> {
@@ -145,7 +145,7 @@ fn a_failure_is_shrunk() {
 #[test]
 fn every_known_bug_has_its_place_in_the_table() {
     let caught = CAUGHT.iter().map(|case| case.bug);
-    let all = caught.chain(NOT_CAUGHT.iter().map(|(bug, _)| *bug)).chain(WAITING.iter().copied());
+    let all = caught.chain(NOT_CAUGHT.iter().map(|(bug, _)| *bug));
     let mut missing = Bug::ALL.to_vec();
     for bug in all {
         let place = missing.iter().position(|known| *known == bug);
