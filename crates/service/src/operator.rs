@@ -410,7 +410,7 @@ impl<E: Env> Kms<E> {
             return Err(refused(format!(
                 "node {node}'s clock is {} s off the Region's clocks, and {} s are allowed: set it (chrony or ntpd \
                  keeps it right), then add the node again",
-                off_ms / 1000,
+                (off_ms + 500 * off_ms.signum()) / 1000,
                 CLOCK_OFF_MAX_MS / 1000
             )));
         }
