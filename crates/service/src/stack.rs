@@ -1,6 +1,8 @@
 //! The stack that every door calls, readable from top to bottom in [`stack`]: measure, record, shed,
 //! deadline, serve. Each is one small tower layer with one concern.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -77,7 +79,7 @@ layer!(DeadlineLayer<E> => Deadline, self, inner, Deadline { env: self.0.clone()
 impl<E, S> Service<Call> for Deadline<E, S>
 where
     E: Env,
-    S: Service<Call, Response = Response, Error = KmsError, Future: Send + 'static>,
+    S: Service<Call, Response = Response, Error = KmsError, Future: Send + Unpin + 'static>,
 {
     type Response = Response;
     type Error = KmsError;
@@ -93,8 +95,13 @@ where
         let changes = call.request.operation().plane() == Plane::Manage;
         // A change notices its own deadline and knows more about its outcome: it gets a moment longer.
         let grace = if changes { Duration::from_millis(50) } else { Duration::ZERO };
-        let served = self.inner.call(call);
+        let mut served = self.inner.call(call);
         Box::pin(async move {
+            // Most calls are served without waiting for anything, and need no timer.
+            let at_once = poll_fn(|cx| Poll::Ready(Pin::new(&mut served).poll(cx))).await;
+            if let Poll::Ready(result) = at_once {
+                return result;
+            }
             match env.timeout(patience + grace, served).await {
                 Some(result) => result,
                 None if changes => Err(KmsError::unknown_outcome(

@@ -61,7 +61,13 @@ pub(super) struct Told {
 impl Told {
     fn new(id: &BucketId, quota: &Quota, limit: &Limit) -> Arc<Self> {
         let (name, scope) = (quota.name.clone(), id.holder.to_string());
-        let message = format!("Rate exceeded: {scope} may make {limit} (quota '{name}')");
+        let message = match name.scope {
+            // Its name says whose it is.
+            Scope::Account(_) | Scope::Principal(_) => {
+                format!("Rate exceeded: {limit} (quota '{name}')")
+            }
+            _ => format!("Rate exceeded: {limit} for {scope} (quota '{name}')"),
+        };
         Arc::new(Self { quota: name.to_string(), name, scope, message })
     }
 }
