@@ -130,7 +130,7 @@ impl Server {
         let log = RocksStore::open(&data.join("log"), &Table::LOG).expect("the log");
         let state = RocksStore::open(&data.join("state"), &Table::STATE).expect("the state");
         let node = NodeConfig::new(1, self.listen.clone(), Timers::DEFAULT);
-        let transport = Arc::new(GrpcTransport::new(&tls));
+        let transport = Arc::new(GrpcTransport::new(&tls).expect("TLS"));
         let node = Node::start(node, RealEnv, Arc::new(log), Arc::new(state), transport)
             .await
             .expect("a node");

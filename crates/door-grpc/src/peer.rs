@@ -1,9 +1,12 @@
 //! Messages between nodes over tonic: the server side, and the [`Transport`] that calls it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Uri;
+use hyper_util::rt::TokioIo;
 use keyward_env::{Env, RealEnv};
 use keyward_model::{ErrorCode, KmsError, NodeId};
 use keyward_proto::v1;
@@ -11,11 +14,12 @@ use keyward_proto::v1::peer_service_client::PeerServiceClient;
 use keyward_proto::v1::peer_service_server::PeerService;
 use keyward_raft::{BasicNode, BoxFuture, Node, Transport, TransportError};
 use parking_lot::Mutex;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
+use tower::service_fn;
 
 use crate::errors::status;
-use crate::tls::{Identity, Peer, TlsFiles};
+use crate::tls::{Connector, Identity, Peer, TlsError, TlsFiles};
 
 /// One append may carry hundreds of commands with long descriptions.
 pub(crate) const PEER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -52,18 +56,23 @@ impl PeerService for PeerDoor {
 
 /// Calls peers over mutual TLS.
 pub struct GrpcTransport {
-    tls: ClientTlsConfig,
+    connector: Connector,
     channels: Mutex<BTreeMap<(NodeId, String), Channel>>,
 }
 
 impl GrpcTransport {
     /// A transport that shows the node's own certificate.
-    #[must_use]
-    pub fn new(files: &TlsFiles) -> Self {
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&files.authority))
-            .identity(TlsIdentity::from_pem(&files.certificate, files.private_key.bytes()));
-        Self { tls, channels: Mutex::default() }
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn new(files: &TlsFiles) -> Result<Self, TlsError> {
+        Ok(Self { connector: Connector::new(files)?, channels: Mutex::default() })
+    }
+
+    /// From now on peers' certificates are judged by the Region's time, as `node` knows it. Before that, by this
+    /// machine's own clock.
+    pub fn follow(&self, node: &Arc<Node<RealEnv>>) {
+        self.connector.time().follow(node);
     }
 
     fn channel(&self, target: NodeId, address: &str) -> Result<Channel, String> {
@@ -72,19 +81,26 @@ impl GrpcTransport {
         if let Some(channel) = channels.get(&slot) {
             return Ok(channel.clone());
         }
-        let channel = Endpoint::from_shared(format!("https://{address}"))
-            .and_then(|endpoint| {
-                endpoint
-                    .connect_timeout(CONNECT_PATIENCE)
-                    .tcp_nodelay(true)
-                    // A peer that is gone without a word is noticed, not waited for.
-                    .http2_keep_alive_interval(Duration::from_secs(1))
-                    .keep_alive_timeout(Duration::from_secs(2))
-                    .keep_alive_while_idle(true)
-                    .tls_config(self.tls.clone())
-            })
+        let connector = self.connector.clone();
+        let connect = service_fn(move |uri: Uri| {
+            let connector = connector.clone();
+            async move {
+                let (host, port) = (uri.host(), uri.port_u16());
+                let (Some(host), Some(port)) = (host, port) else {
+                    return Err(io::Error::other("an address without host or port"));
+                };
+                connector.connect(host, port).await.map(TokioIo::new)
+            }
+        });
+        // TLS is the connector's.
+        let channel = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|e| e.to_string())?
-            .connect_lazy();
+            .connect_timeout(CONNECT_PATIENCE)
+            // A peer that is gone without a word is noticed, not waited for.
+            .http2_keep_alive_interval(Duration::from_secs(1))
+            .keep_alive_timeout(Duration::from_secs(2))
+            .keep_alive_while_idle(true)
+            .connect_with_connector_lazy(connect);
         // An address that changed leaves its old channel behind: drop it.
         channels.retain(|(node, _), _| *node != target);
         channels.insert(slot, channel.clone());

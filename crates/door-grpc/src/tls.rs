@@ -13,14 +13,14 @@ use keyward_service::{Caller, Origin, PlanSlot, Subject};
 use keyward_state::InvitationId;
 use rustls::server::WebPkiClientVerifier;
 use rustls::time_provider::TimeProvider;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tonic::transport::server::Connected;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -133,6 +133,56 @@ impl TimeProvider for HandshakeTime {
         let now = node.map_or_else(|| RealEnv.wall_now_ms(), |node| node.wall_now().0);
         let since = Duration::from_millis(u64::try_from(now).ok()?);
         Some(UnixTime::since_unix_epoch(since))
+    }
+}
+
+/// Makes a node's connections to other nodes.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    connector: TlsConnector,
+    time: Arc<HandshakeTime>,
+}
+
+impl Connector {
+    /// Shows the node's own certificate, and trusts the Region's authority alone.
+    pub(crate) fn new(files: &TlsFiles) -> Result<Self, TlsError> {
+        let what = "the Region's CA certificate";
+        let mut roots = RootCertStore::empty();
+        for der in certificates(&files.authority, what)? {
+            roots.add(der).map_err(|e| tls_error(what)(&e))?;
+        }
+        let chain = certificates(&files.certificate, "the node's certificate")?;
+        let key = PrivateKeyDer::from_pem_slice(files.private_key.bytes())
+            .map_err(|e| tls_error("the node's private key")(&e))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let time = Arc::new(HandshakeTime::default());
+        let clock: Arc<dyn TimeProvider> = Arc::<HandshakeTime>::clone(&time);
+        let mut config = ClientConfig::builder_with_details(provider, clock)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| tls_error("TLS versions")(&e))?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .map_err(|e| tls_error("the node's certificate and key")(&e))?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)), time })
+    }
+
+    /// The clock of handshakes.
+    pub(crate) fn time(&self) -> &HandshakeTime {
+        &self.time
+    }
+
+    pub(crate) async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        // An IPv6 address stands in brackets in a URI.
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let socket = TcpStream::connect((host, port)).await?;
+        socket.set_nodelay(true)?;
+        self.connector.connect(name, socket).await
     }
 }
 

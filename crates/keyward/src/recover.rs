@@ -63,7 +63,7 @@ pub async fn recover(args: RecoverArgs, format: Format) -> Result<(), Failure> {
     }
     let voters = found.members.values().filter(|(_, voter)| *voter).count();
     let mut answers = Vec::new();
-    let transport = GrpcTransport::new(&tls);
+    let transport = GrpcTransport::new(&tls).map_err(Failure::from_error)?;
     for (node, (address, _)) in found.members.iter().filter(|(node, _)| **node != me) {
         answers.extend(ask_status::<RealEnv>(&transport, *node, address, ANSWER_PATIENCE).await);
     }

@@ -223,10 +223,13 @@ async fn start_node(
         )
     })?;
     let node_config = NodeConfig::new(id, config.address(), config.timers.timers());
-    let transport = Arc::new(GrpcTransport::new(tls));
-    Node::start(node_config, RealEnv, Arc::new(log), Arc::new(state), transport)
+    let transport = Arc::new(GrpcTransport::new(tls).map_err(Failure::from_error)?);
+    let calls = Arc::<GrpcTransport>::clone(&transport);
+    let node = Node::start(node_config, RealEnv, Arc::new(log), Arc::new(state), calls)
         .await
-        .map_err(Failure::from_error)
+        .map_err(Failure::from_error)?;
+    transport.follow(&node);
+    Ok(node)
 }
 
 async fn serve(
