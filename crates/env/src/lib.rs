@@ -122,6 +122,8 @@ impl Env for RealEnv {
         async move {
             match task.await {
                 Ok(value) => value,
+                // The runtime is going down, and this task with it.
+                Err(error) if error.is_cancelled() => std::future::pending().await,
                 // A panic in blocking work is a bug; it goes on in the caller rather than vanish.
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
