@@ -43,6 +43,16 @@ pub struct TlsFiles {
     pub outside_authority: Option<Vec<u8>>,
 }
 
+impl TlsFiles {
+    /// The node's certificate chain and key, DER.
+    fn own(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+        let chain = certificates(&self.certificate, "the node's certificate")?;
+        let key = PrivateKeyDer::from_pem_slice(self.private_key.bytes())
+            .map_err(|e| tls_error("the node's private key")(&e))?;
+        Ok((chain, key))
+    }
+}
+
 /// Wipes private keys that were read from files.
 pub mod zeroize_on_drop {
     /// A private key, PEM.
@@ -151,9 +161,7 @@ impl Connector {
         for der in certificates(&files.authority, what)? {
             roots.add(der).map_err(|e| tls_error(what)(&e))?;
         }
-        let chain = certificates(&files.certificate, "the node's certificate")?;
-        let key = PrivateKeyDer::from_pem_slice(files.private_key.bytes())
-            .map_err(|e| tls_error("the node's private key")(&e))?;
+        let (chain, key) = files.own()?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let time = Arc::new(HandshakeTime::default());
         let clock: Arc<dyn TimeProvider> = Arc::<HandshakeTime>::clone(&time);
@@ -225,9 +233,7 @@ impl Terminator {
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
                 .build()
                 .map_err(|e| tls_error("client certificates")(&e))?;
-        let chain = certificates(&files.certificate, "the node's certificate")?;
-        let key = PrivateKeyDer::from_pem_slice(files.private_key.bytes())
-            .map_err(|e| tls_error("the node's private key")(&e))?;
+        let (chain, key) = files.own()?;
         let time = Arc::new(HandshakeTime::default());
         let clock: Arc<dyn TimeProvider> = Arc::<HandshakeTime>::clone(&time);
         let mut config = ServerConfig::builder_with_details(provider, clock)

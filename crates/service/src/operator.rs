@@ -391,7 +391,9 @@ impl<E: Env> Kms<E> {
                 format!("node {node} is a member already"),
             ));
         }
+        let asked = self.node.env().boot_now();
         let hello = self.ask_peer(node, address, &AppRequest::Hello, STATUS_PATIENCE * 4).await;
+        let took = self.node.env().boot_now().saturating_sub(asked);
         let (root, region_id, timers, wall_ms, disk) = match hello {
             Ok(AppResponse::Hello { root, region_id, timers, wall_ms, disk }) => {
                 (root, region_id, timers, wall_ms, disk)
@@ -405,7 +407,9 @@ impl<E: Env> Kms<E> {
             }
         };
         self.node.judge_disk(node, disk).map_err(refused)?;
-        let off_ms = wall_ms - self.node.median_clock().unwrap_or(self.now()).0;
+        // It looked at its clock half a round trip ago (Cristian's algorithm).
+        let since_ms = i64::try_from(took.as_millis() / 2).unwrap_or(0);
+        let off_ms = wall_ms + since_ms - self.node.median_clock().unwrap_or(self.now()).0;
         if off_ms.abs() > CLOCK_OFF_MAX_MS {
             return Err(refused(format!(
                 "node {node}'s clock is {} s off the Region's clocks, and {} s are allowed: set it (chrony or ntpd \

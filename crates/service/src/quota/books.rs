@@ -108,6 +108,22 @@ pub(super) struct Term {
 }
 
 impl Term {
+    /// Empty books. These nodes may hold something from an earlier term.
+    pub(super) fn new(leader: LeaderId, unheard: BTreeSet<NodeId>, since: Duration) -> Self {
+        Self {
+            leader,
+            since,
+            unheard,
+            complete: None,
+            asked: BTreeMap::new(),
+            pies: BTreeMap::new(),
+            ledgers: BTreeMap::new(),
+            silent: BTreeMap::new(),
+            number: 0,
+            told: BTreeMap::new(),
+        }
+    }
+
     /// Nodes that can hold no lease any more hold nothing.
     pub(super) fn forget_the_gone(
         &mut self,
@@ -251,18 +267,8 @@ mod tests {
 
     #[test]
     fn a_bucket_that_is_kept_in_the_other_way_begins_empty() {
-        let mut term = Term {
-            leader: LEADER,
-            since: at(0),
-            unheard: BTreeSet::new(),
-            complete: Some(at(0)),
-            asked: BTreeMap::new(),
-            pies: BTreeMap::new(),
-            ledgers: BTreeMap::new(),
-            silent: BTreeMap::new(),
-            number: 0,
-            told: BTreeMap::new(),
-        };
+        let mut term = Term::new(LEADER, BTreeSet::new(), at(0));
+        term.look_whether_complete(at(0));
         let limit = |limit, burst| Limit { window: Window::Second, limit, burst };
         let (shared, prepaid) = (limit(90, 30), limit(10, 10));
         assert!(!term.must_turn(&bucket(), &shared) && !term.must_turn(&bucket(), &prepaid));

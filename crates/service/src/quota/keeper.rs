@@ -69,18 +69,7 @@ impl<E: Env> Kms<E> {
             let mut term = self.quotas.keeper.term.lock();
             let fresh = term.as_ref().is_none_or(|term| term.leader != leader);
             if fresh {
-                *term = Some(Term {
-                    leader,
-                    since: now,
-                    unheard: holders.clone(),
-                    complete: None,
-                    asked: BTreeMap::new(),
-                    pies: BTreeMap::new(),
-                    ledgers: BTreeMap::new(),
-                    silent: BTreeMap::new(),
-                    number: 0,
-                    told: BTreeMap::new(),
-                });
+                *term = Some(Term::new(leader, holders.clone(), now));
             }
             fresh
         };
