@@ -1,5 +1,8 @@
 //! From [`KmsError`] to a gRPC status, in one table.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
 use keyward_model::{ErrorCode, KmsError};
 use keyward_proto::{rpc, v1};
 use prost::Message;
@@ -39,19 +42,39 @@ const fn grpc_code(code: ErrorCode) -> Code {
     }
 }
 
+/// Refusals for a quota that a thread keeps written down.
+const KEPT: usize = 16;
+
+thread_local! {
+    /// The details of the latest refusals for a quota. Whoever is over a quota gets the same one again and again.
+    static WRITTEN: RefCell<VecDeque<(KmsError, BinaryMetadataValue)>> = const {
+        RefCell::new(VecDeque::new())
+    };
+}
+
 /// The status that tells of a refusal, with its typed detail.
 #[must_use]
 pub fn status(error: KmsError) -> Status {
     let code = if error.outcome_unknown { Code::DeadlineExceeded } else { grpc_code(error.code) };
     let message = error.to_string();
+    let details = match error.throttle {
+        Some(_) => kept_details(error, code, &message),
+        None => once(details(&error, code, &message)),
+    };
+    let mut status = Status::new(code, message);
+    status.metadata_mut().insert_bin(DETAILS, details);
+    status
+}
+
+fn details(error: &KmsError, code: Code, message: &str) -> BinaryMetadataValue {
     let detail = v1::ErrorDetail {
         code: error.code.name().to_owned(),
         retryable: error.code.is_retryable(),
-        message: error.message.into_owned(),
+        message: error.message.clone().into_owned(),
         outcome_unknown: error.outcome_unknown,
-        throttle: error.throttle.map(|throttle| v1::Throttle {
-            quota: throttle.quota,
-            scope: throttle.scope,
+        throttle: error.throttle.as_deref().map(|throttle| v1::Throttle {
+            quota: throttle.quota.clone(),
+            scope: throttle.scope.clone(),
             limit: throttle.limit,
             window_seconds: throttle.window_seconds,
             retry_after_milliseconds: throttle.retry_after_ms,
@@ -59,22 +82,39 @@ pub fn status(error: KmsError) -> Status {
     };
     let envelope = rpc::Status {
         code: code as i32,
-        message: message.clone(),
+        message: message.to_owned(),
         details: vec![prost_types::Any {
             type_url: DETAIL_TYPE.to_owned(),
             value: detail.encode_to_vec(),
         }],
     };
-    let mut status = Status::new(code, message);
-    let mut details = BinaryMetadataValue::from_bytes(&envelope.encode_to_vec());
-    // Not worth a place in HPACK's table (RFC 7541, section 2.2): no other answer has it.
+    BinaryMetadataValue::from_bytes(&envelope.encode_to_vec())
+}
+
+/// Not worth a place in HPACK's table (RFC 7541, section 2.2): no other answer has it.
+fn once(mut details: BinaryMetadataValue) -> BinaryMetadataValue {
     details.set_sensitive(true);
-    status.metadata_mut().insert_bin(DETAILS, details);
-    status
+    details
+}
+
+/// The details of a refusal that may come again: from the second time on they are not written anew, and on their
+/// connection they are a number in HPACK's table.
+fn kept_details(error: KmsError, code: Code, message: &str) -> BinaryMetadataValue {
+    WRITTEN.with_borrow_mut(|written| {
+        if let Some((_, details)) = written.iter().find(|(kept, _)| *kept == error) {
+            return details.clone();
+        }
+        let details = details(&error, code, message);
+        written.truncate(KEPT - 1);
+        written.push_front((error, details.clone()));
+        once(details)
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use keyward_model::Throttle;
+
     use super::*;
 
     fn detail(status: &Status) -> Option<v1::ErrorDetail> {
@@ -96,5 +136,33 @@ mod tests {
         let unknown = status(KmsError::unknown_outcome("late"));
         assert_eq!(unknown.code(), Code::DeadlineExceeded);
         assert!(detail(&unknown).expect("a detail").outcome_unknown);
+    }
+    #[test]
+    fn a_refusal_for_a_quota_that_comes_again_says_what_it_has_to() {
+        let refusal = |retry_after_ms| KmsError {
+            throttle: Some(Box::new(Throttle {
+                quota: "q".to_owned(),
+                scope: "s".to_owned(),
+                limit: 30,
+                window_seconds: 1,
+                retry_after_ms,
+            })),
+            ..KmsError::new(ErrorCode::ThrottlingException, "Rate exceeded")
+        };
+        for round in 0..3 {
+            for retry_after_ms in 1..40 {
+                let told = status(refusal(retry_after_ms));
+                let again = status(refusal(retry_after_ms));
+                assert!(!again.metadata().get_bin(DETAILS).expect("details").is_sensitive());
+                for status in [told, again] {
+                    let detail = detail(&status).expect("a detail");
+                    let throttle = detail.throttle.expect("a quota");
+                    assert_eq!(throttle.retry_after_milliseconds, retry_after_ms, "round {round}");
+                    assert_eq!((throttle.quota.as_str(), throttle.limit), ("q", 30));
+                    assert_eq!(status.message(), "ThrottlingException: Rate exceeded");
+                }
+            }
+        }
+        assert_eq!(WRITTEN.with_borrow(VecDeque::len), KEPT);
     }
 }

@@ -37,8 +37,17 @@ impl KeyDoor {
             Err(refusal) => {
                 let env = self.kms.node().env();
                 let name = translate(request.into_inner()).operation().name();
-                let told =
-                    audit.other_call(env, name, false, false, None, &trace, &[], Some(&refusal));
+                // Boxed: it is rare, and large.
+                let told = Box::pin(audit.other_call(
+                    env,
+                    name,
+                    false,
+                    false,
+                    None,
+                    &trace,
+                    &[],
+                    Some(&refusal),
+                ));
                 return answer(Err(told.await.err().unwrap_or(refusal)), id);
             }
         };

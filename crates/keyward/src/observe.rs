@@ -18,6 +18,8 @@ use crate::config::{LogFormat, ObserveSection};
 
 /// Between readings of the gauges.
 const GAUGE_ROUND: Duration = Duration::from_secs(1);
+/// Between the times at which the recorder adds up what was measured: until then it keeps every single sample.
+const UPKEEP_ROUND: Duration = Duration::from_secs(1);
 
 /// Starts the log. Lines go to standard error.
 pub fn start_log(section: &ObserveSection) {
@@ -37,7 +39,7 @@ pub fn start_log(section: &ObserveSection) {
     drop(started);
 }
 
-/// Installs the recorder of metrics. `None` when the process has one already.
+/// Installs the recorder of metrics, and keeps it small. `None` when the process has one already.
 #[must_use]
 pub fn start_metrics() -> Option<PrometheusHandle> {
     let seconds = [
@@ -45,6 +47,13 @@ pub fn start_metrics() -> Option<PrometheusHandle> {
         5.0, 10.0,
     ];
     let handle = PrometheusBuilder::new().set_buckets(&seconds).ok()?.install_recorder().ok()?;
+    let kept_small = handle.clone();
+    RealEnv.spawn(async move {
+        loop {
+            RealEnv.sleep(UPKEEP_ROUND).await;
+            kept_small.run_upkeep();
+        }
+    });
     metrics::describe_counter!("keyward_calls_total", "Calls by operation and outcome");
     metrics::describe_histogram!("keyward_call_seconds", "Time to serve a call, by operation");
     metrics::describe_counter!(

@@ -89,7 +89,8 @@ pub async fn run(
         Some(address) => Some(observe::bind(address).await.map_err(Failure::new)?),
         None => None,
     };
-    let metrics = observe::start_metrics();
+    // Where nobody can read them, none are kept.
+    let metrics = observer.as_ref().and_then(|_| observe::start_metrics());
 
     fs::create_dir_all(&config.node.data)
         .map_err(|e| Failure::new(format!("cannot make {}: {e}", config.node.data.display())))?;

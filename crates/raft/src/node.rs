@@ -275,10 +275,15 @@ impl<E: Env> Node<E> {
         }
     }
 
-    /// The state that a call may be decided on, without waiting: three atomics and one pointer.
+    /// The same without waiting.
     pub fn admit_now(&self) -> Result<Arc<State>, NotServing> {
+        self.admit_at(self.env.boot_now())
+    }
+
+    /// The same, at a time that was just read from [`Env::boot_now`]: three atomics and one pointer.
+    pub fn admit_at(&self, now: Duration) -> Result<Arc<State>, NotServing> {
         let cell = self.keeper.cell();
-        if !cell.lasts(self.env.boot_now()) {
+        if !cell.lasts(now) {
             return Err(NotServing::NoLease);
         }
         // A leader that has just started serves before anybody told it the time, and callers are judged by it.
@@ -464,7 +469,13 @@ impl<E: Env> Node<E> {
     /// the latest time in the log.
     #[must_use]
     pub fn wall_now(&self) -> Timestamp {
-        let told = self.time.now(self.env.boot_now());
+        self.wall_at(self.env.boot_now())
+    }
+
+    /// The same, at a time that was just read from [`Env::boot_now`].
+    #[must_use]
+    pub fn wall_at(&self, now: Duration) -> Timestamp {
+        let told = self.time.now(now);
         Timestamp(told.unwrap_or_else(|| {
             let state = self.visible.load();
             let stamped_ms = state.time.0.saturating_sub(state.clock_offset_ms);

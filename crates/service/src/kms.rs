@@ -125,14 +125,23 @@ impl<E: Env> Kms<E> {
     /// A call that was held up must not answer on a lease that is over, with a result or a refusal: it is
     /// decided anew, on what the node knows once it serves again. (A change was fenced: it needs no lease.)
     pub async fn serve(&self, call: Call) -> Result<Response, KmsError> {
-        let deadline = self.node.env().boot_now() + call.patience;
+        let mut now = self.node.env().boot_now();
+        let deadline = now + call.patience;
         loop {
-            let state = self.admit(deadline).await?;
+            let state = match self.node.admit_at(now) {
+                Ok(state) => state,
+                Err(_) => {
+                    let state = self.admit(deadline).await?;
+                    now = self.node.env().boot_now();
+                    state
+                }
+            };
             let epoch = self.node.lease_epoch();
-            let answer = self.decide(&call, &state, deadline).await;
+            let answer = self.decide(&call, &state, now, deadline).await;
             if call.request.operation().plane() == Plane::Manage || self.still_serving(epoch) {
                 return answer;
             }
+            now = self.node.env().boot_now();
         }
     }
 
@@ -145,12 +154,13 @@ impl<E: Env> Kms<E> {
         &self,
         call: &Call,
         state: &State,
+        now: Duration,
         deadline: Duration,
     ) -> Result<Response, KmsError> {
-        let now = self.node.wall_now();
-        let principal = authenticate(state, &call.caller, now).inspect_err(note_refusal)?;
+        let date = self.node.wall_at(now);
+        let principal = authenticate(state, &call.caller, date).inspect_err(note_refusal)?;
         let operation = call.request.operation();
-        self.throttle(state, &call.caller, operation, deadline).await?;
+        self.throttle(state, &call.caller, operation, now, deadline).await?;
         let serving = Serving {
             region: &state.region.as_ref().ok_or_else(not_founded)?.region,
             state,
@@ -266,7 +276,8 @@ impl<E: Env> Kms<E> {
         // The leader stamps the time.
         let envelope = Envelope { id, time: Timestamp(0), command };
         let left = deadline.saturating_sub(self.node.env().boot_now());
-        match self.node.propose(envelope, left).await {
+        // Boxed: what it needs while it waits would make every call's future four times as large.
+        match Box::pin(self.node.propose(envelope, left)).await {
             Ok(outcome) => outcome,
             Err(ProposeError::NotLeader) => Err(KmsError::new(
                 ErrorCode::DependencyTimeoutException,
@@ -286,9 +297,20 @@ impl<E: Env> Kms<E> {
         key: &Key,
         material: &Material,
     ) -> Result<Arc<BackingKey>, KmsError> {
-        if let Some(open) = self.hsm.unsealed(&material.id) {
-            return Ok(open);
+        match self.hsm.unsealed(&material.id) {
+            Some(open) => Ok(open),
+            // Boxed: rare, and larger than all the rest of a call.
+            None => Box::pin(self.unseal(s, key, material)).await,
         }
+    }
+
+    /// Opens the material from its sealed token.
+    async fn unseal(
+        &self,
+        s: &Serving<'_>,
+        key: &Key,
+        material: &Material,
+    ) -> Result<Arc<BackingKey>, KmsError> {
         let token = self
             .node
             .token(material.id)
@@ -322,7 +344,8 @@ impl<E: Env> Kms<E> {
             .domain_keys
             .get(&id)
             .ok_or_else(|| unavailable(format!("domain key {id} is not known here yet")))?;
-        self.hsm.open_domain_key(&domain_key.sealed).await.map_err(|error| {
+        // Boxed, as in `backing_key`.
+        Box::pin(self.hsm.open_domain_key(&domain_key.sealed)).await.map_err(|error| {
             unavailable(format!("domain key {id} cannot be opened on this node: {error}"))
         })
     }

@@ -3,15 +3,16 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use keyward_env::Env;
 use keyward_model::limits::{CALL_DEADLINE_MAX, CALLS_IN_FLIGHT_MAX};
-use keyward_model::{ErrorCode, KmsError, Plane};
+use keyward_model::{ErrorCode, KmsError, Operation, Plane};
 use keyward_raft::BoxFuture;
+use metrics::{Counter, Histogram};
 use tower::{Layer, Service, ServiceBuilder};
 
 use crate::api::{Call, Response};
@@ -166,15 +167,46 @@ where
     }
 }
 
+/// One operation's counters by outcome, and its times. Each is asked for once: it exists from the first such call on.
+struct Measured {
+    ok: OnceLock<Counter>,
+    refused: [OnceLock<Counter>; ErrorCode::ALL.len()],
+    seconds: OnceLock<Histogram>,
+}
+
+impl Measured {
+    const fn new() -> Self {
+        let refused = [const { OnceLock::new() }; ErrorCode::ALL.len()];
+        Self { ok: OnceLock::new(), refused, seconds: OnceLock::new() }
+    }
+
+    fn ended(&self, operation: Operation, refusal: Option<ErrorCode>, took: Duration) {
+        let operation = operation.name();
+        let (ended, outcome) = match refusal {
+            Some(code) => (&self.refused[code as usize], code.name()),
+            None => (&self.ok, "ok"),
+        };
+        let counter = || metrics::counter!("keyward_calls_total", "operation" => operation, "outcome" => outcome);
+        ended.get_or_init(counter).increment(1);
+        let histogram = || metrics::histogram!("keyward_call_seconds", "operation" => operation);
+        self.seconds.get_or_init(histogram).record(took.as_secs_f64());
+    }
+}
+
 /// Counts and times calls by operation and outcome.
 #[derive(Clone)]
 pub struct Measure<E, S> {
     env: E,
+    measured: Arc<[Measured; Operation::ALL.len()]>,
     inner: S,
 }
 
 struct MeasureLayer<E>(E);
-layer!(MeasureLayer<E> => Measure, self, inner, Measure { env: self.0.clone(), inner });
+layer!(MeasureLayer<E> => Measure, self, inner, Measure {
+    env: self.0.clone(),
+    measured: Arc::new([const { Measured::new() }; Operation::ALL.len()]),
+    inner,
+});
 
 impl<E, S> Service<Call> for Measure<E, S>
 where
@@ -190,18 +222,15 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let env = self.env.clone();
-        let operation = call.request.operation().name();
+        let (env, measured) = (self.env.clone(), Arc::clone(&self.measured));
+        let operation = call.request.operation();
         let began = env.boot_now();
         let served = self.inner.call(call);
         Box::pin(async move {
             let result = served.await;
             let took = env.boot_now().saturating_sub(began);
-            let outcome = result.as_ref().map_or_else(|error| error.code.name(), |_| "ok");
-            metrics::counter!("keyward_calls_total", "operation" => operation, "outcome" => outcome)
-                .increment(1);
-            metrics::histogram!("keyward_call_seconds", "operation" => operation)
-                .record(took.as_secs_f64());
+            let refusal = result.as_ref().err().map(|error| error.code);
+            measured[operation as usize].ended(operation, refusal, took);
             result
         })
     }

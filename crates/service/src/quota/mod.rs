@@ -108,6 +108,17 @@ impl Quotas {
     }
 }
 
+/// When to try again, in milliseconds: rounded up to 1, 2 or 5, tens of these, and from 100 on to two digits.
+/// So refusals that follow one another say the same, and a door writes it down once.
+fn retry_after_ms(wait: Duration) -> u64 {
+    let ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+    if let Some(step) = [1, 2, 5, 10, 20, 50, 100].into_iter().find(|step| *step >= ms) {
+        return step;
+    }
+    let unit = 10u64.pow(ms.ilog10() - 1);
+    ms.div_ceil(unit).saturating_mul(unit)
+}
+
 impl<E: Env> Kms<E> {
     /// Counts the call against every quota that it draws on, or refuses it.
     pub(crate) async fn throttle(
@@ -115,9 +126,9 @@ impl<E: Env> Kms<E> {
         state: &State,
         caller: &Caller,
         operation: Operation,
+        now: Duration,
         deadline: Duration,
     ) -> Result<(), KmsError> {
-        let now = self.node.env().boot_now();
         let plan = caller.plan.get(state, &caller.principal);
         let buckets = plan.buckets(operation, || self.buckets_of(state, &plan, operation, now));
         match self.take(buckets, now) {
@@ -186,14 +197,13 @@ impl<E: Env> Kms<E> {
     fn refuse(&self, bucket: &Bucket, dry: Dry) -> KmsError {
         bucket.refused();
         let part = bucket.part();
-        let retry_after_ms = u64::try_from(dry.wait.as_millis()).unwrap_or(u64::MAX).max(1);
         KmsError {
             throttle: Some(Box::new(Throttle {
                 quota: part.told.quota.clone(),
                 scope: part.told.scope.clone(),
                 limit: part.limit.limit,
                 window_seconds: part.limit.window.seconds(),
-                retry_after_ms,
+                retry_after_ms: retry_after_ms(dry.wait),
             })),
             ..KmsError::new(ErrorCode::ThrottlingException, part.told.message.clone())
         }
@@ -208,5 +218,23 @@ impl<E: Env> Kms<E> {
         now: Duration,
     ) -> Box<[Arc<Bucket>]> {
         plan.ids(operation).filter_map(|id| self.quotas.bucket(state, id, now)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_to_try_again_is_rounded_up() {
+        let told = |nanos| retry_after_ms(Duration::from_nanos(nanos));
+        assert_eq!([told(0), told(1), told(1_000_001), told(21_000_000)], [1, 1, 2, 50]);
+        assert_eq!([told(100_000_000), told(101_000_000), told(999_000_000)], [100, 110, 1000]);
+        assert_eq!([told(47_100_000_000), told(86_400_000_000_000)], [48_000, 87_000_000]);
+        assert_eq!(retry_after_ms(Duration::MAX), u64::MAX);
+        for ms in 1..100_000 {
+            let told = retry_after_ms(Duration::from_millis(ms));
+            assert!((ms..=ms * 5 / 2).contains(&told), "{ms} ms: {told}");
+        }
     }
 }
