@@ -1,13 +1,14 @@
 //! The stack that every door calls, readable from top to bottom in [`stack`]: measure, record, shed,
 //! deadline, serve. Each is one small tower layer with one concern.
 
-use std::future::poll_fn;
+use std::future::{Future, Ready};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_util::future::Either;
 use keyward_env::Env;
 use keyward_model::limits::{CALL_DEADLINE_MAX, CALLS_IN_FLIGHT_MAX};
 use keyward_model::{ErrorCode, KmsError, Operation, Plane};
@@ -80,11 +81,11 @@ layer!(DeadlineLayer<E> => Deadline, self, inner, Deadline { env: self.0.clone()
 impl<E, S> Service<Call> for Deadline<E, S>
 where
     E: Env,
-    S: Service<Call, Response = Response, Error = KmsError, Future: Send + Unpin + 'static>,
+    S: Service<Call, Response = Response, Error = KmsError, Future: Unpin>,
 {
     type Response = Response;
     type Error = KmsError;
-    type Future = BoxFuture<'static, Result<Response, KmsError>>;
+    type Future = InTime<E, S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), KmsError>> {
         self.inner.poll_ready(cx)
@@ -92,28 +93,57 @@ where
 
     fn call(&mut self, mut call: Call) -> Self::Future {
         call.patience = call.patience.min(CALL_DEADLINE_MAX);
-        let (env, patience) = (self.env.clone(), call.patience);
+        let patience = call.patience;
         let changes = call.request.operation().plane() == Plane::Manage;
-        // A change notices its own deadline and knows more about its outcome: it gets a moment longer.
-        let grace = if changes { Duration::from_millis(50) } else { Duration::ZERO };
-        let mut served = self.inner.call(call);
-        Box::pin(async move {
-            // Most calls are served without waiting for anything, and need no timer.
-            let at_once = poll_fn(|cx| Poll::Ready(Pin::new(&mut served).poll(cx))).await;
-            if let Poll::Ready(result) = at_once {
-                return result;
-            }
-            match env.timeout(patience + grace, served).await {
-                Some(result) => result,
-                None if changes => Err(KmsError::unknown_outcome(
-                    "the deadline passed while the change was under way: it may have taken effect",
-                )),
-                None => Err(KmsError::new(
-                    ErrorCode::DependencyTimeoutException,
-                    "the deadline passed before the call was served: try again, or allow more time",
-                )),
-            }
-        })
+        InTime {
+            served: self.inner.call(call),
+            env: self.env.clone(),
+            patience,
+            changes,
+            timer: None,
+        }
+    }
+}
+
+/// A call until its deadline. Most are served without waiting for anything, and need no timer.
+pub struct InTime<E, F> {
+    served: F,
+    env: E,
+    patience: Duration,
+    changes: bool,
+    timer: Option<BoxFuture<'static, ()>>,
+}
+
+impl<E, F: Unpin> Unpin for InTime<E, F> {}
+
+impl<E: Env, F> Future for InTime<E, F>
+where
+    F: Future<Output = Result<Response, KmsError>> + Unpin,
+{
+    type Output = Result<Response, KmsError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if let Poll::Ready(result) = Pin::new(&mut this.served).poll(cx) {
+            return Poll::Ready(result);
+        }
+        let timer = this.timer.get_or_insert_with(|| {
+            // A change notices its own deadline and knows more about its outcome: it gets a moment longer.
+            let grace = if this.changes { Duration::from_millis(50) } else { Duration::ZERO };
+            let (env, wait) = (this.env.clone(), this.patience + grace);
+            Box::pin(async move { env.sleep(wait).await })
+        });
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(if this.changes {
+            KmsError::unknown_outcome(
+                "the deadline passed while the change was under way: it may have taken effect",
+            )
+        } else {
+            KmsError::new(
+                ErrorCode::DependencyTimeoutException,
+                "the deadline passed before the call was served: try again, or allow more time",
+            )
+        }))
     }
 }
 
@@ -138,11 +168,11 @@ impl Drop for Place {
 
 impl<S> Service<Call> for Shed<S>
 where
-    S: Service<Call, Response = Response, Error = KmsError, Future: Send + 'static>,
+    S: Service<Call, Response = Response, Error = KmsError, Future: Unpin>,
 {
     type Response = Response;
     type Error = KmsError;
-    type Future = BoxFuture<'static, Result<Response, KmsError>>;
+    type Future = Either<Ready<Result<Response, KmsError>>, Placed<S::Future>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), KmsError>> {
         self.inner.poll_ready(cx)
@@ -152,18 +182,28 @@ where
         let place = Place(Arc::clone(&self.in_flight));
         if self.in_flight.fetch_add(1, Ordering::Relaxed) >= CALLS_IN_FLIGHT_MAX {
             drop(place);
-            return Box::pin(std::future::ready(Err(KmsError::new(
+            return Either::Left(std::future::ready(Err(KmsError::new(
                 ErrorCode::ThrottlingException,
                 format!(
                     "this node has {CALLS_IN_FLIGHT_MAX} calls under way: try again in a moment"
                 ),
             ))));
         }
-        let served = self.inner.call(call);
-        Box::pin(async move {
-            let _place = place;
-            served.await
-        })
+        Either::Right(Placed { served: self.inner.call(call), _place: place })
+    }
+}
+
+/// A call that has its place.
+pub struct Placed<F> {
+    served: F,
+    _place: Place,
+}
+
+impl<F: Future + Unpin> Future for Placed<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        Pin::new(&mut self.served).poll(cx)
     }
 }
 
@@ -211,27 +251,53 @@ layer!(MeasureLayer<E> => Measure, self, inner, Measure {
 impl<E, S> Service<Call> for Measure<E, S>
 where
     E: Env,
-    S: Service<Call, Response = Response, Error = KmsError, Future: Send + 'static>,
+    S: Service<Call, Response = Response, Error = KmsError, Future: Unpin>,
 {
     type Response = Response;
     type Error = KmsError;
-    type Future = BoxFuture<'static, Result<Response, KmsError>>;
+    type Future = Timed<E, S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), KmsError>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let (env, measured) = (self.env.clone(), Arc::clone(&self.measured));
         let operation = call.request.operation();
-        let began = env.boot_now();
+        let began = self.env.boot_now();
         let served = self.inner.call(call);
-        Box::pin(async move {
-            let result = served.await;
-            let took = env.boot_now().saturating_sub(began);
-            let refusal = result.as_ref().err().map(|error| error.code);
-            measured[operation as usize].ended(operation, refusal, took);
-            result
-        })
+        Timed {
+            served,
+            env: self.env.clone(),
+            measured: Arc::clone(&self.measured),
+            operation,
+            began,
+        }
+    }
+}
+
+/// A call that is counted and timed when it ends.
+pub struct Timed<E, F> {
+    served: F,
+    env: E,
+    measured: Arc<[Measured; Operation::ALL.len()]>,
+    operation: Operation,
+    began: Duration,
+}
+
+impl<E, F: Unpin> Unpin for Timed<E, F> {}
+
+impl<E: Env, F> Future for Timed<E, F>
+where
+    F: Future<Output = Result<Response, KmsError>> + Unpin,
+{
+    type Output = Result<Response, KmsError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let result = ready!(Pin::new(&mut this.served).poll(cx));
+        let took = this.env.boot_now().saturating_sub(this.began);
+        let refusal = result.as_ref().err().map(|error| error.code);
+        this.measured[this.operation as usize].ended(this.operation, refusal, took);
+        Poll::Ready(result)
     }
 }
