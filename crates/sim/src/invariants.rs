@@ -54,6 +54,7 @@ struct Rules {
     no_resurrection: NoResurrection,
     gone_from_disks: GoneFromDisks,
     one_vote: OneVote,
+    quotas: bad_input::Quotas,
 }
 
 impl Invariants {
@@ -88,7 +89,9 @@ impl Invariants {
         rules.gone_from_disks.look(cluster, book);
         rules.one_vote.look(cluster, book);
         roots::look(cluster, book);
-        self.meters().look(cluster);
+        let mut meters = self.meters();
+        meters.look(cluster);
+        rules.quotas.look(cluster, &meters, book);
     }
 
     /// Looks for keys that have gone meanwhile.

@@ -17,7 +17,7 @@ use crate::faults::{
 };
 use crate::invariants;
 use crate::metered::MeteredCallers;
-use crate::misuse::misuse;
+use crate::misuse::{misuse, misuse_quotas};
 use crate::network::Weather;
 use crate::plan::{Deletions, Plan};
 use crate::runtime::{HARNESS, JoinHandle, World};
@@ -123,6 +123,9 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     let mut metered = metered;
     if let (Some((metered, dice)), Some(metering)) = (&mut metered, &plan.metering) {
         metered.start(dice, metering);
+        let dice = Dice::new(seed, Stream::QuotaMisuse);
+        let wrong = misuse_quotas(Arc::clone(callers), dice, Arc::clone(&ended));
+        clients.push(world.spawn_in(HARNESS, wrong));
     }
     sleep(Duration::from_secs(1)).await;
     let goes_wrong = |kind| !callers.schedule.is_spared(kind);
