@@ -12,7 +12,7 @@ use keyward_service::api::{
     EnableKey, Encrypt, RotateKeyOnDemand, ScheduleKeyDeletion, Secret, UpdateAlias,
     UpdateKeyDescription,
 };
-use keyward_service::{Call, Caller, Request, Response};
+use keyward_service::{Call, Caller, Request, Response, Stack};
 use parking_lot::Mutex;
 use tower::ServiceExt;
 
@@ -319,7 +319,7 @@ impl Callers {
     ) -> Result<Response, KmsError> {
         let (id, event) = (running.kms.audit().next_request_id(), call.request.operation().name());
         call.trace.request_id = id;
-        let result = running.stack.clone().oneshot(call).await;
+        let result = Stack::clone(&running.stack).oneshot(call).await;
         let (disk, refusal) = (self.cluster.audit_disk(index), result.as_ref().err());
         let (mut trails, now) = (self.invariants.trails(), self.cluster.world.now());
         let mut book = self.book.lock();

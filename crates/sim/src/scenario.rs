@@ -202,12 +202,12 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     invariants::acknowledged::nothing_is_lost(callers).await;
     invariants::ciphertexts::every_one_opens(callers).await;
     ending::replicas_agree(callers).await;
-    ending::everything_is_on_record(callers).await;
+    let machine = usize::try_from(seed % NODES as u64).unwrap_or(0);
+    let records = ending::everything_is_on_record(callers, machine).await;
     let failures = callers.cluster.failures();
     let mut book = callers.book.lock();
     book.check_commands();
-    let machine = usize::try_from(seed % NODES as u64).unwrap_or(0);
-    callers.invariants.look_for_secrets(&callers.cluster, machine, &mut book);
+    callers.invariants.look_for_secrets(&callers.cluster, (machine, records), &mut book);
     for failure in failures {
         book.violate(format!("A NODE FAILED: {failure}"));
     }
