@@ -102,23 +102,46 @@ impl Ring {
 
 /// The lines that follow each other from record `first` on, out of what the file holds.
 pub(crate) fn lines_from(held: &[u8], first: u64) -> Vec<u8> {
-    let mut found = Vec::new();
-    if held.iter().all(|byte| *byte == 0) {
-        return found;
+    let mut run = Run { found: Vec::new(), next: first };
+    // Around: a line, and the run of lines, may go over the end.
+    let mut rest = held;
+    while let Some((line, after)) = segment::split_line(rest) {
+        if run.ends_with(line) {
+            return run.found;
+        }
+        rest = after;
     }
-    // Twice: a line, and the run of lines, may go over the end.
-    let stream = [held, held].concat();
-    let mut next = first;
-    for line in stream.split(|byte| *byte == b'\n') {
-        if segment::sequence_of(line) == Some(next) && segment::check_line(line).is_ok() {
-            found.extend_from_slice(line);
-            found.push(b'\n');
-            next += 1;
-        } else if next > first {
+    let Some((head, mut after)) = segment::split_line(held) else { return run.found };
+    if run.ends_with(&[rest, head].concat()) {
+        return run.found;
+    }
+    while let Some((line, further)) = segment::split_line(after) {
+        // The run did not begin in the first round: nor does it here.
+        if run.next == first || run.ends_with(line) {
             break;
         }
+        after = further;
     }
-    found
+    run.found
+}
+
+/// Lines that follow each other by number.
+struct Run {
+    found: Vec<u8>,
+    next: u64,
+}
+
+impl Run {
+    /// Takes the line, if it is the next one. True if there is a run, and this line is not of it.
+    fn ends_with(&mut self, line: &[u8]) -> bool {
+        if segment::sequence_of(line) == Some(self.next) && segment::check_line(line).is_ok() {
+            self.found.extend_from_slice(line);
+            self.found.push(b'\n');
+            self.next += 1;
+            return false;
+        }
+        !self.found.is_empty()
+    }
 }
 
 /// The same, from the file. One that is not there holds nothing.

@@ -11,7 +11,7 @@
 //! without the line break. It shows a damaged disk. It does not show a forger: for that, a later version
 //! chains the lines by hash, and the header's `version` tells which rules a segment follows.
 
-use std::io;
+use std::io::{self, BufRead};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -189,6 +189,24 @@ fn sequence_in(rest: &[u8]) -> Option<u64> {
     std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
 }
 
+/// Where the byte stands first. (The standard library's search, which reads many bytes at once.)
+fn find(byte: u8, bytes: &[u8]) -> Option<usize> {
+    let mut rest = bytes;
+    let at = rest.skip_until(byte).ok()?.checked_sub(1)?;
+    (bytes[at] == byte).then_some(at)
+}
+
+/// The first line break or zero.
+fn find_end(bytes: &[u8]) -> Option<usize> {
+    let end = find(b'\n', bytes);
+    find(0, &bytes[..end.unwrap_or(bytes.len())]).or(end)
+}
+
+/// The first line that has its line break, without it, and what follows.
+pub(crate) fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    find(b'\n', bytes).map(|end| (&bytes[..end], &bytes[end + 1..]))
+}
+
 /// True when the line is a header of this version.
 pub(crate) fn check_header(line: &[u8]) -> bool {
     checked(line, HEADER_START).is_ok_and(|rest| {
@@ -292,7 +310,7 @@ impl Lines {
         let mut looked = 0;
         loop {
             let held = &self.buffer[self.held.clone()];
-            let end = held[looked..].iter().position(|byte| matches!(byte, b'\n' | 0));
+            let end = find_end(&held[looked..]);
             match end.map(|end| (looked + end, held[looked + end])) {
                 Some((end, b'\n')) if end <= RECORD_BYTES_MAX => {
                     self.line = self.held.start..self.held.start + end;
@@ -320,7 +338,7 @@ impl Lines {
         self.take(looked);
         loop {
             let held = &self.buffer[self.held.clone()];
-            if let Some(end) = held.iter().position(|byte| matches!(byte, b'\n' | 0)) {
+            if let Some(end) = find_end(held) {
                 self.take(end + usize::from(held[end] == b'\n'));
                 return Ok(Piece::TooLong);
             }

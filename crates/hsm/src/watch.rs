@@ -151,13 +151,15 @@ struct Probe {
 pub(crate) struct WatchedRoot {
     provider: Arc<dyn RootProvider>,
     probe: Mutex<Option<Arc<Probe>>>,
+    /// One that it has wrapped, and has not been seen to open: the time was up before.
+    tried: Mutex<Option<Arc<Probe>>>,
     health: Mutex<RootHealth>,
 }
 
 impl WatchedRoot {
     pub(crate) fn new(provider: Arc<dyn RootProvider>) -> Arc<Self> {
-        let (probe, health) = (Mutex::new(None), Mutex::new(RootHealth::Unknown));
-        Arc::new(Self { provider, probe, health })
+        let (probe, tried) = (Mutex::new(None), Mutex::new(None));
+        Arc::new(Self { provider, probe, tried, health: Mutex::new(RootHealth::Unknown) })
     }
 
     pub(crate) fn provider(&self) -> &Arc<dyn RootProvider> {
@@ -214,16 +216,22 @@ impl WatchedRoot {
     fn ask<'a>(&'a self, entropy: &'a dyn Entropy, arena: &'a Arc<Arena>) -> RootFuture<'a, ()> {
         Box::pin(async move {
             self.provider.health().await?;
-            let known = self.probe.lock().clone();
+            let known = self.probe.lock().clone().or_else(|| self.tried.lock().clone());
             let probe = match known {
                 Some(probe) => probe,
                 None => {
                     let value = arena.random(entropy, AES_256_KEY_BYTES)?;
                     let sealed = self.provider.wrap(&value, PROBE_AAD).await?;
-                    Arc::new(Probe { value, sealed })
+                    let probe = Arc::new(Probe { value, sealed });
+                    // The first probe asks once more than the others. A slow root that this takes too long for is asked
+                    // to open the same one next time.
+                    *self.tried.lock() = Some(Arc::clone(&probe));
+                    probe
                 }
             };
-            let opened = self.provider.unwrap(&probe.sealed, PROBE_AAD, arena).await?;
+            let answer = self.provider.unwrap(&probe.sealed, PROBE_AAD, arena).await;
+            *self.tried.lock() = None;
+            let opened = answer?;
             if !RingProvider.equal(opened.expose(), probe.value.expose()) {
                 return Err(RootError::WrongAnswer(self.id().clone()));
             }

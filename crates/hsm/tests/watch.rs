@@ -194,6 +194,29 @@ fn a_root_that_is_half_a_second_slow_is_healthy_shows_it_and_slows_no_open_key()
     bench.assert_serves();
 }
 
+/// The first probe asks three times, and that takes longer than a probe may.
+#[test]
+fn a_root_that_is_slow_from_the_start_is_healthy_with_the_second_probe() {
+    let clock = ManualClock::default();
+    let root = faulty(1, &clock);
+    let hsm = hsm_on(root.clone());
+    let slow = Duration::from_millis(700);
+    root.set(RootFault::Slow(slow));
+    let mut watch = Box::pin(hsm.watch_roots(Arc::new(clock.clone()), CONFIG));
+    let mut context = Context::from_waker(Waker::noop());
+    let mut pass = |time: Duration| {
+        for _ in 0..time.as_millis() / 100 {
+            assert!(watch.as_mut().poll(&mut context).is_pending());
+            clock.advance(Duration::from_millis(100));
+        }
+        assert!(watch.as_mut().poll(&mut context).is_pending());
+        hsm.roots()[0].health.clone()
+    };
+    assert!(matches!(pass(3 * SECOND), RootHealth::Failing { last_good: None, .. }));
+    assert!(matches!(pass(8 * SECOND), RootHealth::Healthy { answered_in, .. }
+        if answered_in == 2 * slow));
+}
+
 #[test]
 fn a_call_that_needs_a_root_that_hangs_gets_an_error_after_the_time_that_is_set() {
     let bench = Bench::new();

@@ -340,6 +340,14 @@ impl Quota {
         }
         Ok(Self { name, limits, profile: None, revision: 0 })
     }
+
+    /// Whether its limits make sense together: one that came from elsewhere need not have passed [`Self::new`].
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), QuotaError> {
+        Self::new(self.name.clone(), self.limits.clone()).map(drop)
+    }
 }
 
 /// Whose bucket.

@@ -15,6 +15,7 @@ use keyward_env::sabotage::{Bug, on};
 use keyward_model::NodeId;
 use keyward_state::Timers;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::messages::{Grant, LeaseRequest};
 use crate::types::{LeaderId, Membership};
@@ -102,6 +103,7 @@ pub struct Keeper {
     boot: u64,
     timers: Timers,
     cell: LeaseCell,
+    stepped: Notify,
     inner: Mutex<Inner>,
 }
 
@@ -131,7 +133,8 @@ impl Keeper {
     /// A keeper that holds nothing. `boot` is drawn anew at each start.
     #[must_use]
     pub fn new(me: NodeId, boot: u64, timers: Timers, now: Duration) -> Self {
-        let keeper = Self { me, boot, timers, cell: LeaseCell::default(), inner: Mutex::default() };
+        let (cell, stepped, inner) = Default::default();
+        let keeper = Self { me, boot, timers, cell, stepped, inner };
         keeper.be_patient(now);
         keeper
     }
@@ -140,6 +143,12 @@ impl Keeper {
     #[must_use]
     pub fn cell(&self) -> &LeaseCell {
         &self.cell
+    }
+
+    /// Woken when a call that waits may have become one that can be served: a lease begins, or a step shows to calls.
+    #[must_use]
+    pub fn stepped(&self) -> &Notify {
+        &self.stepped
     }
 
     fn leader_lease(&self) -> Duration {
@@ -323,7 +332,9 @@ impl Keeper {
         if on(Bug::KeepLeaseAsLeader) {
             until = until.max(inner.held.map_or(Duration::ZERO, |(_, held)| held));
         }
-        self.cell.set_until(until, now);
+        if self.cell.set_until(until, now) {
+            self.stepped.notify_waiters();
+        }
     }
 
     // --- Follower leases, at the leader.
@@ -416,7 +427,9 @@ impl Keeper {
         };
         inner.held = Some((grant.leader, until));
         self.cell.raise_fence(grant.fence);
-        self.cell.set_until(until, now);
+        if self.cell.set_until(until, now) {
+            self.stepped.notify_waiters();
+        }
         true
     }
 

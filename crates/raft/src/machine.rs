@@ -16,7 +16,6 @@ use openraft::impls::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use crate::lease::Keeper;
 use crate::log_store::LogStore;
@@ -27,11 +26,9 @@ const APPLIED: &[u8] = b"applied";
 /// Entries written in one batch at most: bounds what one slow write holds up.
 const GROUP_MAX: usize = 256;
 
-/// The state as calls see it, and word of each step.
+/// The state as calls see it.
 pub struct Visible {
     state: ArcSwap<State>,
-    /// Woken at each step.
-    pub stepped: Notify,
 }
 
 impl Visible {
@@ -138,8 +135,7 @@ impl<E: Env> Machine<E> {
         state: State,
         position: Position,
     ) -> (Self, Arc<Visible>, Arc<Stand>) {
-        let visible =
-            Arc::new(Visible { state: ArcSwap::from_pointee(state), stepped: Notify::new() });
+        let visible = Arc::new(Visible { state: ArcSwap::from_pointee(state) });
         let stand = Arc::new(Stand { position: Mutex::new(position), ..Stand::default() });
         let machine = Self {
             env,
@@ -157,7 +153,7 @@ impl<E: Env> Machine<E> {
     fn show(&self, state: State) {
         self.visible.state.store(Arc::new(state));
         self.tell();
-        self.visible.stepped.notify_waiters();
+        self.keeper.stepped().notify_waiters();
     }
 
     fn tell(&self) {

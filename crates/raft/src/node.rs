@@ -44,6 +44,8 @@ use crate::types::{LeaderId, Proposal, SnapshotData, TypeConfig};
 
 /// Between looks while something is waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Calls that wait are woken; the timer that they wait with as well may stand still while the machine sleeps.
+const LOOK_AT_LEAST: Duration = Duration::from_millis(100);
 /// A follower that is behind a fence answers after this and holds its calls instead.
 const FENCE_PATIENCE: Duration = Duration::from_millis(5);
 /// A fence message is given up after this and sent again.
@@ -302,16 +304,23 @@ impl<E: Env> Node<E> {
     async fn admit_soon(&self, patience: Duration) -> Result<Arc<State>, NotServing> {
         let end = self.env.boot_now() + patience;
         loop {
+            // Before the look: what comes after it wakes.
+            let stepped = self.keeper.stepped().notified();
             let refusal = match self.admit_now() {
                 Ok(state) => return Ok(state),
                 Err(refusal) => refusal,
             };
             let now = self.env.boot_now();
-            let worth = refusal != NotServing::NoLease || self.keeper.cell().worth_waiting(now);
-            if now >= end || !worth || self.stopped.load(Ordering::SeqCst) {
+            let left = end.saturating_sub(now);
+            let worth = match refusal {
+                NotServing::NoLease => left.min(self.keeper.cell().patience_left(now)),
+                NotServing::NoTime => left.min(LOOK_AGAIN),
+                NotServing::Behind => left,
+            };
+            if worth.is_zero() || self.stopped.load(Ordering::SeqCst) {
                 return Err(refusal);
             }
-            self.env.timeout(LOOK_AGAIN, self.visible.stepped.notified()).await;
+            self.env.timeout(worth.min(LOOK_AT_LEAST), stepped).await;
         }
     }
 
@@ -626,7 +635,7 @@ impl<E: Env> Node<E> {
     /// Stops: no call is served from here on.
     pub async fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
-        self.visible.stepped.notify_waiters();
+        self.keeper.stepped().notify_waiters();
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "consensus did not stop cleanly");
         }

@@ -70,7 +70,7 @@ fn a_call_that_sees_a_lease_ended_early_sees_that_waiting_is_worth_it() {
             cell.end();
         };
         with_readers(&cell, keeper, |cell| {
-            assert!(cell.lasts(3 * SECOND) || cell.worth_waiting(3 * SECOND));
+            assert!(cell.lasts(3 * SECOND) || !cell.patience_left(3 * SECOND).is_zero());
         });
         assert!(!cell.lasts(3 * SECOND));
     });

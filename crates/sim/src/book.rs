@@ -127,6 +127,8 @@ pub struct Book {
     pub aliases: Vec<History<Option<usize>>>,
     /// Ciphertexts.
     pub samples: Vec<Sample>,
+    /// Those that were made right after a rotation.
+    pub chased: Vec<Sample>,
     /// Commands to keys and aliases, with their outcomes.
     pub commands: Commands,
     /// What callers encrypted, and what errors said.

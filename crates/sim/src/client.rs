@@ -12,16 +12,17 @@ use keyward_service::api::{
     EnableKey, Encrypt, RotateKeyOnDemand, ScheduleKeyDeletion, Secret, UpdateAlias,
     UpdateKeyDescription,
 };
-use keyward_service::{Call, Caller, Request, Response};
+use keyward_service::{Call, Caller, Request, Response, Stack};
 use parking_lot::Mutex;
 use tower::ServiceExt;
 
 use crate::book::{Acknowledged, Book, Change, KeyView, Sample, SharedBook, Told, alias_name};
+use crate::chase::chase;
 use crate::cluster::{Cluster, NODES, Running, client, expired_client};
 use crate::dice::Dice;
 use crate::faults::{Fault, FaultKind, Schedule};
 use crate::invariants::{Began, Invariants, Seen};
-use crate::runtime::JoinHandle;
+use crate::runtime::{HARNESS, JoinHandle};
 
 /// Ciphertexts kept for the end of a run.
 const SAMPLES_MAX: usize = 240;
@@ -54,10 +55,13 @@ pub struct Callers {
 
 /// A use of a key.
 #[derive(Clone, Copy, Debug)]
-enum Use {
+pub(crate) enum Use {
     Encrypt(usize),
     DryRun(usize),
+    /// Of a ciphertext that was kept.
     Decrypt(usize),
+    /// Of one made right after a rotation.
+    DecryptChased(usize),
     Describe(usize),
     Alias(usize),
     /// By a caller whose certificate is over.
@@ -168,6 +172,10 @@ impl Callers {
 
     /// A change, tried again on other nodes as a real caller would. True once it was acknowledged.
     pub async fn change(self: &Arc<Self>, change: Change) -> bool {
+        if let Change::Rotate(key) = &change {
+            let chase = chase(Arc::clone(self), *key);
+            drop(self.cluster.world.spawn_in(HARNESS, chase));
+        }
         let repeatable =
             matches!(change, Change::SetEnabled(..) | Change::Describe(..) | Change::Cancel(_));
         for _ in 0..TRIES_MAX {
@@ -249,37 +257,51 @@ impl Callers {
         let this = Arc::clone(self);
         self.cluster.world.spawn_in(running.group, async move {
             let plaintext = this.throw(|dice| dice.word().to_le_bytes().to_vec());
-            let (request, key) = this.use_request(usage, &plaintext);
-            if matches!(usage, Use::Encrypt(_) | Use::DryRun(_)) {
-                this.book.lock().texts.plaintexts.push(plaintext.clone());
-            }
             let patience = Duration::from_millis(this.throw(|dice| dice.pick(&[200, 1000, 4000])));
-            let world = &this.cluster.world;
-            let rooted = Began::now(&this.cluster, index, &running);
-            let (began, began_at) = (world.step(), world.now());
-            let expired = matches!(usage, Use::Expired(_));
-            let caller = if expired { &this.expired } else { &this.caller };
-            let call = Call::new(Arc::clone(caller), request, patience);
-            let result = this.send(index, &running, call).await;
-            let (ended, held) = (world.step(), world.now() > began_at + HELD);
-            world.note(match &result {
-                Ok(_) => 2,
-                Err(error) => code_number(error) << 8 | 1,
-            });
-            let who = format!("node {} ({usage:?})", this.cluster.id(index));
-            if this.lacks_a_root(index, &running, result.as_ref().err(), rooted, &who) {
-                this.book.lock().counters.unserved += 1;
-                return;
-            }
-            let node = Some(running.kms.node().id());
-            let seen = Seen { began, ended, node, who };
-            this.check_use(usage, key, &result, held, &seen);
-            if let (Use::Encrypt(key), Ok(Response::Encrypted { ciphertext_blob, .. })) =
-                (usage, result)
-            {
-                this.keep(Sample { key, blob: ciphertext_blob, plaintext });
+            let blob = this.use_key((index, &running), usage, &plaintext, patience).await;
+            if let (Use::Encrypt(key), Some(blob)) = (usage, blob) {
+                this.keep(Sample { key, blob, plaintext });
             }
         })
+    }
+
+    /// One use on that node, in whose own task this runs, and whether its answer is one that may be given. Returns the
+    /// ciphertext, if there is one.
+    pub(crate) async fn use_key(
+        &self,
+        (index, running): (usize, &Running),
+        usage: Use,
+        plaintext: &[u8],
+        patience: Duration,
+    ) -> Option<Vec<u8>> {
+        let (request, key) = self.use_request(usage, plaintext);
+        if matches!(usage, Use::Encrypt(_) | Use::DryRun(_)) {
+            self.book.lock().texts.plaintexts.push(plaintext.to_vec());
+        }
+        let world = &self.cluster.world;
+        let rooted = Began::now(&self.cluster, index, running);
+        let (began, began_at) = (world.step(), world.now());
+        let expired = matches!(usage, Use::Expired(_));
+        let caller = if expired { &self.expired } else { &self.caller };
+        let call = Call::new(Arc::clone(caller), request, patience);
+        let result = self.send(index, running, call).await;
+        let (ended, held) = (world.step(), world.now() > began_at + HELD);
+        world.note(match &result {
+            Ok(_) => 2,
+            Err(error) => code_number(error) << 8 | 1,
+        });
+        let who = format!("node {} ({usage:?})", self.cluster.id(index));
+        if self.lacks_a_root(index, running, result.as_ref().err(), rooted, &who) {
+            self.book.lock().counters.unserved += 1;
+            return None;
+        }
+        let node = Some(running.kms.node().id());
+        let seen = Seen { began, ended, node, who };
+        self.check_use(usage, key, &result, held, &seen);
+        match result {
+            Ok(Response::Encrypted { ciphertext_blob, .. }) => Some(ciphertext_blob),
+            _ => None,
+        }
     }
 
     /// A call of a caller who may.
@@ -297,7 +319,7 @@ impl Callers {
     ) -> Result<Response, KmsError> {
         let (id, event) = (running.kms.audit().next_request_id(), call.request.operation().name());
         call.trace.request_id = id;
-        let result = running.stack.clone().oneshot(call).await;
+        let result = Stack::clone(&running.stack).oneshot(call).await;
         let (disk, refusal) = (self.cluster.audit_disk(index), result.as_ref().err());
         let (mut trails, now) = (self.invariants.trails(), self.cluster.world.now());
         let mut book = self.book.lock();
@@ -324,8 +346,12 @@ impl Callers {
                 };
                 (request.into(), Some(key))
             }
-            Use::Decrypt(sample) => {
-                let sample = &book.samples[sample];
+            Use::Decrypt(number) => {
+                let sample = &book.samples[number];
+                (decrypt(sample).into(), Some(sample.key))
+            }
+            Use::DecryptChased(number) => {
+                let sample = &book.chased[number];
                 (decrypt(sample).into(), Some(sample.key))
             }
             Use::Describe(key) | Use::Expired(key) => {
@@ -374,9 +400,12 @@ impl Callers {
                 KeyView::from(metadata.state)
             }
             Ok(Response::Decrypted { plaintext, .. }) => {
-                if let Use::Decrypt(sample) = usage
-                    && book.samples[sample].plaintext != plaintext.bytes()
-                {
+                let sample = match usage {
+                    Use::Decrypt(number) => book.samples.get(number),
+                    Use::DecryptChased(number) => book.chased.get(number),
+                    _ => None,
+                };
+                if sample.is_some_and(|sample| sample.plaintext != plaintext.bytes()) {
                     book.violate(format!("WRONG PLAINTEXT of a ciphertext through {who}"));
                 }
                 KeyView::Enabled
@@ -391,7 +420,9 @@ impl Callers {
                     _ => KeyView::Absent,
                 },
                 // A ciphertext does not tell whether its key is none of the caller's or gone.
-                ErrorCode::AccessDeniedException if matches!(usage, Use::Decrypt(_)) => {
+                ErrorCode::AccessDeniedException
+                    if matches!(usage, Use::Decrypt(_) | Use::DecryptChased(_)) =>
+                {
                     KeyView::Absent
                 }
                 _ => return book.violate(format!("AN UNEXPECTED ERROR through {who}: {error:?}")),

@@ -65,7 +65,7 @@ pub struct Running {
     /// Its service.
     pub kms: Arc<Kms<SimEnv>>,
     /// What a door would call.
-    pub stack: Stack<SimEnv>,
+    pub stack: Arc<Stack<SimEnv>>,
 }
 
 struct Slot {
@@ -262,7 +262,7 @@ impl Cluster {
         let kms = Kms::new(Arc::clone(&node), hsm, kept, audit, true);
         kms.start();
         self.net.listen(id, group, node);
-        Ok(Running { group, stack: stack(Arc::clone(&kms)), kms })
+        Ok(Running { group, stack: Arc::new(stack(Arc::clone(&kms))), kms })
     }
 
     /// Ends node `index`, if it runs.

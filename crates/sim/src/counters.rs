@@ -13,6 +13,8 @@ pub struct Counters {
     pub calls: u64,
     /// Of these, how many waited for a lease or a fence.
     pub held: u64,
+    /// Rotations after which a ciphertext of the new material was opened elsewhere at once.
+    pub chased: u64,
     /// Data-plane calls refused for want of a lease.
     pub unserved: u64,
     /// Processes killed.
@@ -97,6 +99,7 @@ impl Counters {
         self.refused += other.refused;
         self.calls += other.calls;
         self.held += other.held;
+        self.chased += other.chased;
         self.unserved += other.unserved;
         self.kills += other.kills;
         self.power_cuts += other.power_cuts;

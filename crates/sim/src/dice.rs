@@ -43,6 +43,8 @@ pub enum Stream {
     HandOvers,
     /// A caller who does things wrong.
     Misuse,
+    /// An operator who asks for quotas that make no sense.
+    QuotaMisuse,
     /// A node's entropy: its index and how many times it has booted.
     Entropy(u32, u32),
     /// A client.
@@ -69,6 +71,7 @@ impl Stream {
             Self::Fault(number) => (1 << 33) | number as u64,
             Self::HandOvers => 16,
             Self::Misuse => 21,
+            Self::QuotaMisuse => 22,
             Self::Client(client) => (1 << 32) | client as u64,
             Self::Entropy(node, boot) => (1 << 63) | ((node as u64) << 32) | boot as u64,
         }

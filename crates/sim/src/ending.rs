@@ -203,10 +203,10 @@ pub async fn roots_agree(callers: &Arc<Callers>) {
 }
 
 /// Every answered call has its record on disk. What was answered a moment ago is given the time.
-pub async fn everything_is_on_record(callers: &Arc<Callers>) {
+pub async fn everything_is_on_record(callers: &Arc<Callers>, index: usize) -> Vec<u8> {
     sleep(Duration::from_millis(500)).await;
     let cluster = &callers.cluster;
-    callers.invariants.look_at_trails(cluster, &mut callers.book.lock());
+    callers.invariants.look_at_trails(cluster, index, &mut callers.book.lock())
 }
 
 /// All machines lose power at once: every domain key is opened anew, by the roots on record.

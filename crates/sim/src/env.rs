@@ -40,7 +40,9 @@ impl Entropy for SimEntropy {
 
 /// The seams of one boot of a node.
 #[derive(Clone)]
-pub struct SimEnv {
+pub struct SimEnv(Arc<Seams>);
+
+struct Seams {
     world: Arc<World>,
     clock: ClockId,
     walls: Arc<Walls>,
@@ -50,7 +52,7 @@ pub struct SimEnv {
 
 impl fmt::Debug for SimEnv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SimEnv({:?})", self.clock)
+        write!(f, "SimEnv({:?})", self.0.clock)
     }
 }
 
@@ -63,12 +65,12 @@ impl SimEnv {
         (walls, machine): (Arc<Walls>, usize),
         entropy: Arc<SimEntropy>,
     ) -> Self {
-        Self { world, clock, walls, machine, entropy }
+        Self(Arc::new(Seams { world, clock, walls, machine, entropy }))
     }
 
     /// What a disk does with one piece of work: how long before it takes effect, how long after.
     fn disk_latency(&self) -> (Duration, Duration) {
-        self.world.throw(|dice| {
+        self.0.world.throw(|dice| {
             let latency = match dice.below(100) {
                 0 => dice.between_ms(15, 25),
                 1..=9 => dice.between_ms(2, 3),
@@ -83,15 +85,15 @@ impl Env for SimEnv {
     type Runtime = SimRuntime;
 
     fn boot_now(&self) -> Duration {
-        self.world.boot_now(self.clock)
+        self.0.world.boot_now(self.0.clock)
     }
 
     fn wall_now_ms(&self) -> i64 {
-        self.walls.now_ms(self.machine)
+        self.0.walls.now_ms(self.0.machine)
     }
 
     fn entropy(&self) -> Arc<dyn Entropy> {
-        Arc::clone(&self.entropy) as Arc<dyn Entropy>
+        Arc::clone(&self.0.entropy) as Arc<dyn Entropy>
     }
 
     /// Runs the work inline, after or before the time that a disk takes. As with threads, work that was

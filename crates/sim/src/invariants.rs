@@ -54,6 +54,7 @@ struct Rules {
     no_resurrection: NoResurrection,
     gone_from_disks: GoneFromDisks,
     one_vote: OneVote,
+    quotas: bad_input::Quotas,
 }
 
 impl Invariants {
@@ -67,14 +68,30 @@ impl Invariants {
         self.trails.lock()
     }
 
-    /// What must hold of all records in the end.
-    pub fn look_at_trails(&self, cluster: &Cluster, book: &mut Book) {
-        self.trails().look_in_the_end(|index| cluster.audit_disk(index), book, |_| {});
+    /// What must hold of all records in the end. Returns those of machine `index`.
+    pub fn look_at_trails(&self, cluster: &Cluster, index: usize, book: &mut Book) -> Vec<u8> {
+        let mut records = Vec::new();
+        self.trails().look_in_the_end(
+            |index| cluster.audit_disk(index),
+            book,
+            |machine, line| {
+                if machine == index {
+                    records.extend_from_slice(line.as_bytes());
+                }
+            },
+        );
+        records
     }
 
-    /// What has no place in rows, records and errors is not there. One machine is looked at.
-    pub fn look_for_secrets(&self, cluster: &Cluster, index: usize, book: &mut Book) {
-        let places = cluster.written(index);
+    /// What has no place in rows, records and errors is not there. One machine is looked at, with its records.
+    pub fn look_for_secrets(
+        &self,
+        cluster: &Cluster,
+        (index, records): (usize, Vec<u8>),
+        book: &mut Book,
+    ) {
+        let mut places = cluster.rows(index);
+        places.push((format!("the audit records of node {}", cluster.id(index)), records));
         let drawn = cluster.drawn();
         no_secrets::look(drawn.iter().map(<[u8; 32]>::as_slice), &places, book);
     }
@@ -88,7 +105,9 @@ impl Invariants {
         rules.gone_from_disks.look(cluster, book);
         rules.one_vote.look(cluster, book);
         roots::look(cluster, book);
-        self.meters().look(cluster);
+        let mut meters = self.meters();
+        meters.look(cluster);
+        rules.quotas.look(cluster, &meters, book);
     }
 
     /// Looks for keys that have gone meanwhile.

@@ -8,6 +8,7 @@
 //! reads a real clock, draws from the operating system or iterates in a random order.
 
 pub mod book;
+mod chase;
 pub mod check;
 pub mod client;
 pub mod cluster;

@@ -122,9 +122,13 @@ impl MeteredCallers {
             };
             cluster.operate(0, create).await?;
             let limit = kind.limit(metering);
-            put(cluster, 0, quota(kind, &caller, limit)?).await?;
+            let quota = quota(kind, &caller, limit)?;
+            put(cluster, 0, quota.clone()).await?;
             let meter = Meter::new(kind.name(), limit, cluster.world.now());
-            callers.invariants.meters().meters.push(meter);
+            let mut meters = callers.invariants.meters();
+            meters.meters.push(meter);
+            meters.names.push(quota.name);
+            drop(meters);
             who.push(caller);
         }
         let key = match callers.ask(0, CreateKey::default().into()).await {

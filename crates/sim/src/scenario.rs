@@ -17,7 +17,7 @@ use crate::faults::{
 };
 use crate::invariants;
 use crate::metered::MeteredCallers;
-use crate::misuse::misuse;
+use crate::misuse::{misuse, misuse_quotas};
 use crate::network::Weather;
 use crate::plan::{Deletions, Plan};
 use crate::runtime::{HARNESS, JoinHandle, World};
@@ -123,6 +123,9 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     let mut metered = metered;
     if let (Some((metered, dice)), Some(metering)) = (&mut metered, &plan.metering) {
         metered.start(dice, metering);
+        let dice = Dice::new(seed, Stream::QuotaMisuse);
+        let wrong = misuse_quotas(Arc::clone(callers), dice, Arc::clone(&ended));
+        clients.push(world.spawn_in(HARNESS, wrong));
     }
     sleep(Duration::from_secs(1)).await;
     let goes_wrong = |kind| !callers.schedule.is_spared(kind);
@@ -199,12 +202,12 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     invariants::acknowledged::nothing_is_lost(callers).await;
     invariants::ciphertexts::every_one_opens(callers).await;
     ending::replicas_agree(callers).await;
-    ending::everything_is_on_record(callers).await;
+    let machine = usize::try_from(seed % NODES as u64).unwrap_or(0);
+    let records = ending::everything_is_on_record(callers, machine).await;
     let failures = callers.cluster.failures();
     let mut book = callers.book.lock();
     book.check_commands();
-    let machine = usize::try_from(seed % NODES as u64).unwrap_or(0);
-    callers.invariants.look_for_secrets(&callers.cluster, machine, &mut book);
+    callers.invariants.look_for_secrets(&callers.cluster, (machine, records), &mut book);
     for failure in failures {
         book.violate(format!("A NODE FAILED: {failure}"));
     }

@@ -171,26 +171,27 @@ impl AuditDisk {
     }
 }
 
-/// The text of a member of the record, if it has that.
-fn member<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+/// The text of a member of the record, if it has that, and what follows.
+fn member<'a>(line: &'a str, name: &str) -> Option<(&'a str, &'a str)> {
     let start = line.find(name)? + name.len();
-    let text = &line[start..];
-    Some(&text[..text.find('"')?])
+    line[start..].split_once('"')
 }
 
-/// The id of the request that a record is about, and what it says.
+/// The id of the request that a record is about, and what it says. (Its members come in this order.)
 #[must_use]
 pub fn parse(line: &str) -> Option<(RequestId, Recorded)> {
-    let text = member(line, "\"requestID\":\"")?;
+    let (event, rest) = member(line, "\"eventName\":\"")?;
+    let (outcome, rest) = rest.split_at(rest.find("\"requestParameters\":")?);
+    let error = member(outcome, "\"errorCode\":\"").map(|(error, _)| error.to_owned());
+    let (text, _) = member(rest, "\"requestID\":\"")?;
     let mut id = [0; 16];
     let mut digits = text.bytes().filter(|byte| *byte != b'-');
     for byte in &mut id {
-        let pair = [digits.next()?, digits.next()?];
-        *byte = u8::from_str_radix(std::str::from_utf8(&pair).ok()?, 16).ok()?;
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let (high, low) = (digit(digits.next()?)?, digit(digits.next()?)?);
+        *byte = u8::try_from(high << 4 | low).ok()?;
     }
-    let event = member(line, "\"eventName\":\"")?.to_owned();
-    let error = member(line, "\"errorCode\":\"").map(str::to_owned);
-    Some((id, Recorded { event, error }))
+    Some((id, Recorded { event: event.to_owned(), error }))
 }
 
 /// A disk that tells what was handed to the operating system: every line that was put into the ring.
@@ -248,7 +249,9 @@ impl MappedFile for TappedMemory {
         let mut half = self.half.lock();
         half.extend_from_slice(bytes);
         if half.ends_with(b"\n") {
-            self.written.lock().extend(String::from_utf8_lossy(&half).lines().filter_map(parse));
+            // One that is no text is no record, and is missed.
+            let text = std::str::from_utf8(&half).unwrap_or_default();
+            self.written.lock().extend(text.lines().filter_map(parse));
             half.clear();
         }
     }
@@ -268,7 +271,7 @@ mod tests {
 
     #[test]
     fn what_a_record_says_is_read() {
-        let line = r#"{"a":1,"eventName":"Decrypt","errorCode":"AccessDenied","requestID":"01020304-0506-0708-090a-0b0c0d0e0f10","x":0}"#;
+        let line = r#"{"a":1,"eventName":"Decrypt","errorCode":"AccessDenied","requestParameters":{"b":2},"requestID":"01020304-0506-0708-090a-0b0c0d0e0f10","x":0}"#;
         let (id, recorded) = parse(line).expect("a record");
         assert_eq!(id, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
         assert_eq!(recorded.event, "Decrypt");

@@ -39,10 +39,11 @@ impl LeaseCell {
         self.fence.load(Ordering::SeqCst)
     }
 
-    /// Whether a call that cannot be served now should wait for a moment.
+    /// For how long a call that finds no lease should wait for one, as things stand.
     #[must_use]
-    pub fn worth_waiting(&self, now: Duration) -> bool {
-        nanos(now) < self.patience_until_ns.load(Ordering::SeqCst)
+    pub fn patience_left(&self, now: Duration) -> Duration {
+        let until_ns = self.patience_until_ns.load(Ordering::SeqCst);
+        Duration::from_nanos(until_ns.saturating_sub(nanos(now)))
     }
 
     /// Index of the last entry that calls can see.
@@ -76,12 +77,15 @@ impl LeaseCell {
         self.fence.fetch_max(index, Ordering::SeqCst);
     }
 
-    /// The fence is raised first, and the epoch: who sees the new end sees the new fence and the new epoch.
-    pub(super) fn set_until(&self, until: Duration, now: Duration) {
-        if !self.lasts(now) && until > now {
+    /// The fence is raised first, and the epoch: who sees the new end sees the new fence and the new epoch. True if a
+    /// lease begins that was not there.
+    pub(super) fn set_until(&self, until: Duration, now: Duration) -> bool {
+        let begins = !self.lasts(now) && until > now;
+        if begins {
             self.epoch.fetch_add(1, Ordering::SeqCst);
         }
         self.until_ns.store(nanos(until), Ordering::SeqCst);
+        begins
     }
 
     pub(super) fn end(&self) {

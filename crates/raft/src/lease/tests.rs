@@ -1,5 +1,9 @@
 //! Leases, step by step, on times that are passed in.
 
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Waker};
+
 use openraft::impls::BasicNode;
 
 use super::*;
@@ -109,6 +113,36 @@ fn the_last_leader_is_spared_until_it_is_granted_something() {
         keeper.possible_holders(over.min(earlier_terms_over() - NS)),
         Some(BTreeSet::from([2]))
     );
+}
+
+#[test]
+fn calls_that_wait_are_woken_when_a_lease_begins() {
+    let mut context = Context::from_waker(Waker::noop());
+    let holder = Keeper::new(2, BOOT, TIMERS, at(0));
+    let mut woken = pin!(holder.stepped().notified());
+    let mut is_woken = || woken.as_mut().poll(&mut context).is_ready();
+    let grant = Grant {
+        leader: leader(5, 1),
+        boot: BOOT,
+        fence: 0,
+        duration_ns: nanos(Duration::from_millis(TIMERS.lease_ttl_ms)),
+        region_ms: None,
+        counters: Vec::new(),
+    };
+    assert!(holder.take(&grant, at(0), at(5000)));
+    assert!(!is_woken(), "it was over before it came");
+    assert!(holder.take(&grant, at(5000), at(5005)));
+    assert!(is_woken());
+
+    let keeper = Keeper::new(1, BOOT, TIMERS, at(0));
+    keeper.configured(members(&[1, 2, 3]));
+    keeper.won(leader(5, 1), 10, None, at(0));
+    let mut woken = pin!(keeper.stepped().notified());
+    let mut is_woken = || woken.as_mut().poll(&mut context).is_ready();
+    keeper.acknowledged(leader(5, 1), 2, at(1), at(1));
+    assert!(!is_woken(), "its own first entry is not applied yet");
+    keeper.applied(10, &members(&[1, 2, 3]), at(2));
+    assert!(is_woken());
 }
 
 #[test]

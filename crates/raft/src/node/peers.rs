@@ -227,7 +227,7 @@ impl<E: Env> Node<E> {
             if left.is_zero() {
                 return;
             }
-            self.env.timeout(left.min(LOOK_AGAIN / 5), self.visible.stepped.notified()).await;
+            self.env.timeout(left.min(LOOK_AGAIN / 5), self.keeper.stepped().notified()).await;
         }
     }
 }

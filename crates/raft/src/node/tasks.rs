@@ -73,7 +73,7 @@ impl<E: Env> Node<E> {
         while !self.keeper.take(&grant, asked, self.env.boot_now()) {
             self.env.sleep(LOOK_AGAIN / 5).await;
         }
-        self.visible.stepped.notify_waiters();
+        self.keeper.stepped().notify_waiters();
     }
 
     /// A leader whose clock is off from a majority's hands over to a voter whose clock is right.

@@ -91,7 +91,8 @@ impl<E: Env> Kms<E> {
     ) -> Result<Quota, KmsError> {
         let deadline = self.node.env().boot_now() + patience;
         let name = quota.name.clone();
-        self.operator(caller, patience).await?;
+        // Nonsense writes no entry.
+        self.operator(caller, patience).await?.check_quota(&quota)?;
         self.change(deadline, Command::PutQuotas { quotas: vec![quota], profile: false }).await?;
         tracing::warn!(by = %caller.principal, quota = %name, "a quota was set");
         self.node.state().quota(&name).map(|quota| Quota::clone(quota)).ok_or_else(|| gone(&name))
@@ -105,7 +106,7 @@ impl<E: Env> Kms<E> {
         patience: Duration,
     ) -> Result<(), KmsError> {
         let deadline = self.node.env().boot_now() + patience;
-        self.operator(caller, patience).await?;
+        self.operator(caller, patience).await?.existing_quota(&name)?;
         tracing::warn!(by = %caller.principal, quota = %name, "a quota is removed");
         self.change(deadline, Command::DeleteQuota { name }).await.map(drop)
     }

@@ -102,24 +102,24 @@ impl Trails {
         self.put_away.extend(kept);
     }
 
-    /// Every answered call is on disk. `look`: at every line of every trail.
+    /// Every answered call is on disk. `look`: at every line of every machine's trail.
     pub(super) fn look_in_the_end(
         &self,
         disk_of: impl Fn(usize) -> AuditDisk,
         book: &mut Book,
-        mut look: impl FnMut(&str),
+        mut look: impl FnMut(usize, &str),
     ) {
         for (machine, kept) in &self.machines {
-            kept.compare(&disk_of(*machine), book, &mut look);
+            kept.compare(&disk_of(*machine), book, |line| look(*machine, line));
         }
         for kept in &self.put_away {
-            kept.compare(&kept.disk, book, &mut look);
+            kept.compare(&kept.disk, book, |_| {});
         }
     }
 }
 
 impl Kept {
-    fn compare(&self, disk: &AuditDisk, book: &mut Book, look: &mut impl FnMut(&str)) {
+    fn compare(&self, disk: &AuditDisk, book: &mut Book, mut look: impl FnMut(&str)) {
         let (mut there, mut twice) = (BTreeSet::new(), 0_usize);
         let damage = disk.read(|line| {
             look(line);
@@ -167,7 +167,7 @@ mod tests {
         let mut book = Book::default();
         let (mut trails, disk) = (Trails::default(), AuditDisk::default());
         trails.answered((0, &disk), [1; 16], event, refusal, AT, &mut book);
-        trails.look_in_the_end(|_| disk.clone(), &mut book, |_| {});
+        trails.look_in_the_end(|_| disk.clone(), &mut book, |_, _| {});
         book.violations
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use keyward_model::KeyMaterialId;
+use keyward_model::{KeyMaterialId, NodeId};
 use keyward_state::{Store, Table};
 
 use crate::book::Book;
@@ -16,6 +16,8 @@ const BYTES: usize = 24;
 #[derive(Debug, Default)]
 pub struct GoneFromDisks {
     tokens: BTreeMap<KeyMaterialId, Vec<u8>>,
+    /// Each machine's node, its last entry, and how many keys were known, when all of its tokens had been seen.
+    all_seen: BTreeMap<usize, (NodeId, u64, usize)>,
 }
 
 impl GoneFromDisks {
@@ -24,15 +26,25 @@ impl GoneFromDisks {
         for index in 0..NODES {
             let Some(running) = cluster.running(index) else { continue };
             let (state, store) = (running.kms.node().state(), cluster.state_store(index));
+            let seen = (cluster.id(index), state.applied, book.keys.len());
+            if self.all_seen.get(&index) == Some(&seen) {
+                continue;
+            }
+            let mut all = true;
             for key in &book.keys {
                 let Some(key) = key.id.parse().ok().and_then(|id| state.key(&id)) else { continue };
                 for material in &key.materials {
-                    if !self.tokens.contains_key(&material.id)
-                        && let Ok(Some(token)) = store.get(Table::Tokens, material.id.bytes())
-                    {
-                        self.tokens.insert(material.id, token);
+                    if self.tokens.contains_key(&material.id) {
+                        continue;
+                    }
+                    match store.get(Table::Tokens, material.id.bytes()) {
+                        Ok(Some(token)) => drop(self.tokens.insert(material.id, token)),
+                        _ => all = false,
                     }
                 }
+            }
+            if all {
+                self.all_seen.insert(index, seen);
             }
         }
     }

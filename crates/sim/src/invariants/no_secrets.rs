@@ -18,24 +18,36 @@ pub struct Secrets {
     /// A bit for each window that a secret begins with.
     filter: Vec<u64>,
     /// By their first bytes: what follows these, and what it is.
-    needles: BTreeMap<[u8; WINDOW], Vec<(Vec<u8>, String)>>,
+    needles: BTreeMap<[u8; WINDOW], Vec<(Vec<u8>, What)>>,
 }
+
+/// What a secret is, and in which form it is looked for.
+type What = (&'static str, &'static str);
 
 fn place(window: [u8; WINDOW]) -> usize {
     let mixed = u64::from_le_bytes(window).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     usize::try_from(mixed >> 44).unwrap_or(0) % PLACES
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn hexadecimal(bytes: &[u8], digits: &[u8; 16]) -> Vec<u8> {
+    let pair = |byte: &u8| [digits[usize::from(byte >> 4)], digits[usize::from(byte & 15)]];
+    bytes.iter().flat_map(pair).collect()
 }
 
 /// As far as it does not depend on what follows.
-fn base64(bytes: &[u8]) -> String {
+fn base64(bytes: &[u8]) -> Vec<u8> {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let bit = |at: usize| bytes[at / 8] >> (7 - at % 8) & 1;
-    let digit = |number: usize| (0..6).fold(0, |digit, at| digit << 1 | bit(number * 6 + at));
-    (0..bytes.len() * 8 / 6).map(|number| char::from(DIGITS[usize::from(digit(number))])).collect()
+    let mut digits = Vec::with_capacity(bytes.len() * 8 / 6);
+    let (mut held, mut bits) = (0_u32, 0);
+    for byte in bytes {
+        held = held << 8 | u32::from(*byte);
+        bits += 8;
+        while bits >= 6 {
+            bits -= 6;
+            digits.push(DIGITS[usize::try_from(held >> bits & 63).unwrap_or(0)]);
+        }
+    }
+    digits
 }
 
 impl Default for Secrets {
@@ -46,24 +58,23 @@ impl Default for Secrets {
 
 impl Secrets {
     /// One more secret, of 8 bytes at least.
-    pub fn add(&mut self, what: &str, secret: &[u8]) {
-        let hex = hexadecimal(secret);
-        self.add_one(&format!("{what}, raw"), secret);
-        self.add_one(&format!("{what}, in digits"), hex.as_bytes());
-        self.add_one(&format!("{what}, in digits"), hex.to_uppercase().as_bytes());
-        self.add_one(&format!("{what}, in base64"), base64(secret).as_bytes());
+    pub fn add(&mut self, what: &'static str, secret: &[u8]) {
+        self.add_one((what, "raw"), secret);
+        self.add_one((what, "in digits"), &hexadecimal(secret, b"0123456789abcdef"));
+        self.add_one((what, "in digits"), &hexadecimal(secret, b"0123456789ABCDEF"));
+        self.add_one((what, "in base64"), &base64(secret));
     }
 
-    fn add_one(&mut self, what: &str, bytes: &[u8]) {
+    fn add_one(&mut self, what: What, bytes: &[u8]) {
         let Some((first, rest)) = bytes.split_first_chunk::<WINDOW>() else { return };
         let at = place(*first);
         self.filter[at / 64] |= 1 << (at % 64);
-        self.needles.entry(*first).or_default().push((rest.to_vec(), what.to_owned()));
+        self.needles.entry(*first).or_default().push((rest.to_vec(), what));
     }
 
     /// What is in these bytes that has no place there.
     #[must_use]
-    pub fn find(&self, bytes: &[u8]) -> Option<&str> {
+    pub fn find(&self, bytes: &[u8]) -> Option<String> {
         for at in 0..bytes.len().saturating_sub(WINDOW - 1) {
             let Some((first, rest)) = bytes[at..].split_first_chunk::<WINDOW>() else { break };
             let place = place(*first);
@@ -71,8 +82,10 @@ impl Secrets {
                 continue;
             }
             let Some(needles) = self.needles.get(first) else { continue };
-            if let Some((_, what)) = needles.iter().find(|(needle, _)| rest.starts_with(needle)) {
-                return Some(what);
+            if let Some((_, (what, form))) =
+                needles.iter().find(|(rest_of, _)| rest.starts_with(rest_of))
+            {
+                return Some(format!("{what}, {form}"));
             }
         }
         None
@@ -120,12 +133,12 @@ mod tests {
     fn secrets_are_found_in_every_form() {
         let mut secrets = Secrets::default();
         secrets.add("it", &SECRET);
-        assert_eq!(base64(b"light work"), "bGlnaHQgd29ya");
+        assert_eq!(base64(b"light work"), b"bGlnaHQgd29ya");
         let forms = [
             SECRET.to_vec(),
             b"4dab07c8001f6305fe".to_vec(),
             b"4DAB07C8001F6305FE".to_vec(),
-            base64(&SECRET).into_bytes(),
+            base64(&SECRET),
         ];
         for form in forms {
             assert!(secrets.find(&form).is_some());
@@ -143,7 +156,7 @@ mod tests {
         let clean = ("a table".to_owned(), vec![0; 100]);
         look(std::iter::empty(), std::slice::from_ref(&clean), &mut book);
         assert!(book.violations.is_empty());
-        book.texts.errors.insert(format!("cannot encrypt {}", hexadecimal(&SECRET)));
+        book.texts.errors.insert("cannot encrypt 4dab07c8001f6305fe".to_owned());
         let drawn = [9; 32];
         let places = [clean, ("a log".to_owned(), [[1; 50].as_slice(), &drawn].concat())];
         look(std::iter::once(drawn.as_slice()), &places, &mut book);

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use keyward_env::Env;
 use keyward_model::Throttle;
-use keyward_quota::{Limit, Window};
+use keyward_quota::{Limit, Quota, QuotaName, Window};
 
 use crate::book::Book;
 use crate::cluster::{Cluster, NODES};
@@ -64,6 +64,8 @@ pub struct Meter {
 pub struct Meters {
     /// One a principal.
     pub meters: Vec<Meter>,
+    /// The names of their quotas, in the same order.
+    pub names: Vec<QuotaName>,
     leader: Option<Group>,
     changes: Vec<Change>,
     /// By how much Region time was ahead of the world's time, at most, in milliseconds.
@@ -95,6 +97,11 @@ impl Meter {
     #[must_use]
     pub fn limit(&self) -> Limit {
         self.definitions[self.definitions.len() - 1].limit
+    }
+
+    /// Whether that limit was ever asked for.
+    fn was_asked_for(&self, limit: &Limit) -> bool {
+        self.definitions.iter().any(|defined| defined.limit == *limit)
     }
 
     /// True once its last change was acknowledged.
@@ -226,6 +233,13 @@ impl Meter {
 }
 
 impl Meters {
+    /// Whether an operator has asked for that quota, now or before.
+    pub(super) fn were_asked_for(&self, quota: &Quota) -> bool {
+        let mut of_name =
+            self.meters.iter().zip(&self.names).filter(|(_, name)| **name == quota.name);
+        of_name.any(|(meter, _)| matches!(&*quota.limits, [limit] if meter.was_asked_for(limit)))
+    }
+
     /// Notes when the leader changes, and when Region time is set ahead.
     pub(super) fn look(&mut self, cluster: &Cluster) {
         let world_ms = i64::try_from(cluster.world.now().as_millis()).unwrap_or(i64::MAX);

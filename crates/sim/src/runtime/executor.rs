@@ -23,8 +23,8 @@ pub(super) fn with<T>(work: impl FnOnce(&Arc<World>) -> T) -> T {
 }
 
 pub(super) fn try_with<T>(work: impl FnOnce(&Arc<World>) -> T) -> Option<T> {
-    let world = CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()?;
-    Some(work(&world))
+    // Borrowed while the work is done: who drops the world is outside.
+    CURRENT.try_with(|current| current.borrow().as_ref().map(work)).ok().flatten()
 }
 
 /// Removes the world from the thread on the way out, a panic's too.
@@ -71,7 +71,6 @@ impl World {
         let waker = Waker::from(Arc::clone(&flag));
         flag.0.store(true, Ordering::Relaxed);
         loop {
-            self.enter_harness();
             if flag.0.swap(false, Ordering::Relaxed)
                 && let Poll::Ready(output) = main.as_mut().poll(&mut Context::from_waker(&waker))
             {

@@ -4,11 +4,12 @@ use std::fmt;
 use std::future::Future;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::clock::ClockId;
 use super::executor;
+use super::world::Arm;
 
 /// A point on the monotonic clock of a process, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,7 +58,7 @@ impl Sub for SimInstant {
 
 impl openraft_rt::Instant for SimInstant {
     fn now() -> Self {
-        executor::with(|world| Self(world.monotonic_ns(world.current_clock())))
+        executor::with(|world| Self(world.monotonic_here().1))
     }
 }
 
@@ -66,20 +67,26 @@ impl openraft_rt::Instant for SimInstant {
 pub struct Sleep {
     clock: ClockId,
     deadline_ns: u64,
-    armed: Option<(u64, u64)>,
+    armed: Option<Armed>,
+}
+
+/// The event that a sleep waits for, and whom it wakes.
+#[derive(Debug)]
+struct Armed {
+    event: (u64, u64),
+    waker: Waker,
 }
 
 impl Sleep {
     pub(super) fn after(duration: Duration) -> Self {
         executor::with(|world| {
-            let clock = world.current_clock();
-            let deadline_ns = world.monotonic_ns(clock).saturating_add(nanos(duration));
-            Self { clock, deadline_ns, armed: None }
+            let (clock, now_ns) = world.monotonic_here();
+            Self { clock, deadline_ns: now_ns.saturating_add(nanos(duration)), armed: None }
         })
     }
 
     pub(super) fn until(deadline: SimInstant) -> Self {
-        let clock = executor::with(|world| world.current_clock());
+        let clock = executor::with(|world| world.monotonic_here().0);
         Self { clock, deadline_ns: deadline.0, armed: None }
     }
 }
@@ -90,13 +97,17 @@ impl Future for Sleep {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         executor::with(|world| {
-            if world.monotonic_ns(this.clock) >= this.deadline_ns {
-                return Poll::Ready(());
+            // Polled for another reason: most are, again and again.
+            let before = this.armed.as_ref().map(|armed| armed.event);
+            let wakes = this.armed.as_ref().is_some_and(|armed| armed.waker.will_wake(cx.waker()));
+            match world.arm(this.clock, this.deadline_ns, before, wakes, cx.waker()) {
+                Arm::Due => Poll::Ready(()),
+                Arm::Still => Poll::Pending,
+                Arm::Set(event) => {
+                    this.armed = Some(Armed { event, waker: cx.waker().clone() });
+                    Poll::Pending
+                }
             }
-            let armed =
-                world.arm(this.clock, this.deadline_ns, this.armed.take(), cx.waker().clone());
-            this.armed = Some(armed);
-            Poll::Pending
         })
     }
 }
@@ -104,7 +115,7 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let Some(armed) = self.armed.take() {
-            executor::try_with(|world| world.disarm(armed));
+            executor::try_with(|world| world.disarm(armed.event));
         }
     }
 }

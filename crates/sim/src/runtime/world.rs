@@ -35,6 +35,16 @@ pub(super) enum Next {
     Nothing,
 }
 
+/// What came of a timer that was to be set.
+pub(super) enum Arm {
+    /// Its time has come.
+    Due,
+    /// It is set already.
+    Still,
+    /// It is set now.
+    Set((u64, u64)),
+}
+
 /// One simulated world.
 pub struct World {
     state: Mutex<State>,
@@ -173,15 +183,12 @@ impl World {
         Duration::from_nanos(state.clocks[clock.0].boot_ns(state.now_ns))
     }
 
-    pub(super) fn monotonic_ns(&self, clock: ClockId) -> u64 {
-        let state = self.state.lock();
-        state.clocks[clock.0].monotonic_ns(state.now_ns)
-    }
-
-    pub(super) fn current_clock(&self) -> ClockId {
+    /// The clock of the task that runs, and what it shows, not counting suspended time.
+    pub(super) fn monotonic_here(&self) -> (ClockId, u64) {
         let mut state = self.state.lock();
         let current = state.current;
-        state.process(current).clock
+        let clock = state.process(current).clock;
+        (clock, state.clocks[clock.0].monotonic_ns(state.now_ns))
     }
 
     // --- Randomness and the trace.
@@ -280,10 +287,6 @@ impl World {
         JoinHandle(receiver)
     }
 
-    pub(super) fn enter_harness(&self) {
-        self.state.lock().current = HARNESS;
-    }
-
     /// Draws the next task.
     pub(super) fn next(&self) -> Next {
         let mut state = self.state.lock();
@@ -309,30 +312,39 @@ impl World {
         assert!(state.polls_here < POLLS_AT_ONE_INSTANT_MAX, "a task spins: time stands still");
         let trace = u64::from(key.slot) << 40 ^ state.now_ns;
         state.mix(trace);
-        state.current = group;
         let taken = state.task(key).and_then(|slot| {
             slot.queued = false;
             slot.task.take().zip(slot.waker.clone())
         });
         match taken {
-            Some((task, waker)) => Next::Task(key, task, waker),
+            Some((task, waker)) => {
+                state.current = group;
+                Next::Task(key, task, waker)
+            }
             None => Next::Skip,
         }
     }
 
+    /// The task has been polled, and waits. From here on the harness runs.
     pub(super) fn put_back(&self, key: TaskKey, task: Task) {
         let mut state = self.state.lock();
         if let Some(slot) = state.task(key) {
             slot.task = Some(task);
+            state.current = HARNESS;
             return;
         }
         drop(state);
         // Its process was killed while it ran.
         drop(task);
+        self.state.lock().current = HARNESS;
     }
 
+    /// The task is done. From here on the harness runs.
     pub(super) fn finish(&self, key: TaskKey) {
-        let gone = self.state.lock().release(key);
+        let mut state = self.state.lock();
+        state.current = HARNESS;
+        let gone = state.release(key);
+        drop(state);
         drop(gone);
     }
 
@@ -380,20 +392,31 @@ impl World {
         state.at(at_ns, Event::Job(Box::new(job)));
     }
 
+    /// Sets a timer, in the place of the one `before`; unless that is still to come and `wakes` the right task.
     pub(super) fn arm(
         &self,
         clock: ClockId,
         deadline_ns: u64,
         before: Option<(u64, u64)>,
-        waker: Waker,
-    ) -> (u64, u64) {
+        wakes: bool,
+        waker: &Waker,
+    ) -> Arm {
         let mut state = self.state.lock();
+        let now_ns = state.now_ns;
+        let clock = state.clocks[clock.0];
+        if clock.monotonic_ns(now_ns) >= deadline_ns {
+            return Arm::Due;
+        }
+        // The machine may have slept meanwhile: then the timer has gone off too early.
+        if wakes && before.is_some_and(|(at_ns, _)| at_ns > now_ns) {
+            return Arm::Still;
+        }
         let replaced = before.and_then(|before| state.events.remove(&before));
-        let at_ns = state.clocks[clock.0].world_time_of(deadline_ns, state.now_ns);
-        let armed = state.at(at_ns, Event::Wake(waker));
+        let at_ns = clock.world_time_of(deadline_ns, now_ns);
+        let armed = state.at(at_ns, Event::Wake(waker.clone()));
         drop(state);
         drop(replaced);
-        armed
+        Arm::Set(armed)
     }
 
     pub(super) fn disarm(&self, armed: (u64, u64)) {

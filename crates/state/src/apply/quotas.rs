@@ -1,29 +1,52 @@
 //! Quotas: definitions, and what is used up of those of a minute or a day.
 
+use std::sync::Arc;
+
 use keyward_model::limits::QUOTAS_MAX;
 use keyward_model::{ErrorCode, KmsError};
 use keyward_quota::{BucketId, Quota, QuotaName, Scope, WindowUse};
 
 use super::{DONE, Tx};
 use crate::command::{Outcome, Reply};
+use crate::state::State;
+
+impl State {
+    /// Whether a quota may be set: its limits make sense, and whom it names is known.
+    ///
+    /// # Errors
+    /// `ValidationException` or `NotFoundException`.
+    pub fn check_quota(&self, quota: &Quota) -> Result<(), KmsError> {
+        quota.check().map_err(|why| KmsError::validation(why.to_string()))?;
+        match &quota.name.scope {
+            Scope::Principal(arn) if self.principal(arn).is_none() => Err(KmsError::new(
+                ErrorCode::NotFoundException,
+                format!(
+                    "{arn} is not a principal of this Region; `keyward principal list` shows them"
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The quota of that name.
+    ///
+    /// # Errors
+    /// `NotFoundException`.
+    pub fn existing_quota(&self, name: &QuotaName) -> Result<&Arc<Quota>, KmsError> {
+        self.quota(name).ok_or_else(|| {
+            KmsError::new(
+                ErrorCode::NotFoundException,
+                format!("there is no quota {name}; `keyward quota list` shows them"),
+            )
+        })
+    }
+}
 
 impl Tx<'_> {
     pub(super) fn put_quotas(&mut self, quotas: &[Quota], profile: bool) -> Outcome {
         for quota in quotas {
             // The proposer has looked; the rule is kept here.
-            if let Err(why) = Quota::new(quota.name.clone(), quota.limits.clone()) {
-                return Err(KmsError::validation(why.to_string()));
-            }
-            if let Scope::Principal(arn) = &quota.name.scope
-                && self.state.principal(arn).is_none()
-            {
-                return Err(KmsError::new(
-                    ErrorCode::NotFoundException,
-                    format!(
-                        "{arn} is not a principal of this Region; `keyward principal list` shows them"
-                    ),
-                ));
-            }
+            self.state.check_quota(quota)?;
         }
         let added = quotas.iter().filter(|quota| self.state.quota(&quota.name).is_none()).count();
         if self.state.quotas.size() + added > QUOTAS_MAX {
@@ -50,12 +73,7 @@ impl Tx<'_> {
     }
 
     pub(super) fn delete_quota(&mut self, name: &QuotaName) -> Outcome {
-        if self.state.quota(name).is_none() {
-            return Err(KmsError::new(
-                ErrorCode::NotFoundException,
-                format!("there is no quota {name}; `keyward quota list` shows them"),
-            ));
-        }
+        self.state.existing_quota(name)?;
         self.put_quotas_revision(self.state.quotas_revision + 1);
         self.remove_quota(name);
         DONE
