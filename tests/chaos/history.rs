@@ -34,7 +34,7 @@ pub struct Counts {
 pub struct Seen {
     pub times: u64,
     pub answered: u64,
-    /// Calls not served, by reason, on the machine that the fault was done to.
+    /// Calls not served, by reason, on machines that the fault was done to.
     pub refused_there: BTreeMap<String, u64>,
     pub refused_elsewhere: BTreeMap<String, u64>,
     /// The longest time in which no machine acknowledged a change.
@@ -45,8 +45,8 @@ pub struct Seen {
 pub struct Book {
     pub keys: Vec<Key>,
     pub counts: Counts,
-    /// Each fault with its beginning and its machine, in order.
-    faults: Vec<(Step, Fault, usize)>,
+    /// Each fault with its beginning and its machines, in order.
+    faults: Vec<(Step, Fault, Vec<usize>)>,
     /// None: before the first fault.
     seen: BTreeMap<Option<Fault>, Seen>,
 }
@@ -81,23 +81,23 @@ impl SharedBook {
 }
 
 impl Book {
-    pub fn broke(&mut self, fault: Fault, machine: usize) {
-        self.faults.push((step(), fault, machine));
+    pub fn broke(&mut self, fault: Fault, machines: Vec<usize>) {
+        self.faults.push((step(), fault, machines));
         self.seen.entry(Some(fault)).or_default().times += 1;
     }
 
-    /// What is seen of the last fault that began before `at`, and its machine.
-    fn at(&mut self, at: Step) -> (&mut Seen, usize) {
+    /// What is seen of the last fault that began before `at`, and its machines.
+    fn at(&mut self, at: Step) -> (&mut Seen, &[usize]) {
         let next = self.faults.partition_point(|(began, ..)| *began <= at);
-        let last = next.checked_sub(1).map(|last| self.faults[last]);
-        let (fault, machine) = last.map_or((None, 0), |(_, fault, at)| (Some(fault), at));
-        (self.seen.entry(fault).or_default(), machine)
+        let last = next.checked_sub(1).map(|last| &self.faults[last]);
+        let (fault, machines) = last.map_or((None, &[][..]), |(_, fault, at)| (Some(*fault), at));
+        (self.seen.entry(fault).or_default(), machines)
     }
 
     /// A call on a node was not served.
     pub fn refused(&mut self, began: Step, node: usize, why: &str) {
-        let (seen, machine) = self.at(began);
-        let there = node == machine;
+        let (seen, machines) = self.at(began);
+        let there = machines.contains(&node);
         let by = if there { &mut seen.refused_there } else { &mut seen.refused_elsewhere };
         *by.entry(why.to_owned()).or_default() += 1;
     }

@@ -4,10 +4,10 @@
 //! `make test` runs it for 90 s; `make chaos` for ten minutes (`KEYWARD_CHAOS_SECONDS`). What it does is drawn from a
 //! seed that it prints; `KEYWARD_CHAOS_SEED` draws the same again, as far as real processes allow.
 
-mod clients;
+pub mod clients;
 mod history;
 mod meter;
-mod proxy;
+pub mod proxy;
 
 use std::fs;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use keyward_sim::dice::{Dice, Stream};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::clocks::shifter;
-use crate::support::machines::{Machines, PORT};
+use crate::support::machines::Machines;
 use clients::Clients;
 use history::SharedBook;
 use meter::Meter;
@@ -74,16 +74,12 @@ impl Chaos {
     /// None where namespaces or small disks cannot be made.
     async fn new(seed: u64) -> Option<Self> {
         let machines = Machines::new()?;
-        let links = Links::default();
+        let links = Links::between(&machines).await;
         for node in 1..=3 {
-            let front = machines.own_address(100 + node);
-            machines.configure_as(node, &front);
             let text = fs::read_to_string(machines.config(node)).expect("read");
             let text = text.replace("segment_bytes = 67108864", "segment_bytes = 4194304");
             assert!(text.contains("4194304"), "small segments on a small disk");
             fs::write(machines.config(node), text).expect("written");
-            let target = format!("{}:{PORT}", machines.address(node));
-            links.carry(format!("{front}:{PORT}"), target, node).await;
         }
         let dice = Dice::new(seed, Stream::Fault(0));
         let mut chaos = Self { machines, links, dice, book: Arc::default() };
@@ -135,38 +131,20 @@ impl Chaos {
         kill_process(pid.expect("the node runs"), signal).expect("a signal");
     }
 
-    fn leader(&self) -> Option<usize> {
-        let output =
-            self.machines.on(1, &["--timeout", "2", "--output", "json", "cluster", "status"]);
-        let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-        let leads = |node: &&serde_json::Value| node["Leader"].as_bool() == Some(true);
-        let leader = status["Nodes"].as_array()?.iter().find(leads)?;
-        leader["Node"].as_u64().and_then(|node| usize::try_from(node).ok())
-    }
-
     fn node(&mut self) -> usize {
         1 + self.dice.index(3)
-    }
-
-    fn cut(&self, from: usize, to: usize) {
-        self.links.set(from, to, Way { cut: true, ..Way::default() });
-    }
-
-    fn isolate(&self, node: usize) {
-        for other in (1..=3).filter(|other| *other != node) {
-            self.cut(node, other);
-            self.cut(other, node);
-        }
     }
 
     /// Breaks one thing for a while, and repairs it.
     async fn break_something(&mut self, fault: Fault) {
         let lasts = Duration::from_millis(1500 + self.dice.below(4000));
         let node = match fault {
-            Fault::LeaderKilled | Fault::LeaderAlone => self.leader().unwrap_or(1),
+            Fault::LeaderKilled | Fault::LeaderAlone => self.machines.leader().unwrap_or(1),
             _ => self.node(),
         };
-        self.book.lock().broke(fault, node);
+        let other = 1 + node % 3;
+        let machines = if fault == Fault::OneWay { vec![node, other] } else { vec![node] };
+        self.book.lock().broke(fault, machines);
         println!("{fault:?} of machine {node} for {lasts:?}");
         match fault {
             Fault::LeaderKilled => {
@@ -187,13 +165,12 @@ impl Chaos {
                 self.signal(node, Signal::CONT);
             }
             Fault::NodeAlone | Fault::LeaderAlone => {
-                self.isolate(node);
+                self.links.isolate(node);
                 RealEnv.sleep(lasts).await;
                 self.links.mend();
             }
             Fault::OneWay => {
-                let other = 1 + node % 3;
-                self.cut(node, other);
+                self.links.cut(node, other);
                 RealEnv.sleep(lasts).await;
                 self.links.mend();
             }

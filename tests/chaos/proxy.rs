@@ -9,6 +9,8 @@ use keyward_env::{AsyncRuntime, Env, RealEnv};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use crate::support::machines::{Machines, PORT};
+
 /// Between looks whether a cut link is mended.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// What TCP takes to send a lost segment again, at the least.
@@ -42,8 +44,33 @@ impl Links {
         ways.get(&(from, to)).copied().unwrap_or_default()
     }
 
+    /// Nothing comes from one to the other any more.
+    pub fn cut(&self, from: usize, to: usize) {
+        self.set(from, to, Way { cut: true, ..Way::default() });
+    }
+
+    /// Cuts a node off from the two others. Clients still reach it.
+    pub fn isolate(&self, node: usize) {
+        for other in (1..=3).filter(|other| *other != node) {
+            self.cut(node, other);
+            self.cut(other, node);
+        }
+    }
+
+    /// Configures three machines that are reached through links, by peers and clients.
+    pub async fn between(machines: &Machines) -> Self {
+        let links = Self::default();
+        for node in 1..=3 {
+            let front = machines.own_address(100 + node);
+            machines.configure_as(node, &front);
+            let target = format!("{}:{PORT}", machines.address(node));
+            links.carry(format!("{front}:{PORT}"), target, node).await;
+        }
+        links
+    }
+
     /// Carries connections that arrive at `listen` to the node at `target`, host `to`.
-    pub async fn carry(&self, listen: String, target: String, to: usize) {
+    async fn carry(&self, listen: String, target: String, to: usize) {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_reuseaddr(true).expect("reusable");
         socket.bind(listen.parse().expect("an address")).expect("bound");

@@ -228,6 +228,15 @@ impl Machines {
         status["Nodes"].as_array().into_iter().flatten().filter(|n| n["Role"] == "voter").count()
     }
 
+    /// Which node leads, as the first machine is told.
+    pub fn leader(&self) -> Option<usize> {
+        let output = self.on(1, &["--timeout", "2", "--output", "json", "cluster", "status"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let leads = |node: &&serde_json::Value| node["Leader"].as_bool() == Some(true);
+        let leader = status["Nodes"].as_array()?.iter().find(leads)?;
+        leader["Node"].as_u64().and_then(|node| usize::try_from(node).ok())
+    }
+
     /// The process of a node, if it runs.
     pub fn pid(&self, node: usize) -> Option<u32> {
         self.running[node - 1].as_ref().map(Child::id)
