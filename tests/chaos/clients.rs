@@ -1,13 +1,14 @@
 //! Clients that use keys on every machine all the time, and others that change them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use keyward_client::{CallError, Client, ClientConfig};
 use keyward_env::{AsyncRuntime, Env, RealEnv};
 use keyward_proto::v1;
 use keyward_sim::book::KeyView;
+use keyward_sim::check::Step;
 use keyward_sim::dice::{Dice, Stream};
 use tokio::sync::Mutex;
 
@@ -23,14 +24,18 @@ const KEYS_MAX: usize = 40;
 /// Ciphertexts kept of each key.
 const SAMPLES: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(4);
+/// Between changes that only show whether there is a control plane.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
 
 pub struct Clients {
     /// One for each machine.
     nodes: Vec<Arc<Client>>,
-    pub book: Arc<SharedBook>,
+    book: Arc<SharedBook>,
     seed: u64,
     stop: Arc<AtomicBool>,
     tasks: Mutex<Vec<Join>>,
+    /// When the last change was acknowledged on any machine.
+    changed: std::sync::Mutex<Step>,
 }
 
 fn code<T>(result: &Result<T, CallError>) -> Option<&str> {
@@ -71,13 +76,14 @@ pub fn client_of(machines: &Machines, node: usize, who: &str) -> Arc<Client> {
 }
 
 impl Clients {
-    pub fn new(machines: &Machines, seed: u64) -> Self {
+    pub fn new(machines: &Machines, book: Arc<SharedBook>, seed: u64) -> Self {
         Self {
             nodes: (1..=3).map(|node| client_of(machines, node, "app")).collect(),
-            book: Arc::default(),
+            book,
             seed,
             stop: Arc::default(),
             tasks: Mutex::default(),
+            changed: std::sync::Mutex::default(),
         }
     }
 
@@ -92,7 +98,14 @@ impl Clients {
                 Err(_) => RealEnv.sleep(Duration::from_millis(100)).await,
             }
         }
+        let watched = create_key(&self.nodes[0]).await.expect("one more key");
+        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = step();
         let mut tasks = self.tasks.lock().await;
+        for node in 0..3 {
+            let (this, key) = (Arc::clone(self), watched.clone());
+            let watch = async move { this.watch_control_plane(node, key).await };
+            tasks.push(<RealEnv as Env>::Runtime::spawn(watch));
+        }
         for number in 0..5 {
             let (this, dice) = (Arc::clone(self), Dice::new(self.seed, Stream::Client(number)));
             tasks.push(<RealEnv as Env>::Runtime::spawn(async move {
@@ -160,14 +173,13 @@ impl Clients {
             (Ok(None), _) => KeyView::Enabled,
             (_, Some("DisabledException")) => KeyView::Disabled,
             (_, Some("NotFoundException")) => KeyView::Absent,
-            (_, Some("DependencyTimeoutException" | "KeyUnavailableException") | None) => {
-                book.counts.unserved += 1;
-                return;
+            (_, Some(why @ ("DependencyTimeoutException" | "KeyUnavailableException"))) => {
+                return book.refused(began, node + 1, why);
             }
+            (_, None) => return book.refused(began, node + 1, "no answer"),
             // The audit trail's disk is full: the node says so.
             (Err(error), Some("KMSInternalException")) if error.message.contains("audit") => {
-                book.counts.unserved += 1;
-                return;
+                return book.refused(began, node + 1, "cannot record");
             }
             (Err(error), _) => {
                 let what = format!("AN UNEXPECTED ERROR on node {}: {error}", node + 1);
@@ -176,6 +188,22 @@ impl Clients {
             }
         };
         book.saw(key, view, span, node + 1);
+    }
+
+    /// Changes one thing over and over through one machine, to see how long no machine acknowledges a change.
+    async fn watch_control_plane(&self, node: usize, key: String) {
+        let mut number = 0_u64;
+        while !self.stop.load(Ordering::SeqCst) {
+            number += 1;
+            let text = format!("{number} by {node}");
+            if describe(&self.nodes[node], key.clone(), text).await.is_ok() {
+                let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+                let now = step();
+                self.book.lock().without_change(*changed, now);
+                *changed = now;
+            }
+            RealEnv.sleep(WATCH_EVERY).await;
+        }
     }
 
     async fn change_keys(&self, mut dice: Dice) {

@@ -37,16 +37,21 @@ impl Meter {
         Self { load, began }
     }
 
-    /// Never more than quota and burst, all the time that it ran; and, now that nothing is broken, nearly all.
+    /// Never more than quota and burst, in any time while it ran; and, now that nothing is broken, nearly all.
     pub async fn check(self) {
         let rate = Offered::rate(&[&self.load], 3).await;
         let admitted = self.load.admitted();
         let took = (RealEnv.boot_now() - self.began).as_secs_f64();
         let most = RATE as f64 * took + BURST as f64;
+        let burst = Offered::burst(&[&self.load], RATE);
         println!(
-            "quota: {admitted} calls in {took:.0} s, at most {most:.0}; {rate:.0} a second of {RATE} now"
+            "quota: {admitted} calls admitted in {took:.0} s of at most {most:.0}, {} refused, {} failed; at worst \
+             {burst:.1} beyond the rate, of a burst of {BURST}; {rate:.0} a second of {RATE} now",
+            self.load.throttled(),
+            self.load.failed()
         );
         assert!(admitted as f64 <= most, "{admitted} calls were admitted, {most:.0} may be");
+        assert!(burst <= BURST as f64, "{burst:.1} calls beyond the rate, {BURST} may be");
         assert!(rate >= RATE as f64 * 0.95, "{rate:.1} calls a second are admitted of {RATE}");
     }
 }

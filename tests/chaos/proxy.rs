@@ -8,11 +8,17 @@ use std::time::Duration;
 use keyward_env::{AsyncRuntime, Env, RealEnv};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+
+use crate::support::machines::{Machines, PORT};
 
 /// Between looks whether a cut link is mended.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// What TCP takes to send a lost segment again, at the least.
 const RETRANSMIT: Duration = Duration::from_millis(200);
+
+/// On one connection, so that no queue grows without bound.
+const PIECES_UNDER_WAY: usize = 64;
 
 /// How one direction of a link is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,8 +48,33 @@ impl Links {
         ways.get(&(from, to)).copied().unwrap_or_default()
     }
 
+    /// Nothing comes from one to the other any more.
+    pub fn cut(&self, from: usize, to: usize) {
+        self.set(from, to, Way { cut: true, ..Way::default() });
+    }
+
+    /// Cuts a node off from the two others. Clients still reach it.
+    pub fn isolate(&self, node: usize) {
+        for other in (1..=3).filter(|other| *other != node) {
+            self.cut(node, other);
+            self.cut(other, node);
+        }
+    }
+
+    /// Configures three machines that are reached through links, by peers and clients.
+    pub async fn between(machines: &Machines) -> Self {
+        let links = Self::default();
+        for node in 1..=3 {
+            let front = machines.own_address(100 + node);
+            machines.configure_as(node, &front);
+            let target = format!("{}:{PORT}", machines.address(node));
+            links.carry(format!("{front}:{PORT}"), target, node).await;
+        }
+        links
+    }
+
     /// Carries connections that arrive at `listen` to the node at `target`, host `to`.
-    pub async fn carry(&self, listen: String, target: String, to: usize) {
+    async fn carry(&self, listen: String, target: String, to: usize) {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_reuseaddr(true).expect("reusable");
         socket.bind(listen.parse().expect("an address")).expect("bound");
@@ -77,27 +108,39 @@ impl Links {
         }));
     }
 
+    /// Carries bytes one way. A piece is under way while the next ones set out, and none overtakes another: a lost one
+    /// holds up those behind it, as in TCP.
     async fn pump(
         &self,
         mut from: tokio::net::tcp::OwnedReadHalf,
         mut to: tokio::net::tcp::OwnedWriteHalf,
         (sender, receiver): (usize, usize),
     ) {
+        let (sets_out, mut under_way) = mpsc::channel::<(Duration, Vec<u8>)>(PIECES_UNDER_WAY);
+        let links = self.clone();
+        drop(<RealEnv as Env>::Runtime::spawn(async move {
+            while let Some((due, piece)) = under_way.recv().await {
+                let wait = due.saturating_sub(RealEnv.boot_now());
+                if !wait.is_zero() {
+                    RealEnv.sleep(wait).await;
+                }
+                while links.way(sender, receiver).cut {
+                    RealEnv.sleep(LOOK_AGAIN).await;
+                }
+                if to.write_all(&piece).await.is_err() {
+                    return;
+                }
+            }
+        }));
         let mut piece = vec![0; 16 * 1024];
         let mut number = 0_u32;
-        loop {
-            let Ok(length @ 1..) = from.read(&mut piece).await else { return };
+        while let Ok(length @ 1..) = from.read(&mut piece).await {
             let way = self.way(sender, receiver);
             number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let lost = (number >> 16) % 1000 < way.loss_permille;
             let wait = way.delay + if lost { RETRANSMIT } else { Duration::ZERO };
-            if !wait.is_zero() {
-                RealEnv.sleep(wait).await;
-            }
-            while self.way(sender, receiver).cut {
-                RealEnv.sleep(LOOK_AGAIN).await;
-            }
-            if to.write_all(&piece[..length]).await.is_err() {
+            let piece = (RealEnv.boot_now() + wait, piece[..length].to_vec());
+            if sets_out.send(piece).await.is_err() {
                 return;
             }
         }

@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use keyward_client::{CallError, Client, Repeat};
 use keyward_env::{Env, RealEnv};
+use keyward_proto::v1;
 
+use crate::chaos::clients::client_of;
+use crate::chaos::proxy::Links;
 use crate::support::load::Offered;
-use crate::support::{Region, create_key, encrypt};
+use crate::support::machines::Machines;
+use crate::support::{Region, Turn, create_key, encrypt, wait_until};
 
 const PRINCIPAL: &str = "arn:aws:iam::111122223333:user/dev";
 
@@ -77,6 +81,70 @@ async fn a_quota_holds_from_both_sides_whatever_happens() {
     assert_eq!(more.failed(), 0, "survivors fail no call");
 }
 
+/// A node is cut off from the others while callers ask all three, as a follower and as the leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_neither_exceeds_a_quota_nor_costs_the_majority_a_part_of_it() {
+    const RATE: u64 = 200;
+    const BURST: u64 = 50;
+    /// For so long the others may have to do without the part of a node that is cut off: its lease, and 400 ms.
+    const WITHOUT_ITS_PART: Duration = Duration::from_millis(2900 + 400);
+    let _turn = Turn::wait();
+    let Some(mut machines) = Machines::new() else { return };
+    let links = Links::between(&machines).await;
+    machines.found();
+    let (limit, burst) = (format!("{RATE}/s"), BURST.to_string());
+    let principal = "arn:aws:iam::111122223333:user/app";
+    let quota = ["quota", "set", "--principal", principal, "--limit", &limit, "--burst", &burst];
+    machines.on_ok(1, &quota);
+    // Any two nodes are asked for 1.5 times the rate.
+    let loads: Vec<Offered> = (1..=3)
+        .map(|node| {
+            Offered::start(
+                vec![client_of(&machines, node, "app")],
+                RATE * 3 / 4,
+                |client| async move {
+                    let request = v1::GenerateRandomRequest { number_of_bytes: Some(8) };
+                    let call = client
+                        .key_once(request, |mut c, r| async move { c.generate_random(r).await });
+                    call.await.map(drop)
+                },
+            )
+        })
+        .collect();
+    let all: Vec<&Offered> = loads.iter().collect();
+    let fair = async |what: &str| {
+        let rate = Offered::rate(&all, 2).await;
+        println!("{what}: {rate:.0} a second of {RATE}");
+        assert!(rate >= RATE as f64 * 0.95, "{what}: {rate:.1} a second were admitted of {RATE}");
+    };
+    RealEnv.sleep(Duration::from_millis(600)).await;
+    fair("all nodes").await;
+    for leads in [false, true] {
+        let leader = machines.leader().expect("a leader");
+        let cut = if leads { leader } else { 1 + leader % 3 };
+        let majority: Vec<&Offered> =
+            (1..=3).filter(|node| *node != cut).map(|node| &loads[node - 1]).collect();
+        let failed = || majority.iter().map(|load| load.failed()).sum::<u64>();
+        let before = failed();
+        links.isolate(cut);
+        RealEnv.sleep(WITHOUT_ITS_PART).await;
+        let admitted = loads[cut - 1].admitted();
+        fair(if leads { "without the leader" } else { "without a follower" }).await;
+        assert_eq!(loads[cut - 1].admitted(), admitted, "without a lease nothing is admitted");
+        links.mend();
+        fair("while it comes back").await;
+        wait_until("the node admits calls again", Duration::from_secs(10), async || {
+            loads[cut - 1].admitted() > admitted
+        })
+        .await;
+        fair("once it is back").await;
+        assert_eq!(failed(), before, "the majority fails no call");
+    }
+    let worst = Offered::burst(&all, RATE);
+    println!("at worst {worst:.1} calls beyond the rate, of a burst of {BURST}");
+    assert!(worst <= BURST as f64, "{worst:.1} calls beyond the rate, {BURST} may be");
+}
+
 /// A refusal says which quota, whose, how much and when to try again; a change of the quota counts at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_say_all_and_changes_count_at_once() {
@@ -118,7 +186,7 @@ async fn refusals_say_all_and_changes_count_at_once() {
     assert_eq!((throttle.limit, throttle.window_seconds), (5, 1));
     assert!((1..=1000).contains(&throttle.retry_after_milliseconds), "{throttle:?}");
     // Clients wait and try again by themselves.
-    let request = keyward_proto::v1::EncryptRequest {
+    let request = v1::EncryptRequest {
         key_id: key.clone(),
         plaintext: b"plaintext".to_vec(),
         ..Default::default()

@@ -2,8 +2,8 @@
 //! ([`Offered`]).
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use keyward_client::{CallError, Client};
@@ -85,7 +85,8 @@ pub struct Offered {
 
 #[derive(Default)]
 struct Counts {
-    admitted: AtomicU64,
+    /// When each began and was answered.
+    admitted: Mutex<Vec<(Duration, Duration)>>,
     throttled: AtomicU64,
     failed: AtomicU64,
 }
@@ -110,12 +111,20 @@ impl Offered {
                     drop(<RealEnv as Env>::Runtime::spawn(async move {
                         let throttled =
                             |e: &CallError| e.code.as_deref() == Some("ThrottlingException");
-                        let counter = match answer.await {
-                            Ok(()) => &counts.admitted,
-                            Err(error) if throttled(&error) => &counts.throttled,
-                            Err(_) => &counts.failed,
-                        };
-                        counter.fetch_add(1, Ordering::SeqCst);
+                        let began = RealEnv.boot_now();
+                        match answer.await {
+                            Ok(()) => {
+                                let span = (began, RealEnv.boot_now());
+                                let admitted = counts.admitted.lock();
+                                admitted.unwrap_or_else(PoisonError::into_inner).push(span);
+                            }
+                            Err(error) if throttled(&error) => {
+                                counts.throttled.fetch_add(1, Ordering::SeqCst);
+                            }
+                            Err(_) => {
+                                counts.failed.fetch_add(1, Ordering::SeqCst);
+                            }
+                        }
                     }));
                     sent += 1;
                 }
@@ -126,7 +135,11 @@ impl Offered {
     }
 
     pub fn admitted(&self) -> u64 {
-        self.counts.admitted.load(Ordering::SeqCst)
+        self.spans().len() as u64
+    }
+
+    fn spans(&self) -> MutexGuard<'_, Vec<(Duration, Duration)>> {
+        self.counts.admitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn throttled(&self) -> u64 {
@@ -144,6 +157,34 @@ impl Offered {
         let (began, before) = (RealEnv.boot_now(), sum());
         RealEnv.sleep(Duration::from_secs(seconds)).await;
         (sum() - before) as f64 / (RealEnv.boot_now() - began).as_secs_f64()
+    }
+
+    /// The most calls of these loads that any window holds beyond what the rate gives in that time: of all windows, the
+    /// worst. A call counts where it began and was answered within the window, so it was admitted there for certain.
+    pub fn burst(loads: &[&Self], a_second: u64) -> f64 {
+        let mut spans: Vec<(f64, f64)> = Vec::new();
+        for load in loads {
+            let seconds =
+                |(began, ended): &(Duration, Duration)| (began.as_secs_f64(), ended.as_secs_f64());
+            spans.extend(load.spans().iter().map(seconds));
+        }
+        spans.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let mut late_first: Vec<usize> = (0..spans.len()).collect();
+        late_first.sort_by(|a, b| spans[*b].0.total_cmp(&spans[*a].0));
+        // By their ends: whether a call began since the window did.
+        let mut within = vec![0.0; spans.len()];
+        let mut worst = 0.0_f64;
+        for at in late_first {
+            within[at] = 1.0;
+            let begins = spans[at].0;
+            let mut count = 0.0;
+            let first = spans.partition_point(|span| span.1 < begins);
+            for (call, span) in within[first..].iter().zip(&spans[first..]) {
+                count += call;
+                worst = worst.max(count - a_second as f64 * (span.1 - begins));
+            }
+        }
+        worst
     }
 }
 

@@ -20,6 +20,20 @@ fn sudo(arguments: &[&str]) -> Output {
     Command::new(arguments[0]).args(&arguments[1..]).output().expect("a command")
 }
 
+/// The third number of a network that no test of this or another process has.
+fn free_network() -> u8 {
+    let used = sudo(&["ip", "-o", "-4", "address"]).stdout;
+    let used = String::from_utf8_lossy(&used).into_owned();
+    loop {
+        let own =
+            u64::from(std::process::id()) + u64::from(NETWORKS.fetch_add(1, Ordering::Relaxed));
+        let network = (own % 250) as u8;
+        if !used.contains(&format!(" 10.203.{network}.")) {
+            return network;
+        }
+    }
+}
+
 /// Three machines on one network. Gone when dropped.
 pub struct Machines {
     name: String,
@@ -37,9 +51,8 @@ impl Machines {
             eprintln!("skipped: iproute2 is not installed");
             return None;
         }
-        let number = NETWORKS.fetch_add(1, Ordering::Relaxed);
-        let network = 77 + number;
-        let name = format!("kw{}{number}", std::process::id() % 10_000);
+        let network = free_network();
+        let name = format!("kw{}{network}", std::process::id() % 10_000);
         let folder = tempfile::tempdir().expect("a folder");
         let (environment, running) = (Vec::new(), vec![None, None, None]);
         let machines = Self { name, network, folder, environment, running };
@@ -213,6 +226,15 @@ impl Machines {
         let output = self.on(1, &["--output", "json", "cluster", "status"]);
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         status["Nodes"].as_array().into_iter().flatten().filter(|n| n["Role"] == "voter").count()
+    }
+
+    /// Which node leads, as the first machine is told.
+    pub fn leader(&self) -> Option<usize> {
+        let output = self.on(1, &["--timeout", "2", "--output", "json", "cluster", "status"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let leads = |node: &&serde_json::Value| node["Leader"].as_bool() == Some(true);
+        let leader = status["Nodes"].as_array()?.iter().find(leads)?;
+        leader["Node"].as_u64().and_then(|node| usize::try_from(node).ok())
     }
 
     /// The process of a node, if it runs.

@@ -25,6 +25,17 @@ pub const KEYWARD: &str = env!("CARGO_BIN_EXE_keyward");
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 static PORTS: AtomicU16 = AtomicU16::new(0);
 
+/// Held by a test with processes of its own whose figures count.
+pub struct Turn {
+    _held: MutexGuard<'static, ()>,
+}
+
+impl Turn {
+    pub fn wait() -> Self {
+        Self { _held: ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+}
+
 /// A range of ports that no other test of this process uses.
 pub fn port_base() -> u16 {
     let own = u16::try_from(std::process::id() % 500).unwrap_or(0) * 40;
@@ -48,13 +59,13 @@ pub struct Region {
     /// What nodes are started with beside the tests' own environment.
     pub environment: Vec<(String, String)>,
     children: Vec<Option<Child>>,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 impl Region {
     /// Founds a Region with `keyward dev up`, stops that, and starts the nodes on their own.
     pub fn start(nodes: u16) -> Self {
-        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = Turn::wait();
         let folder = tempfile::tempdir().expect("a folder");
         let port_base = port_base();
         let mut up = Command::new(KEYWARD)

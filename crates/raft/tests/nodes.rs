@@ -16,6 +16,8 @@ use parking_lot::Mutex;
 /// Heartbeats are shorter than this, appends with a command longer.
 const HEARTBEAT_BYTES_MAX: usize = 60;
 
+const PATIENCE: Duration = Duration::from_secs(10);
+
 #[derive(Default)]
 struct Network {
     nodes: Mutex<BTreeMap<u64, Arc<Node<RealEnv>>>>,
@@ -101,7 +103,7 @@ async fn two_nodes(
     }
     let leader = network.nodes.lock()[&1].clone();
     leader.found().await.expect("founded");
-    drop(leader.propose(envelope(0), Duration::from_secs(10)).await.expect("acknowledged"));
+    drop(leader.propose(envelope(0), PATIENCE).await.expect("acknowledged"));
     (leader, last)
 }
 
@@ -112,9 +114,9 @@ async fn a_lost_answer_at_the_end_of_a_snapshot_costs_no_second_one() {
     let network = Arc::new(Network::default());
     let (leader, state) = two_nodes(&network, SnapshotPace { every: 20, kept: 0 }).await;
     for id in 1..=100 {
-        drop(leader.propose(envelope(id), Duration::from_secs(10)).await.expect("acknowledged"));
+        drop(leader.propose(envelope(id), PATIENCE).await.expect("acknowledged"));
     }
-    leader.add_learner(2, "127.0.0.1:2").await.expect("added");
+    leader.add_learner(2, "127.0.0.1:2", PATIENCE).await.expect("added");
     let (follower, applied) = (network.nodes.lock()[&2].clone(), leader.state().applied);
     let mut tries = 0;
     while follower.state().applied < applied {
@@ -133,8 +135,8 @@ async fn a_lost_answer_at_the_end_of_a_snapshot_costs_no_second_one() {
 async fn one_append_with_entries_is_in_flight_at_a_time() {
     let network = Arc::new(Network::default());
     let (leader, _) = two_nodes(&network, SnapshotPace::default()).await;
-    leader.add_learner(2, "127.0.0.1:2").await.expect("added");
-    leader.promote(2).await.expect("promoted");
+    leader.add_learner(2, "127.0.0.1:2", PATIENCE).await.expect("added");
+    leader.promote(2, PATIENCE).await.expect("promoted");
     let proposers: Vec<_> = (0..30)
         .map(|proposer| {
             let leader = Arc::clone(&leader);
@@ -154,4 +156,18 @@ async fn one_append_with_entries_is_in_flight_at_a_time() {
     }
     assert!(network.appends.load(Ordering::SeqCst) > 20, "appends were not seen");
     assert_eq!(network.most.load(Ordering::SeqCst), 1);
+}
+
+/// A node that joins while another one's joining is not committed yet waits for that, and is not refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_are_added_at_once_are_added_one_after_the_other() {
+    let network = Arc::new(Network::default());
+    let (leader, _) = two_nodes(&network, SnapshotPace::default()).await;
+    leader.add_learner(2, "127.0.0.1:2", PATIENCE).await.expect("added");
+    // From here on an entry is committed when node 2 has it as well.
+    leader.promote(2, PATIENCE).await.expect("promoted");
+    let add = async |node: u64, address| leader.add_learner(node, address, PATIENCE).await;
+    let (third, fourth) = futures_util::join!(add(3, "127.0.0.1:3"), add(4, "127.0.0.1:4"));
+    assert_eq!((third, fourth), (Ok(()), Ok(())));
+    assert_eq!(leader.members().len(), 4);
 }

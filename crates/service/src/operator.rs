@@ -331,7 +331,7 @@ impl<E: Env> Kms<E> {
                 if !equipped {
                     return Err(refused(format!("node {node} is still fetching domain keys")));
                 }
-                self.node.promote(node).await.map_err(refused)?;
+                self.node.promote(node, self.left(deadline)).await.map_err(refused)?;
                 tracing::info!(node, "a node that was invited votes from now on");
                 Ok(LeaderReply::Done)
             }
@@ -433,7 +433,7 @@ impl<E: Env> Kms<E> {
         }
         self.change(deadline, Command::RegisterRoot { root: root.clone(), node }).await?;
         if members.iter().all(|m| m.node != node) {
-            self.node.add_learner(node, address).await.map_err(refused)?;
+            self.node.add_learner(node, address, self.left(deadline)).await.map_err(refused)?;
         }
         // It catches up, and its housekeeping fetches the domain keys for its own root.
         let target = self.node.state().applied;
@@ -454,7 +454,7 @@ impl<E: Env> Kms<E> {
         if learner {
             return Ok(());
         }
-        self.node.promote(node).await.map_err(refused)
+        self.node.promote(node, self.left(deadline)).await.map_err(refused)
     }
 
     // --- Principals.

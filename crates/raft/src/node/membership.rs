@@ -1,5 +1,8 @@
 //! Members: adding, promoting, removing, and handing leadership over.
 
+use openraft::ChangeMembers;
+use openraft::errors::ChangeMembershipError;
+
 use super::*;
 
 impl<E: Env> Node<E> {
@@ -33,10 +36,41 @@ impl<E: Env> Node<E> {
         self.members().iter().any(|member| member.node == node)
     }
 
+    /// Carries out one change of the members. One that is under way is waited for: openraft takes them one at a time, and
+    /// nodes may be added together.
+    async fn in_turn<T, F>(
+        &self,
+        patience: Duration,
+        change: impl Fn() -> F + Send + Sync,
+    ) -> Result<(), String>
+    where
+        F: Future<Output = Result<T, RaftError<TypeConfig<E>, ClientWriteError<TypeConfig<E>>>>>
+            + Send,
+        T: Send,
+    {
+        let end = self.env.boot_now() + patience;
+        loop {
+            let error = match change().await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            let under_way = matches!(
+                error,
+                RaftError::APIError(ClientWriteError::ChangeMembershipError(
+                    ChangeMembershipError::InProgress(_)
+                ))
+            );
+            if !under_way || self.env.boot_now() >= end {
+                return Err(error.to_string());
+            }
+            self.env.sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// Completes a change of the voters that an earlier leader left half done. Leader only.
     pub async fn complete_voters_change(&self) -> Result<(), String> {
         // Nobody is added: the voters are those that the change was to lead to.
-        let change = openraft::ChangeMembers::AddVoterIds(BTreeSet::new());
+        let change = ChangeMembers::AddVoterIds(BTreeSet::new());
         self.raft.change_membership(change, false).await.map(drop).map_err(|e| e.to_string())
     }
 
@@ -48,15 +82,20 @@ impl<E: Env> Node<E> {
     }
 
     /// Adds a node that follows and does not vote. Leader only.
-    pub async fn add_learner(&self, node: NodeId, address: &str) -> Result<(), String> {
-        let added = self.raft.add_learner(node, BasicNode::new(address), false).await;
-        added.map(drop).map_err(|e| e.to_string())
+    pub async fn add_learner(
+        &self,
+        node: NodeId,
+        address: &str,
+        patience: Duration,
+    ) -> Result<(), String> {
+        let add = || self.raft.add_learner(node, BasicNode::new(address), false);
+        self.in_turn(patience, add).await
     }
 
     /// Makes followers that have caught up vote. Leader only.
-    pub async fn promote(&self, node: NodeId) -> Result<(), String> {
-        let change = openraft::ChangeMembers::AddVoterIds(BTreeSet::from([node]));
-        self.raft.change_membership(change, true).await.map(drop).map_err(|e| e.to_string())
+    pub async fn promote(&self, node: NodeId, patience: Duration) -> Result<(), String> {
+        let change = ChangeMembers::AddVoterIds(BTreeSet::from([node]));
+        self.in_turn(patience, || self.raft.change_membership(change.clone(), true)).await
     }
 
     /// Removes a node: first nothing more is granted to it and its leases run out, then the membership
@@ -78,17 +117,18 @@ impl<E: Env> Node<E> {
         }
         let votes = self.members().iter().any(|member| member.node == node && member.voter);
         let removed = BTreeSet::from([node]);
-        let result = if votes {
-            let change = openraft::ChangeMembers::RemoveVoters(removed);
-            self.raft.change_membership(change, false).await
+        let change = if votes {
+            ChangeMembers::RemoveVoters(removed)
         } else {
-            let change = openraft::ChangeMembers::RemoveNodes(removed);
-            self.raft.change_membership(change, false).await
+            ChangeMembers::RemoveNodes(removed)
         };
+        let left = end.saturating_sub(self.env.boot_now());
+        let change = || self.raft.change_membership(change.clone(), false);
+        let result = self.in_turn(left, change).await;
         if result.is_err() {
             self.keeper.grant_again(node);
         }
-        result.map(drop).map_err(|e| e.to_string())
+        result
     }
 
     /// Hands leadership to `to`, or to whichever voter takes it. Returns the new leader. An error also if
