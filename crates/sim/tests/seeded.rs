@@ -64,6 +64,7 @@ fn no_seed_breaks_a_rule() {
     assert!(sum.wiped > 10 && sum.old_copies > 10 && sum.foreign_disks > 10, "{sum:?}");
     assert!(sum.rotten_disks > 5 && sum.disk_faults > 50 && sum.snapshots > 20, "{sum:?}");
     assert!(sum.replaced > 10 && sum.joined > 40, "{sum:?}");
+    assert!(sum.misused > 50 * SEEDS && sum.chased > SEEDS / 2, "{sum:?}");
     assert!(sum.root_faults > 100 && sum.roots_changed > 25 && sum.last_roots_kept > 10, "{sum:?}");
 }
 
