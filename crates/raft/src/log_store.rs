@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::lease::Keeper;
 use crate::recover::Recovery;
-use crate::types::{LeaderId, LogEntry, LogId, Membership, TypeConfig, Vote};
+use crate::types::{LeaderId, LogEntry, LogId, Membership, StoredMembership, TypeConfig, Vote};
 
 /// The vote.
 pub(crate) const LAST_VOTE: &[u8] = b"vote";
@@ -56,9 +56,18 @@ struct Cache<E: Env> {
     entries: BTreeMap<u64, LogEntry<E>>,
     vote: Option<Vote>,
     purged: Option<LogId>,
-    /// The configuration in force when the entries in memory name none: of the last snapshot, of the applied
+    /// The configuration in force when the entries in memory name no later one: of the last snapshot, of the applied
     /// state, or of an entry that left memory.
-    base: Membership,
+    base: StoredMembership,
+}
+
+/// The configuration that an entry names, if it does.
+fn configuration<E: Env>(entry: &LogEntry<E>) -> Option<StoredMembership> {
+    Some(StoredMembership::new(Some(entry.log_id), entry.get_membership()?))
+}
+
+fn index_of(membership: &StoredMembership) -> Option<u64> {
+    membership.log_id().as_ref().map(|id| id.index)
 }
 
 impl<E: Env> Cache<E> {
@@ -68,10 +77,24 @@ impl<E: Env> Cache<E> {
             && let Some(oldest) = self.entries.first_entry()
             && *oldest.key() <= written.min(applied)
         {
-            if let Some(membership) = oldest.remove().get_membership() {
-                self.base = membership;
-            }
+            let membership = configuration::<E>(&oldest.remove());
+            self.applied(membership);
         }
+    }
+
+    /// Takes over a configuration that was applied. Entries from before a snapshot may leave memory after it was taken
+    /// over, and what they name is over by then.
+    fn applied(&mut self, membership: Option<StoredMembership>) {
+        if let Some(membership) = membership.filter(|m| index_of(m) >= index_of(&self.base)) {
+            self.base = membership;
+        }
+    }
+
+    /// The last configuration, committed or not.
+    fn effective(&self) -> Membership {
+        let last = self.entries.values().rev().find_map(configuration::<E>);
+        let last = last.filter(|last| index_of(last) > index_of(&self.base));
+        last.as_ref().unwrap_or(&self.base).membership().clone()
     }
 }
 
@@ -137,7 +160,7 @@ impl<E: Env> LogStore<E> {
         env: E,
         store: Arc<dyn Store>,
         keeper: Arc<Keeper>,
-        base: Membership,
+        base: StoredMembership,
         proved: Arc<AtomicBool>,
     ) -> io::Result<Self> {
         let read = |key: &[u8]| store.get(Table::LogMeta, key);
@@ -185,17 +208,15 @@ impl<E: Env> LogStore<E> {
         Ok(log)
     }
 
-    /// The state machine took over a snapshot: its configuration counts where the log names none.
-    pub(crate) fn rebase(&self, base: Membership) {
-        self.cache.lock().base = base;
+    /// The state machine took over a snapshot: its configuration counts where the log names no later one.
+    pub(crate) fn rebase(&self, base: StoredMembership) {
+        self.cache.lock().applied(Some(base));
         self.tell_configuration();
     }
 
     fn tell_configuration(&self) {
         let cache = self.cache.lock();
-        let last = cache.entries.values().rev().find_map(LogEntry::<E>::get_membership);
-        let effective = last.unwrap_or_else(|| cache.base.clone());
-        self.keeper.configured(effective);
+        self.keeper.configured(cache.effective());
     }
 
     /// Index of the last entry that was purged.
@@ -496,10 +517,7 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
             let mut cache = self.cache.lock();
             let kept = cache.entries.split_off(&(log_id.index + 1));
             let gone = std::mem::replace(&mut cache.entries, kept);
-            // A configuration among the purged entries is applied, and so still in force.
-            if let Some(membership) = gone.values().rev().find_map(LogEntry::<E>::get_membership) {
-                cache.base = membership;
-            }
+            cache.applied(gone.values().rev().find_map(configuration::<E>));
             cache.purged = Some(log_id);
         }
         let mut batch = Batch::default();
@@ -530,5 +548,44 @@ impl<E: Env> LogStore<E> {
         }
         let author = before.map(|before| before.leader_id.node_id);
         self.keeper.won(leader, entry.log_id.index, author, self.env.boot_now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keyward_env::RealEnv;
+    use openraft::impls::BasicNode;
+
+    use super::*;
+
+    fn id(term: u64, index: u64) -> LogId {
+        LogId::new(LeaderId { term, node_id: 1 }, index)
+    }
+
+    fn voters(nodes: &[NodeId]) -> Membership {
+        let nodes: BTreeMap<NodeId, BasicNode> =
+            nodes.iter().map(|node| (*node, BasicNode::default())).collect();
+        Membership::new(vec![nodes.keys().copied().collect()], nodes).expect("a configuration")
+    }
+
+    fn cache() -> Cache<RealEnv> {
+        let base = StoredMembership::new(Some(id(1, 1)), voters(&[1, 2, 3]));
+        Cache { entries: BTreeMap::new(), vote: None, purged: None, base }
+    }
+
+    #[test]
+    fn a_configuration_that_a_snapshot_has_overtaken_is_not_in_force_again() {
+        let mut cache = cache();
+        cache.entries.insert(5, RaftEntry::new_membership(id(1, 5), voters(&[1, 2, 3, 4])));
+        assert_eq!(cache.effective(), voters(&[1, 2, 3, 4]));
+        // A snapshot of entry 9 is taken over. The entries that it covers are purged later.
+        let of_snapshot = StoredMembership::new(Some(id(2, 8)), voters(&[1, 2, 4, 5]));
+        cache.applied(Some(of_snapshot));
+        assert_eq!(cache.effective(), voters(&[1, 2, 4, 5]));
+        let left = std::mem::take(&mut cache.entries);
+        cache.applied(left.values().rev().find_map(configuration::<RealEnv>));
+        assert_eq!(cache.effective(), voters(&[1, 2, 4, 5]));
+        cache.entries.insert(10, RaftEntry::new_membership(id(2, 10), voters(&[1, 2, 4])));
+        assert_eq!(cache.effective(), voters(&[1, 2, 4]), "a later one counts, committed or not");
     }
 }

@@ -265,7 +265,7 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for Machine<E> {
         if position.0 != meta.last_log_id {
             return Err(io::Error::other("the received snapshot is not at the index it names"));
         }
-        self.log.rebase(position.1.membership().clone());
+        self.log.rebase(position.1.clone());
         *self.stand.position.lock() = position;
         self.show(state);
         self.stand.freeze(&self.env, &self.store).await?;

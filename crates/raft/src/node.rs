@@ -135,7 +135,7 @@ impl<E: Env> Node<E> {
         let now = env.boot_now();
         let boot = random_u64(&env);
         let keeper = Arc::new(Keeper::new(node, boot, config.timers, now));
-        let base = position.1.membership().clone();
+        let base = position.1.clone();
         let store = Arc::clone(&log_store);
         let proved = Arc::new(AtomicBool::new(false));
         let log = LogStore::open(

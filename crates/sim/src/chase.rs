@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::book::Sample;
 use crate::client::{Callers, Use};
-use crate::cluster::{NODES, Running};
+use crate::cluster::Running;
 use crate::sleep;
 
 /// Between looks at what nodes encrypt with.
@@ -23,7 +23,8 @@ fn current(callers: &Callers, key_id: &str) -> Vec<Option<u32>> {
         let state = running.kms.node().state();
         id.and_then(|id| state.key(&id).map(|key| key.current))
     };
-    (0..NODES).map(|index| callers.cluster.running(index).and_then(of_node)).collect()
+    let cluster = &callers.cluster;
+    cluster.machines().map(|index| cluster.running(index).and_then(of_node)).collect()
 }
 
 /// Chases one rotation of that key, which is about to begin.
@@ -55,7 +56,7 @@ async fn open_elsewhere(callers: &Arc<Callers>, key: usize, first: usize) {
         book.chased.push(Sample { key, blob, plaintext });
         book.chased.len() - 1
     };
-    for index in (0..NODES).filter(|index| *index != first) {
+    for index in callers.cluster.machines().filter(|index| *index != first) {
         let Some(running) = callers.cluster.running(index) else { continue };
         let this = Arc::clone(callers);
         drop(callers.cluster.world.spawn_in(running.group, async move {

@@ -18,7 +18,7 @@ use tower::ServiceExt;
 
 use crate::book::{Acknowledged, Book, Change, KeyView, Sample, SharedBook, Told, alias_name};
 use crate::chase::chase;
-use crate::cluster::{Cluster, NODES, Running, client, expired_client};
+use crate::cluster::{Cluster, Running, client, expired_client};
 use crate::dice::Dice;
 use crate::faults::{Fault, FaultKind, Schedule};
 use crate::invariants::{Began, Invariants, Seen};
@@ -179,7 +179,7 @@ impl Callers {
         let repeatable =
             matches!(change, Change::SetEnabled(..) | Change::Describe(..) | Change::Cancel(_));
         for _ in 0..TRIES_MAX {
-            let index = self.throw(|dice| dice.index(NODES));
+            let index = self.throw(|dice| dice.pick(&self.cluster.members()));
             let Some(running) = self.cluster.running(index) else {
                 crate::sleep(Duration::from_millis(20)).await;
                 continue;
@@ -200,6 +200,20 @@ impl Callers {
         false
     }
 
+    /// A change through that node. True once it was acknowledged.
+    pub async fn change_through(
+        self: &Arc<Self>,
+        through: (usize, Running),
+        change: &Change,
+        patience: Duration,
+    ) -> bool {
+        let done = self.try_change(through, change, patience).await == Told::Done;
+        if done {
+            self.probe(change);
+        }
+        done
+    }
+
     /// The first calls after an acknowledgement, on every node.
     fn probe(self: &Arc<Self>, change: &Change) {
         let usage = match change {
@@ -213,7 +227,7 @@ impl Callers {
             | Change::UpdateAlias(alias, _)
             | Change::DeleteAlias(alias) => Use::Alias(*alias),
         };
-        for index in 0..NODES {
+        for index in self.cluster.machines() {
             if let Some(running) = self.cluster.running(index) {
                 drop(self.spawn_use(index, running, usage));
             }
@@ -319,8 +333,13 @@ impl Callers {
     ) -> Result<Response, KmsError> {
         let (id, event) = (running.kms.audit().next_request_id(), call.request.operation().name());
         call.trace.request_id = id;
+        let began = self.cluster.world.step();
         let result = Stack::clone(&running.stack).oneshot(call).await;
         let (disk, refusal) = (self.cluster.audit_disk(index), result.as_ref().err());
+        if result.is_ok() && self.cluster.had_left(index, began) {
+            let what = format!("A REMOVED NODE SERVES: node {}, {event}", self.cluster.id(index));
+            self.book.lock().violate(what);
+        }
         let (mut trails, now) = (self.invariants.trails(), self.cluster.world.now());
         let mut book = self.book.lock();
         trails.answered((index, &disk), id, event, refusal, now, &mut book);

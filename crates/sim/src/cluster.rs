@@ -1,5 +1,5 @@
-//! Three nodes of a Region, founded and joined as an operator does it, over stores that forget in a power
-//! cut what was not synced.
+//! The nodes of a Region, founded and joined as an operator does it, over stores that forget in a power cut what was not
+//! synced.
 
 mod audits;
 mod devices;
@@ -7,6 +7,7 @@ mod disks;
 mod operator;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use keyward_service::{Kms, Stack, stack};
 use keyward_state::{MemStore, Purpose, Timers};
 use parking_lot::Mutex;
 
+use crate::check::Step;
 use crate::dice::{Dice, Stream};
 use crate::env::{Drawn, SimEntropy, SimEnv};
 use crate::network::{Net, SimTransport};
@@ -35,8 +37,8 @@ use disks::Copied;
 pub use disks::Refusal;
 pub use operator::{client, expired_client, metered, operator};
 
-/// Nodes of the Region.
-pub const NODES: usize = 3;
+/// Machines that every Region begins with.
+pub const FOUNDERS: usize = 3;
 
 /// How roots are watched: faster than in the server, as runs are short.
 const ROOT_WATCH: RootWatchConfig = RootWatchConfig {
@@ -68,7 +70,21 @@ pub struct Running {
     pub stack: Arc<Stack<SimEnv>>,
 }
 
+/// What a machine is to the Region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Nothing yet: it is switched off.
+    Spare,
+    /// Its node is a member, or is about to be.
+    Member,
+    /// Its node was a member; that it was removed was acknowledged in this step. It still runs.
+    Left(Step),
+}
+
 struct Slot {
+    place: Place,
+    /// An operator is at work on it: its node joins, leaves, or is replaced.
+    in_hand: bool,
     /// Its node's id: another one once the machine has lost what it had.
     id: NodeId,
     clock: ClockId,
@@ -138,7 +154,7 @@ fn address_of(index: usize) -> String {
 }
 
 impl Cluster {
-    /// Three machines, switched off.
+    /// The machines of that plan, switched off.
     #[must_use]
     pub fn new(seed: u64, plan: &Plan, world: &Arc<World>) -> Arc<Self> {
         let slots = plan
@@ -146,6 +162,8 @@ impl Cluster {
             .iter()
             .zip(1..)
             .map(|((clock, _), id)| Slot {
+                place: if id <= FOUNDERS as NodeId { Place::Member } else { Place::Spare },
+                in_hand: false,
                 id,
                 clock: world.add_clock(*clock),
                 boots: 0,
@@ -187,6 +205,67 @@ impl Cluster {
         })
     }
 
+    // --- Machines.
+
+    /// All machines, the spare ones too.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.slots.lock().len()
+    }
+
+    /// The machines that have come into use: those of members, and of nodes that were removed and still run.
+    #[must_use]
+    pub fn machines(&self) -> Range<usize> {
+        let slots = self.slots.lock();
+        0..slots.iter().take_while(|slot| slot.place != Place::Spare).count()
+    }
+
+    /// The machines whose nodes are members of the Region, or are about to be.
+    #[must_use]
+    pub fn members(&self) -> Vec<usize> {
+        let slots = self.slots.lock();
+        (0..slots.len()).filter(|index| slots[*index].place == Place::Member).collect()
+    }
+
+    /// The other members' machines, from the one after machine `index` on and round.
+    #[must_use]
+    pub fn others(&self, index: usize) -> Vec<usize> {
+        let (before, after): (Vec<usize>, Vec<usize>) = self
+            .members()
+            .into_iter()
+            .filter(|other| *other != index)
+            .partition(|other| *other < index);
+        [after, before].concat()
+    }
+
+    /// The next machine that may come into use.
+    #[must_use]
+    pub fn next_spare(&self) -> Option<usize> {
+        Some(self.machines().end).filter(|index| *index < self.size())
+    }
+
+    /// That the node of machine `index` was removed has just been acknowledged.
+    pub fn has_left(&self, index: usize) {
+        self.slots.lock()[index].place = Place::Left(self.world.step());
+    }
+
+    /// Whether the node of machine `index` had been removed by that step, and must serve nothing.
+    #[must_use]
+    pub fn had_left(&self, index: usize, by: Step) -> bool {
+        matches!(self.slots.lock()[index].place, Place::Left(since) if since <= by)
+    }
+
+    /// An operator begins to work on machine `index`. False: one is at work on it already.
+    #[must_use]
+    pub fn take_in_hand(&self, index: usize) -> bool {
+        !std::mem::replace(&mut self.slots.lock()[index].in_hand, true)
+    }
+
+    /// The operator has done what was to be done on machine `index`.
+    pub fn let_go(&self, index: usize) {
+        self.slots.lock()[index].in_hand = false;
+    }
+
     // --- Processes.
 
     /// Starts node `index` on what its disks hold.
@@ -215,7 +294,7 @@ impl Cluster {
 
     /// The timers that a machine's node is configured with: the Region's.
     fn timers_of(&self, index: usize) -> Timers {
-        let differs = on(Bug::DifferentTimers) && index == NODES - 1;
+        let differs = on(Bug::DifferentTimers) && index == FOUNDERS - 1;
         match self.timers {
             Timers::DEFAULT if differs => Timers::QUICK,
             _ if differs => Timers::DEFAULT,
@@ -374,14 +453,15 @@ impl Cluster {
     /// The node that leads, if one knows that it does.
     #[must_use]
     pub fn leader(&self) -> Option<usize> {
-        (0..NODES).find(|index| self.running(*index).is_some_and(|node| node.kms.node().leads()))
+        self.machines()
+            .find(|index| self.running(*index).is_some_and(|node| node.kms.node().leads()))
     }
 
     /// What went wrong below the calls: nodes that did not start, consensus that stopped for good.
     #[must_use]
     pub fn failures(&self) -> Vec<String> {
         let mut failures = self.failures.lock().clone();
-        for index in 0..NODES {
+        for index in self.machines() {
             if self.disk_is_broken(index) {
                 continue;
             }
@@ -400,7 +480,7 @@ impl Cluster {
             Some(running) => {
                 let s = running.kms.node().status();
                 format!(
-                    "node {}: term {} leader {:?} log {} committed {} applied {} lease {} {} ms fence {} members {:?} fatal {:?}",
+                    "node {}: term {} leader {:?} log {} committed {} applied {} lease {} {} ms fence {} members {:?} changing {} fatal {:?}",
                     s.node,
                     s.term,
                     s.leader,
@@ -417,18 +497,19 @@ impl Cluster {
                         .iter()
                         .map(|m| (m.node, m.voter))
                         .collect::<Vec<_>>(),
+                    running.kms.node().voters_change(),
                     running.kms.node().fatal()
                 )
             }
         };
-        let all: Vec<String> = (0..NODES).map(one).collect();
+        let all: Vec<String> = self.machines().map(one).collect();
         let told: Vec<String> = self.slots.lock().iter().map(|slot| slot.told.clone()).collect();
         format!("at {} ms, {}; told {told:?}", self.world.now().as_millis(), all.join("; "))
     }
 
     /// Lets go of everything, so that nothing outlives the world.
     pub fn shut_down(&self) {
-        for index in 0..NODES {
+        for index in self.machines() {
             self.kill(index, Death::Kill);
         }
     }

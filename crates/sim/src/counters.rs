@@ -61,6 +61,12 @@ pub struct Counters {
     pub replaced: u64,
     /// Nodes that joined on a machine that had lost its own, and vote.
     pub joined: u64,
+    /// Machines that came into use while everything went on, and whose nodes vote.
+    pub grown: u64,
+    /// Members removed for good.
+    pub left: u64,
+    /// Changes of the members at whose worst moment something went wrong.
+    pub spoilt_changes: u64,
     /// Devices of roots that were slow, gone or wrong.
     pub root_faults: u64,
     /// Roots added and removed.
@@ -123,6 +129,9 @@ impl Counters {
         self.snapshots += other.snapshots;
         self.replaced += other.replaced;
         self.joined += other.joined;
+        self.grown += other.grown;
+        self.left += other.left;
+        self.spoilt_changes += other.spoilt_changes;
         self.root_faults += other.root_faults;
         self.roots_changed += other.roots_changed;
         self.last_roots_kept += other.last_roots_kept;

@@ -41,6 +41,8 @@ pub enum Stream {
     Fault(u32),
     /// Hand-overs that go wrong.
     HandOvers,
+    /// Members that come and go.
+    Members,
     /// A caller who does things wrong.
     Misuse,
     /// An operator who asks for quotas that make no sense.
@@ -70,6 +72,7 @@ impl Stream {
             Self::DiskFaults => 20,
             Self::Fault(number) => (1 << 33) | number as u64,
             Self::HandOvers => 16,
+            Self::Members => 23,
             Self::Misuse => 21,
             Self::QuotaMisuse => 22,
             Self::Client(client) => (1 << 32) | client as u64,

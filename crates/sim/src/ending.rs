@@ -12,22 +12,22 @@ use keyward_state::{Store, Table};
 
 use crate::book::{Change, Told};
 use crate::client::Callers;
-use crate::cluster::{Death, NODES};
+use crate::cluster::Death;
 use crate::runtime::JoinHandle;
 use crate::sleep;
 
 /// Once faults are over, a change is acknowledged and every node serves within this.
 const HEAL_WITHIN: Duration = Duration::from_secs(10);
-/// A node that is being replaced when faults end has joined and votes within this.
+/// A node that joins, leaves or is being replaced when faults end has done so within this.
 const WHOLE_WITHIN: Duration = Duration::from_secs(60);
 /// Roots that were away are tried again, and what was changed is settled, within this.
 const ROOTS_WITHIN: Duration = Duration::from_secs(30);
 /// Deletions that are due are executed, and deleted keys have left every disk, within this.
 const GONE_WITHIN: Duration = Duration::from_secs(60);
 
-/// Once faults are over, every machine has a node that votes again.
-pub async fn must_be_whole(callers: &Arc<Callers>, lies: JoinHandle<()>) {
-    if crate::timeout(WHOLE_WITHIN, lies).await.is_none() {
+/// Once faults are over, every change of the members comes to its end: a new node votes.
+pub async fn must_be_whole(callers: &Arc<Callers>, work: JoinHandle<()>) {
+    if crate::timeout(WHOLE_WITHIN, work).await.is_none() {
         let nodes = callers.cluster.describe();
         let what = format!("THE REGION IS NOT WHOLE within {WHOLE_WITHIN:?}: {nodes}");
         callers.book.lock().violate(what);
@@ -39,7 +39,8 @@ pub async fn must_heal(callers: &Arc<Callers>) {
     let world = &callers.cluster.world;
     let end = world.now() + HEAL_WITHIN;
     let mut changed = false;
-    let mut serves = [false; NODES];
+    let members = callers.cluster.members();
+    let mut serves = vec![false; members.len()];
     while !changed || serves.contains(&false) {
         if world.now() > end {
             let nodes = callers.cluster.describe();
@@ -49,7 +50,7 @@ pub async fn must_heal(callers: &Arc<Callers>) {
             );
             return callers.book.lock().violate(what);
         }
-        for (index, serves) in serves.iter_mut().enumerate() {
+        for (index, serves) in members.iter().copied().zip(&mut serves) {
             if !changed && let Some(running) = callers.cluster.running(index) {
                 let patience = Duration::from_secs(2);
                 let told = callers.try_change((index, running), &Change::Create, patience).await;
@@ -100,8 +101,8 @@ pub async fn replicas_agree(callers: &Callers) {
         callers.cluster.running(index).map(|running| running.kms.node().state().applied)
     };
     for _ in 0..200 {
-        let first = applied(0);
-        if first.is_some() && (1..NODES).all(|index| applied(index) == first) {
+        let all: Vec<_> = callers.cluster.members().into_iter().map(applied).collect();
+        if all[0].is_some() && all.iter().all(|index| *index == all[0]) {
             // Rows and positions are written in one batch: look at once, before anything else runs.
             return compare_rows(callers);
         }
@@ -130,11 +131,12 @@ fn compare_rows(callers: &Callers) {
         });
         (scanned.is_ok(), rows)
     };
+    let members = callers.cluster.members();
     for table in TABLES {
-        let first = rows(0, table);
-        for index in 1..NODES {
-            if rows(index, table) != first {
-                let node = callers.cluster.id(index);
+        let first = rows(members[0], table);
+        for index in &members[1..] {
+            if rows(*index, table) != first {
+                let node = callers.cluster.id(*index);
                 let what = format!("REPLICAS DIFFER: table {} of node {node}", table.name());
                 callers.book.lock().violate(what);
             }
@@ -153,7 +155,7 @@ pub async fn what_was_deleted_leaves(callers: &Arc<Callers>) {
                 && node.status().purged >= state.deletions()
         })
     };
-    while !(0..NODES).all(done) {
+    while !cluster.members().into_iter().all(done) {
         if cluster.world.now() > end {
             let what = format!("KEYS ARE NOT GONE within {GONE_WITHIN:?}: {}", cluster.describe());
             return callers.book.lock().violate(what);
@@ -190,7 +192,7 @@ pub async fn roots_agree(callers: &Arc<Callers>) {
         })
     };
     loop {
-        let differences: Vec<String> = (0..NODES).filter_map(agree).collect();
+        let differences: Vec<String> = cluster.members().into_iter().filter_map(agree).collect();
         if differences.is_empty() {
             return;
         }
@@ -211,10 +213,10 @@ pub async fn everything_is_on_record(callers: &Arc<Callers>, index: usize) -> Ve
 
 /// All machines lose power at once: every domain key is opened anew, by the roots on record.
 pub async fn start_cold(callers: &Arc<Callers>) {
-    for index in 0..NODES {
+    for index in callers.cluster.machines() {
         callers.cluster.kill(index, Death::PowerCut);
     }
-    for index in 0..NODES {
+    for index in callers.cluster.machines() {
         callers.cluster.boot(index);
     }
     must_heal(callers).await;

@@ -6,6 +6,8 @@ mod dates;
 mod disks;
 mod full_disks;
 mod hand_overs;
+mod members;
+mod operator;
 mod roots;
 mod schedule;
 
@@ -16,7 +18,7 @@ use std::time::Duration;
 use keyward_audit::testing::Faults;
 
 use crate::client::Callers;
-use crate::cluster::{Death, NODES, operator};
+use crate::cluster::{Death, operator};
 use crate::dice::{Dice, Stream};
 use crate::network::Weather;
 use crate::sleep;
@@ -27,6 +29,7 @@ pub use dates::reach_dates;
 pub use disks::lie_about_disks;
 pub use full_disks::break_disks;
 pub use hand_overs::spoil_hand_overs;
+pub use members::change_members;
 pub use roots::break_roots;
 pub use schedule::{Fault, FaultKind, Schedule, Spared};
 
@@ -47,7 +50,7 @@ pub async fn break_things(callers: Arc<Callers>, seed: u64, duration: Duration) 
         let leader = callers.cluster.leader();
         let index = match leader {
             Some(leader) if dice.permille(600) => leader,
-            _ => dice.index(NODES),
+            _ => dice.pick(&callers.cluster.members()),
         };
         let draw = dice.below(100);
         callers.tell(FaultKind::Numbered(number), || {
@@ -80,7 +83,7 @@ pub fn heal(callers: &Callers) {
     cluster.net.set_weather(Weather::FAIR);
     cluster.world.calm_schedule();
     cluster.set_deaths(0);
-    for index in 0..NODES {
+    for index in cluster.machines() {
         if !cluster.walls.has_passed() {
             cluster.walls.set_off(index, 0);
         }
@@ -94,10 +97,18 @@ pub fn heal(callers: &Callers) {
     }
 }
 
+/// Cuts the way from one machine to another, unless nothing may break any more.
+fn cut(callers: &Callers, from: usize, to: usize) {
+    if callers.healed.load(Ordering::Relaxed) {
+        return;
+    }
+    callers.cluster.net.cut(callers.cluster.id(from), callers.cluster.id(to));
+}
+
 /// A machine that nobody counts on (its disk lies) is not spared for.
 fn some_node_is_down(callers: &Callers) -> bool {
     let cluster = &callers.cluster;
-    (0..NODES).any(|index| {
+    cluster.members().into_iter().any(|index| {
         (cluster.group(index).is_none() && !cluster.lies(index)) || cluster.disk_is_broken(index)
     })
 }
@@ -105,8 +116,9 @@ fn some_node_is_down(callers: &Callers) -> bool {
 /// One follower loses the leader, then another restarts again and again.
 fn lose_one_and_blink(callers: &Arc<Callers>, dice: &mut Dice, leader: Option<usize>) {
     let Some(leader) = leader else { return };
-    let first = (leader + 1 + dice.index(NODES - 1)) % NODES;
-    let Some(second) = (0..NODES).find(|index| *index != leader && *index != first) else { return };
+    let first = dice.pick(&callers.cluster.others(leader));
+    let rest = |index: &usize| *index != leader && *index != first;
+    let Some(second) = callers.cluster.members().into_iter().find(rest) else { return };
     callers.book.lock().counters.partitions += 1;
     let net = &callers.cluster.net;
     net.mend();
@@ -135,7 +147,7 @@ fn lose_one_and_blink(callers: &Arc<Callers>, dice: &mut Dice, leader: Option<us
 fn part(callers: &Callers, dice: &mut Dice, index: usize) {
     callers.book.lock().counters.partitions += 1;
     let alone = dice.permille(300);
-    for other in (0..NODES).filter(|other| *other != index) {
+    for other in callers.cluster.members().into_iter().filter(|other| *other != index) {
         if alone || dice.permille(800) {
             callers.cluster.net.cut(callers.cluster.id(index), callers.cluster.id(other));
         }
@@ -200,7 +212,7 @@ fn start_after(callers: &Arc<Callers>, index: usize, down: Duration) {
 
 /// An operator hands leadership over, through any node.
 fn transfer(callers: &Arc<Callers>, dice: &mut Dice) {
-    let index = dice.index(NODES);
+    let index = dice.pick(&callers.cluster.members());
     let Some(running) = callers.cluster.running(index) else { return };
     callers.book.lock().counters.hand_overs += 1;
     let kms = running.kms;

@@ -15,7 +15,7 @@ use keyward_service::{Call, Caller, Request, Response};
 use parking_lot::Mutex;
 
 use crate::client::Callers;
-use crate::cluster::{Cluster, Death, NODES, metered, operator};
+use crate::cluster::{Cluster, Death, metered, operator};
 use crate::dice::Dice;
 use crate::invariants::Meter;
 use crate::plan::Metering;
@@ -159,7 +159,8 @@ impl MeteredCallers {
 
     /// Calls in runs of some seconds, at 1.5 to 3 times the rate, on one node or on all.
     async fn ask_for_more(self: Arc<Self>, kind: Kind, mut dice: Dice) {
-        let world = &self.callers.cluster.world;
+        let cluster = &self.callers.cluster;
+        let world = &cluster.world;
         loop {
             let limit = self.callers.invariants.meters().meters[kind as usize].limit();
             let a_second = match kind {
@@ -167,13 +168,13 @@ impl MeteredCallers {
                 _ => limit.limit,
             };
             let offered = a_second * (1500 + dice.below(1500)) / 1000 + 1;
-            let alone = dice.permille(500).then(|| dice.index(NODES));
+            let alone = dice.permille(500).then(|| dice.pick(&cluster.members()));
             let until = world.now() + dice.between_ms(500, 4000);
             while world.now() < until {
                 if self.ended.load(Ordering::Relaxed) {
                     return;
                 }
-                let index = alone.unwrap_or_else(|| dice.index(NODES));
+                let index = alone.unwrap_or_else(|| dice.pick(&cluster.members()));
                 // Fewer calls pile up at a process that stands still.
                 if !self.callers.cluster.is_frozen(index) {
                     self.call(kind, index);
@@ -270,7 +271,7 @@ impl MeteredCallers {
         let now = || cluster.world.now();
         self.callers.invariants.meters().meters[kind as usize].define(limit, now());
         for number in 0_usize.. {
-            let index = self.callers.throw(|dice| dice.index(NODES));
+            let index = self.callers.throw(|dice| dice.pick(&cluster.members()));
             let put = match quota(kind, &self.who[kind as usize], limit) {
                 Ok(quota) => put(cluster, index, quota).await,
                 Err(why) => {
@@ -293,24 +294,26 @@ impl MeteredCallers {
     /// over all; and when a node is lost, within its lease and 400 ms.
     pub async fn must_get_what_they_may(self: &Arc<Self>, dice: &mut Dice) {
         let kind = dice.pick(&[Kind::Shared, Kind::Shared, Kind::Small]);
-        let alone = dice.index(NODES);
+        let all = self.callers.cluster.members();
+        let alone = dice.pick(&all);
         while !self.callers.invariants.meters().meters[kind as usize].is_settled() {
             sleep(Duration::from_millis(100)).await;
         }
         match dice.below(3) {
             0 => self.measure(kind, &[alone], WHOLE_WITHIN, "one node alone").await,
-            1 => self.measure(kind, &[0, 1, 2], WHOLE_WITHIN, "all nodes").await,
+            1 => self.measure(kind, &all, WHOLE_WITHIN, "all nodes").await,
             _ => self.measure_without_one(kind, alone).await,
         }
     }
 
     async fn measure_without_one(self: &Arc<Self>, kind: Kind, lost: usize) {
         let cluster = &self.callers.cluster;
-        self.offer(kind, &[0, 1, 2], BURST_SPENT).await;
+        let all = cluster.members();
+        self.offer(kind, &all, BURST_SPENT).await;
         cluster.kill(lost, Death::Kill);
-        let rest: Vec<usize> = (0..NODES).filter(|index| *index != lost).collect();
+        let rest: Vec<usize> = all.into_iter().filter(|index| *index != lost).collect();
         let ttl = Duration::from_millis(cluster.timers().lease_ttl_ms);
-        self.measure(kind, &rest, ttl + WHOLE_WITHIN, "two nodes, the third one lost").await;
+        self.measure(kind, &rest, ttl + WHOLE_WITHIN, "the others of a lost node").await;
         cluster.boot(lost);
         crate::ending::must_heal(&self.callers).await;
     }

@@ -11,7 +11,7 @@ use keyward_service::api::{DescribeKey, ScheduleKeyDeletion, UpdateKeyDescriptio
 use keyward_service::{Kms, Request};
 
 use crate::client::{Callers, decrypt};
-use crate::cluster::{NODES, client, metered, operator};
+use crate::cluster::{client, metered, operator};
 use crate::dice::Dice;
 use crate::env::SimEnv;
 use crate::invariants::{bad_input, never_opens};
@@ -37,7 +37,7 @@ enum Misuse {
 pub async fn misuse(callers: Arc<Callers>, mut dice: Dice, ended: Arc<AtomicBool>) {
     while !ended.load(Ordering::Relaxed) {
         sleep(dice.between_ms(50, 350)).await;
-        let index = dice.index(NODES);
+        let index = dice.pick(&callers.cluster.members());
         let Some(running) = callers.cluster.running(index) else { continue };
         let Some((misuse, request)) = choose(&callers, &mut dice) else { continue };
         let (this, group) = (Arc::clone(&callers), running.group);
@@ -140,7 +140,7 @@ impl QuotaCall {
 pub async fn misuse_quotas(callers: Arc<Callers>, mut dice: Dice, ended: Arc<AtomicBool>) {
     while !ended.load(Ordering::Relaxed) {
         sleep(dice.between_ms(50, 500)).await;
-        let index = dice.index(NODES);
+        let index = dice.pick(&callers.cluster.members());
         let Some(running) = callers.cluster.running(index) else { continue };
         let bad = dice.pick(&BadQuota::ALL);
         let name = {

@@ -6,7 +6,7 @@ use keyward_quota::{Limit, Window};
 use keyward_raft::SnapshotPace;
 use keyward_state::{Purpose, Timers};
 
-use crate::cluster::NODES;
+use crate::cluster::FOUNDERS;
 use crate::dice::{Dice, Stream};
 use crate::network::Weather;
 use crate::runtime::Clock;
@@ -62,7 +62,15 @@ pub struct Plan {
     pub snapshots: SnapshotPace,
     /// Whether hand-overs go wrong at the worst moment.
     pub hand_over_faults: bool,
+    /// How many members leave again once all machines have come into use; none: the Region has three machines and stays
+    /// as it is.
+    pub growing: Option<u32>,
 }
+
+/// Machines of a Region that grows.
+const GROWN: usize = 5;
+/// Things break for so much longer there.
+const GROWING_SECONDS: u64 = 10;
 
 /// Quotas, one a caller.
 #[derive(Clone, Copy, Debug)]
@@ -101,14 +109,18 @@ impl Plan {
     pub fn new(seed: u64, faults: Option<Duration>) -> Self {
         let mut dice = Dice::new(seed, Stream::Plan);
         let rate_max_ppm = dice.pick(&[100, 20_000, 50_000, 50_000]);
-        let clocks = (0..NODES)
-            .map(|_| {
-                let rate_ppm = dice.below(2 * rate_max_ppm + 1) as i64 - rate_max_ppm as i64;
-                let offset = dice.between_ms(60_000, 1_000_000_000);
-                let wall_offset_ms = dice.below(4000) as i64 - 2000;
-                (Clock::new(rate_ppm, offset), wall_offset_ms)
-            })
-            .collect();
+        let clock = |dice: &mut Dice| {
+            let rate_ppm = dice.below(2 * rate_max_ppm + 1) as i64 - rate_max_ppm as i64;
+            let offset = dice.between_ms(60_000, 1_000_000_000);
+            let wall_offset_ms = dice.below(4000) as i64 - 2000;
+            (Clock::new(rate_ppm, offset), wall_offset_ms)
+        };
+        let mut clocks: Vec<_> = (0..FOUNDERS).map(|_| clock(&mut dice)).collect();
+        let mut members = Dice::new(seed, Stream::Members);
+        let growing = members.permille(150).then(|| members.pick(&[0, 0, 1, 2]));
+        if growing.is_some() {
+            clocks.resize_with(GROWN, || clock(&mut members));
+        }
         let chaos = dice.permille(500);
         let weather = Weather {
             loss_permille: dice.pick(&[0, 0, 20, 100]),
@@ -123,7 +135,7 @@ impl Plan {
             Deletions::ClockAdvanced,
             Deletions::LongNight,
         ]);
-        let seconds = 20 + dice.below(21);
+        let seconds = 20 + dice.below(21) + if growing.is_some() { GROWING_SECONDS } else { 0 };
         let stall_permille = dice.pick(&[0, 0, 2, 10]);
         let pace_ms = dice.pick(&[(60, 600), (200, 1500)]);
         let timers = if dice.permille(250) { Timers::QUICK } else { Timers::DEFAULT };
@@ -152,6 +164,7 @@ impl Plan {
                 SnapshotPace { every: 25, kept: 5 },
                 SnapshotPace { every: 25, kept: 0 },
             ]),
+            growing,
             hand_over_faults: Dice::new(seed, Stream::HandOvers).permille(300),
         }
     }

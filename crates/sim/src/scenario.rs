@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use crate::book::{Change, KeyView};
 use crate::client::Callers;
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::Cluster;
 use crate::counters::Counters;
 use crate::dice::{Dice, Stream};
 use crate::ending;
 use crate::faults::{
     Fault, FaultKind, Schedule, Spared, break_audit_disks, break_clocks, break_disks, break_roots,
-    break_things, heal, lie_about_disks, reach_dates, spoil_hand_overs,
+    break_things, change_members, heal, lie_about_disks, reach_dates, spoil_hand_overs,
 };
 use crate::invariants;
 use crate::metered::MeteredCallers;
@@ -112,7 +112,7 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
             world.spawn_in(HARNESS, changes)
         })
         .collect();
-    for (number, index) in (CLIENTS + 1..).zip(0..NODES) {
+    for (number, index) in (CLIENTS + 1..).zip(0..callers.cluster.size()) {
         let dice = Dice::new(seed, Stream::Client(number));
         let uses = use_things(Arc::clone(callers), dice, index, Arc::clone(&ended));
         clients.push(world.spawn_in(HARNESS, uses));
@@ -168,15 +168,24 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
         let hand_overs = spoil_hand_overs(Arc::clone(callers), dice, plan.faults, weather);
         drop(world.spawn_in(HARNESS, hand_overs));
     }
-    let lies = (plan.lying_disks && goes_wrong(FaultKind::Lies)).then(|| {
+    // What operators are at work on must come to its end.
+    let mut at_work = Vec::new();
+    if let Some(leaving) = plan.growing
+        && goes_wrong(FaultKind::Members)
+    {
+        let dice = Dice::new(seed, Stream::Members);
+        let changes = change_members(Arc::clone(callers), dice, leaving, plan.faults, weather);
+        at_work.push(world.spawn_in(HARNESS, changes));
+    }
+    if plan.lying_disks && goes_wrong(FaultKind::Lies) {
         let dice = Dice::new(seed, Stream::Lies);
         let lies = lie_about_disks(Arc::clone(callers), dice, plan.faults);
-        world.spawn_in(HARNESS, lies)
-    });
+        at_work.push(world.spawn_in(HARNESS, lies));
+    }
     break_things(Arc::clone(callers), seed, plan.faults).await;
     heal(callers);
-    if let Some(lies) = lies {
-        ending::must_be_whole(callers, lies).await;
+    for work in at_work {
+        ending::must_be_whole(callers, work).await;
     }
     ending::must_heal(callers).await;
     ended.store(true, Ordering::Relaxed);
@@ -202,7 +211,8 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     invariants::acknowledged::nothing_is_lost(callers).await;
     invariants::ciphertexts::every_one_opens(callers).await;
     ending::replicas_agree(callers).await;
-    let machine = usize::try_from(seed % NODES as u64).unwrap_or(0);
+    let members = callers.cluster.members();
+    let machine = members[usize::try_from(seed % members.len() as u64).unwrap_or(0)];
     let records = ending::everything_is_on_record(callers, machine).await;
     let failures = callers.cluster.failures();
     let mut book = callers.book.lock();

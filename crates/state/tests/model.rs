@@ -534,6 +534,42 @@ fn outcomes_are_forgotten_after_ten_minutes_and_time_never_goes_backwards() {
 }
 
 #[test]
+fn old_invitations_are_forgotten_but_not_those_of_nodes_that_were_let_in_and_no_id_is_given_twice()
+{
+    let mut machine = Machine::new();
+    let invite = |machine: &mut Machine, number: u8| {
+        let by = "arn:aws:iam::111122223333:user/op".parse().expect("an ARN");
+        match machine.run(Command::Invite { id: [number; 16], valid_ms: 3_600_000, by }) {
+            Ok(Reply::Invited { node, .. }) => node,
+            other => panic!("{other:?}"),
+        }
+    };
+    let use_it = |machine: &mut Machine, number: u8| {
+        let address = format!("machine-{number}:4410");
+        machine.run(Command::UseInvitation { id: [number; 16], address }).expect("used");
+    };
+    let (unused, used, let_in) =
+        (invite(&mut machine, 1), invite(&mut machine, 2), invite(&mut machine, 3));
+    use_it(&mut machine, 2);
+    use_it(&mut machine, 3);
+    let root = "memory:33112233445566778899aabbccddeeff".parse().expect("a root id");
+    machine.run(Command::RegisterRoot { root, node: let_in }).expect("let in");
+    assert_eq!((unused, used, let_in), (2, 3, 4));
+    machine.waited += 30 * Timestamp::DAY_MS;
+    assert_eq!(invite(&mut machine, 4), 5);
+    let kept: Vec<u64> = machine.state.invitations.values().map(|i| i.node).collect();
+    assert_eq!(kept, [let_in, 5], "the one that was let in has yet to ask for its vote");
+    // It leaves; nobody is left who has one of these ids.
+    machine.run(Command::ForgetRoot { node: let_in }).expect("forgotten");
+    machine.waited += 30 * Timestamp::DAY_MS;
+    assert_eq!(invite(&mut machine, 5), 5, "no machine ever came for it");
+    use_it(&mut machine, 5);
+    machine.waited += 30 * Timestamp::DAY_MS;
+    assert_eq!(invite(&mut machine, 6), 6, "a machine has a certificate for the last one");
+    assert_eq!(State::load(&machine.store).expect("read").invitations.len(), 1);
+}
+
+#[test]
 fn material_under_an_unknown_domain_key_is_refused() {
     let mut machine = Machine::new();
     let mut bytes = token().as_bytes().to_vec();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use keyward_env::sabotage::Bug;
+use keyward_sim::plan::Plan;
 use keyward_sim::{Counters, Options, Outcome, Spared, run, shrink};
 use parking_lot::Mutex;
 
@@ -19,7 +20,7 @@ Examples:
 
 Exit code: 0 all is well, 1 a rule is broken, 2 something was asked for that cannot be.";
 
-/// Simulates a Region of three nodes while things break, and checks what must hold.
+/// Simulates a Region of three to five nodes while things break, and checks what must hold.
 #[derive(Parser)]
 #[command(name = "keyward-sim", after_help = EXAMPLES)]
 struct Arguments {
@@ -35,10 +36,13 @@ struct Arguments {
     /// How long things break, in simulated seconds, 1 to 3600; 20 to 40 by the seed otherwise.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3600))]
     faults: Option<u64>,
-    /// What does not go wrong: audit, clocks, disks, hand-overs, lies, roots, weather, or numbers of faults, with commas
-    /// between.
+    /// What does not go wrong: audit, clocks, disks, hand-overs, lies, members, roots, weather, or numbers of faults, with
+    /// commas between.
     #[arg(long, default_value = None)]
     without: Option<Spared>,
+    /// Of the seeds, those alone whose Region grows to five machines.
+    #[arg(long, conflicts_with = "seed")]
+    growing: bool,
     /// Stops at the first seed that breaks a rule.
     #[arg(long)]
     first: bool,
@@ -75,7 +79,7 @@ fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
 /// Counts runs, and shows on a terminal how far a sweep has come.
 struct Progress {
     started: Instant,
-    all: u64,
+    all: AtomicU64,
     done: AtomicU64,
     failed: AtomicU64,
     shows: bool,
@@ -93,7 +97,7 @@ impl Progress {
     fn new(all: u64) -> Self {
         Self {
             started: Instant::now(),
-            all,
+            all: AtomicU64::new(all),
             done: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             shows: all > 1 && std::io::stderr().is_terminal(),
@@ -107,20 +111,26 @@ impl Progress {
         let failed = self.failed.fetch_add(failed, Ordering::Relaxed) + failed;
         let now = self.started.elapsed();
         let mut last = self.last.lock();
-        if !self.shows || (now < *last + Self::SHOWN_EVERY && done < self.all) {
+        let all = self.all.load(Ordering::Relaxed);
+        if !self.shows || (now < *last + Self::SHOWN_EVERY && done < all) {
             return;
         }
         *last = now;
-        let full = usize::try_from(done * Self::BAR / self.all).unwrap_or(0);
+        let full = usize::try_from(done * Self::BAR / all).unwrap_or(0);
         let rest = usize::try_from(Self::BAR).unwrap_or(0) - full;
-        let left = now.as_secs_f64() / done as f64 * (self.all - done) as f64;
+        let left = now.as_secs_f64() / done as f64 * all.saturating_sub(done) as f64;
         let _ = write!(
             std::io::stderr().lock(),
             "\r[{}{}] {done} of {} seeds, {failed} broke a rule, {left:.0} s left \x1b[K",
             "=".repeat(full),
             " ".repeat(rest),
-            self.all
+            all
         );
+    }
+
+    /// A seed that is not run.
+    fn left_out(&self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Makes room for a line.
@@ -190,6 +200,10 @@ fn main() -> ExitCode {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= to {
                         return;
+                    }
+                    if arguments.growing && Plan::new(seed, None).growing.is_none() {
+                        progress.left_out();
+                        continue;
                     }
                     let outcome = run(seed, &options);
                     progress.ended(&outcome);

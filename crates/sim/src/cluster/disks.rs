@@ -7,7 +7,7 @@ use keyward_model::NodeId;
 use keyward_raft::StartError;
 use keyward_state::{DiskFaults, DiskMark, MemStore, Store, Table, codec};
 
-use super::{AuditDisk, Cluster, Death, NODES};
+use super::{AuditDisk, Cluster, Death, Place};
 use crate::runtime::HARNESS;
 
 /// Copies kept of a machine's folders at most.
@@ -91,7 +91,7 @@ impl Cluster {
     fn others_know_better(&self, index: usize, counter: u64) -> bool {
         let node = self.id(index);
         let mark = DiskMark { boot: u64::MAX, counter };
-        (0..NODES).filter(|other| *other != index).all(|other| {
+        self.members().into_iter().filter(|other| *other != index).all(|other| {
             !self.is_frozen(other)
                 && self
                     .running(other)
@@ -142,6 +142,7 @@ impl Cluster {
         self.swap_disks(index, None, false);
         let slot = &mut self.slots.lock()[index];
         slot.id = id;
+        slot.place = Place::Member;
         slot.folder = MemStore::default();
         slot.audit = AuditDisk::default();
         slot.copies.clear();

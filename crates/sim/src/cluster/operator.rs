@@ -7,7 +7,7 @@ use std::time::Duration;
 use keyward_model::{KmsError, Timestamp};
 use keyward_service::{Caller, FoundingRequest, Kms};
 
-use super::{Cluster, NODES, address_of};
+use super::{Cluster, FOUNDERS, address_of};
 use crate::env::SimEnv;
 use crate::runtime::Cut;
 use crate::walls::WALL_START_MS;
@@ -80,9 +80,9 @@ impl Cluster {
         }
     }
 
-    /// Switches all on, founds the Region on the first, adds the others and makes the client's principal.
+    /// Switches the first machines on, founds the Region on the first, adds the others and makes the client's principal.
     pub async fn set_up(self: &Arc<Self>) -> Result<(), String> {
-        for index in 0..NODES {
+        for index in 0..FOUNDERS {
             self.boot(index);
         }
         self.all_running().await?;
@@ -103,7 +103,7 @@ impl Cluster {
             kms.create_principal(&who, CLIENT, &kinds, None, None, SETUP_PATIENCE).await
         })
         .await?;
-        for index in 1..NODES {
+        for index in 1..FOUNDERS {
             let id = self.id(index);
             self.operate(0, move |kms| async move {
                 let who = operator();
@@ -118,7 +118,7 @@ impl Cluster {
     async fn all_running(&self) -> Result<(), String> {
         let patience = Duration::from_secs(5);
         let end = self.world.now() + patience;
-        while (0..NODES).any(|index| self.running(index).is_none()) {
+        while (0..FOUNDERS).any(|index| self.running(index).is_none()) {
             if self.world.now() > end {
                 return Err(format!("not every node has started: {:?}", self.failures()));
             }
@@ -137,7 +137,7 @@ impl Cluster {
     #[must_use]
     pub fn votes(&self, index: usize) -> bool {
         let id = self.id(index);
-        (0..NODES).all(|other| {
+        self.members().into_iter().all(|other| {
             self.running(other).is_some_and(|running| {
                 let node = running.kms.node();
                 let votes = |member: &keyward_raft::Member| member.node == id && member.voter;

@@ -6,7 +6,6 @@ use std::time::Duration;
 use keyward_audit::testing::Faults;
 
 use crate::client::Callers;
-use crate::cluster::NODES;
 use crate::dice::Dice;
 use crate::sleep;
 
@@ -21,7 +20,7 @@ pub async fn break_audit_disks(callers: Arc<Callers>, mut dice: Dice, duration: 
         }
         let index = match cluster.leader() {
             Some(leader) if dice.permille(600) => leader,
-            _ => dice.index(NODES),
+            _ => dice.pick(&cluster.members()),
         };
         let faults = match dice.below(4) {
             0 => Faults { space_bytes: Some(0), ..Faults::default() },

@@ -7,7 +7,6 @@ use std::time::Duration;
 use keyward_model::Timestamp;
 
 use crate::client::Callers;
-use crate::cluster::NODES;
 use crate::dice::Dice;
 use crate::sleep;
 
@@ -29,7 +28,7 @@ pub async fn break_clocks(callers: Arc<Callers>, mut dice: Dice, duration: Durat
         let leader = cluster.leader();
         let wanted = match leader {
             Some(leader) if dice.permille(500) => leader,
-            _ => dice.index(NODES),
+            _ => dice.pick(&cluster.members()),
         };
         let machine = match wrong {
             Some(wrong) if !cluster.walls.is_right(wrong) => wrong,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use keyward_model::Timestamp;
 
 use crate::client::{Callers, WINDOW_DAYS};
-use crate::cluster::{Death, NODES, operator};
+use crate::cluster::{Death, operator};
 use crate::dice::Dice;
 use crate::plan::Deletions;
 use crate::sleep;
@@ -37,7 +37,7 @@ pub async fn reach_dates(
 /// An operator moves the clock ahead, through any node.
 async fn advance(callers: &Callers, dice: &mut Dice) {
     for _ in 0..5 {
-        let index = dice.index(NODES);
+        let index = dice.pick(&callers.cluster.members());
         let moved = callers
             .cluster
             .operate(
@@ -56,15 +56,15 @@ async fn advance(callers: &Callers, dice: &mut Dice) {
 /// No machine has power for longer than a waiting period.
 async fn night(callers: &Callers, dice: &mut Dice) {
     let cluster = &callers.cluster;
-    let stuck = if dice.permille(500) { Some(dice.index(NODES)) } else { None };
-    for index in 0..NODES {
+    let stuck = if dice.permille(500) { Some(dice.pick(&cluster.members())) } else { None };
+    for index in cluster.machines() {
         cluster.kill(index, Death::PowerCut);
     }
-    let notice: Vec<usize> = (0..NODES).filter(|index| Some(*index) != stuck).collect();
+    let notice: Vec<usize> = (0..cluster.size()).filter(|index| Some(*index) != stuck).collect();
     let night = Duration::from_millis(STEP_MS.unsigned_abs());
     cluster.walls.pass(night, &notice);
     callers.book.lock().counters.dates_reached += 1;
-    for index in 0..NODES {
+    for index in cluster.machines() {
         sleep(dice.between_ms(10, 600)).await;
         if cluster.group(index).is_none() {
             cluster.boot(index);

@@ -7,7 +7,6 @@ use keyward_state::DiskFaults;
 
 use super::{FaultKind, some_node_is_down};
 use crate::client::Callers;
-use crate::cluster::NODES;
 use crate::dice::Dice;
 use crate::sleep;
 
@@ -22,7 +21,7 @@ pub async fn break_disks(callers: Arc<Callers>, mut dice: Dice, duration: Durati
         }
         let index = match cluster.leader() {
             Some(leader) if dice.permille(500) => leader,
-            _ => dice.index(NODES),
+            _ => dice.pick(&cluster.members()),
         };
         let full = dice.permille(500);
         let lasts = dice.between_ms(50, 5000);

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::cut;
 use crate::client::Callers;
-use crate::cluster::{Death, NODES, operator};
+use crate::cluster::{Death, operator};
 use crate::dice::Dice;
 use crate::network::Weather;
 use crate::sleep;
@@ -22,12 +23,11 @@ const WATCHED: Duration = Duration::from_millis(1500);
 /// A new leader is waited for at most this long.
 const ELECTED_WITHIN: Duration = Duration::from_millis(2500);
 
-/// The three nodes of a hand-over, by their machines.
-#[derive(Clone, Copy)]
+/// The nodes of a hand-over, by their machines.
 struct Parts {
     from: usize,
     to: usize,
-    third: usize,
+    rest: Vec<usize>,
 }
 
 /// Spoils hand-overs for that long. In fair weather, or else leases would be half over before it begins.
@@ -44,20 +44,21 @@ pub async fn spoil_hand_overs(
         if cluster.world.now() >= end {
             return;
         }
-        let well =
-            (0..NODES).all(|index| cluster.running(index).is_some() && !cluster.is_frozen(index));
+        let is_well = |index| cluster.running(index).is_some() && !cluster.is_frozen(index);
+        let well = cluster.members().into_iter().all(is_well);
         let Some(from) = cluster.leader().filter(|_| well) else { continue };
-        let to = (from + 1 + dice.index(NODES - 1)) % NODES;
-        let parts = Parts { from, to, third: NODES - from - to };
+        let to = dice.pick(&cluster.others(from));
+        let rest = cluster.others(from).into_iter().filter(|index| *index != to).collect();
+        let parts = Parts { from, to, rest };
         callers.book.lock().counters.hand_overs += 1;
         cluster.net.mend();
         cluster.net.set_weather(Weather::FAIR);
         sleep(CALM).await;
         match dice.below(4) {
-            0 => new_leader_is_cut_off(&callers, parts).await,
-            1 => old_leader_is_cut_off(&callers, parts).await,
-            2 => election_fails(&callers, &mut dice, parts).await,
-            _ => new_leader_dies(&callers, &mut dice, parts).await,
+            0 => new_leader_is_cut_off(&callers, &parts).await,
+            1 => old_leader_is_cut_off(&callers, &parts).await,
+            2 => election_fails(&callers, &mut dice, &parts).await,
+            _ => new_leader_dies(&callers, &mut dice, &parts).await,
         }
         sleep(WATCHED).await;
         if !callers.healed.load(Ordering::Relaxed) {
@@ -66,7 +67,7 @@ pub async fn spoil_hand_overs(
     }
 }
 
-fn hand_over(callers: &Callers, parts: Parts) {
+fn hand_over(callers: &Callers, parts: &Parts) {
     let cluster = &callers.cluster;
     let Some(running) = cluster.running(parts.from) else { return };
     let (kms, to) = (running.kms, cluster.id(parts.to));
@@ -76,15 +77,8 @@ fn hand_over(callers: &Callers, parts: Parts) {
     }));
 }
 
-fn cut(callers: &Callers, from: usize, to: usize) {
-    if callers.healed.load(Ordering::Relaxed) {
-        return;
-    }
-    callers.cluster.net.cut(callers.cluster.id(from), callers.cluster.id(to));
-}
-
 fn cut_off(callers: &Callers, index: usize) {
-    for other in (0..NODES).filter(|other| *other != index) {
+    for other in callers.cluster.members().into_iter().filter(|other| *other != index) {
         cut(callers, index, other);
         cut(callers, other, index);
     }
@@ -107,7 +101,7 @@ async fn leads(callers: &Callers, indices: &[usize]) -> Option<usize> {
 }
 
 /// The new leader is cut off as soon as it leads: the next one must not take its old follower lease for over.
-async fn new_leader_is_cut_off(callers: &Callers, parts: Parts) {
+async fn new_leader_is_cut_off(callers: &Callers, parts: &Parts) {
     hand_over(callers, parts);
     if leads(callers, &[parts.to]).await.is_some() {
         cut_off(callers, parts.to);
@@ -115,9 +109,11 @@ async fn new_leader_is_cut_off(callers: &Callers, parts: Parts) {
 }
 
 /// The old leader hears of nothing after its message has left.
-async fn old_leader_is_cut_off(callers: &Callers, parts: Parts) {
-    cut(callers, parts.from, parts.third);
-    cut(callers, parts.third, parts.from);
+async fn old_leader_is_cut_off(callers: &Callers, parts: &Parts) {
+    for third in parts.rest.iter().copied() {
+        cut(callers, parts.from, third);
+        cut(callers, third, parts.from);
+    }
     cut(callers, parts.to, parts.from);
     hand_over(callers, parts);
     if leads(callers, &[parts.to]).await.is_some() {
@@ -127,11 +123,13 @@ async fn old_leader_is_cut_off(callers: &Callers, parts: Parts) {
 
 /// The node that was asked to stand gets a vote, and does not hear of it. The one that gave it stands itself: nobody
 /// has asked it to, and no leader's lease keeps it from that any more.
-async fn election_fails(callers: &Callers, dice: &mut Dice, parts: Parts) {
-    cut(callers, parts.from, parts.third);
-    cut(callers, parts.third, parts.from);
+async fn election_fails(callers: &Callers, dice: &mut Dice, parts: &Parts) {
+    for third in parts.rest.iter().copied() {
+        cut(callers, parts.from, third);
+        cut(callers, third, parts.from);
+        cut(callers, third, parts.to);
+    }
     cut(callers, parts.to, parts.from);
-    cut(callers, parts.third, parts.to);
     hand_over(callers, parts);
     sleep(dice.between_ms(40, 250)).await;
     if !callers.healed.load(Ordering::Relaxed) {
@@ -140,9 +138,9 @@ async fn election_fails(callers: &Callers, dice: &mut Dice, parts: Parts) {
     }
 }
 
-/// The new leader dies right after it has granted its first leases, and comes back. Whoever leads then loses the
-/// third node.
-async fn new_leader_dies(callers: &Arc<Callers>, dice: &mut Dice, parts: Parts) {
+/// The new leader dies right after it has granted its first leases, and comes back. Whoever leads then loses a third
+/// node.
+async fn new_leader_dies(callers: &Arc<Callers>, dice: &mut Dice, parts: &Parts) {
     hand_over(callers, parts);
     if leads(callers, &[parts.to]).await.is_none() {
         return;
@@ -154,9 +152,11 @@ async fn new_leader_dies(callers: &Arc<Callers>, dice: &mut Dice, parts: Parts) 
     callers.book.lock().counters.kills += 1;
     callers.cluster.kill(parts.to, Death::Kill);
     super::start_after(callers, parts.to, dice.between_ms(5, 300));
-    if let Some(leader) = leads(callers, &[parts.from, parts.third]).await
+    let others = [&[parts.from], parts.rest.as_slice()].concat();
+    if let Some(leader) = leads(callers, &others).await
         && !callers.healed.load(Ordering::Relaxed)
+        && let Some(third) = others.into_iter().find(|index| *index != leader)
     {
-        cut_off(callers, NODES - leader - parts.to);
+        cut_off(callers, third);
     }
 }

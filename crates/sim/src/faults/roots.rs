@@ -8,7 +8,7 @@ use keyward_hsm::RootId;
 use keyward_service::{RootCommand, RootReply};
 
 use crate::client::Callers;
-use crate::cluster::{Death, NODES, operator};
+use crate::cluster::{Death, operator};
 use crate::dice::Dice;
 use crate::roots::Mode;
 use crate::sleep;
@@ -28,7 +28,7 @@ pub async fn break_roots(callers: Arc<Callers>, mut dice: Dice, duration: Durati
         if cluster.world.now() >= end {
             return;
         }
-        let index = dice.index(NODES);
+        let index = dice.pick(&cluster.members());
         let roots = cluster.recorded_roots(index);
         if roots.is_empty() {
             continue;
@@ -73,7 +73,7 @@ fn add(number: u64) -> Changing {
 
 /// An operator has a node's roots changed, through any node.
 fn change(callers: &Arc<Callers>, dice: &mut Dice, index: usize, changing: Changing) {
-    let (callers, through) = (Arc::clone(callers), dice.index(NODES));
+    let (callers, through) = (Arc::clone(callers), dice.pick(&callers.cluster.members()));
     let world = Arc::clone(&callers.cluster.world);
     let work = async move {
         let cluster = &callers.cluster;

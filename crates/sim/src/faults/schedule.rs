@@ -20,6 +20,8 @@ pub enum FaultKind {
     HandOvers,
     /// Disks that lie, and nodes that are replaced.
     Lies,
+    /// Members that come and go, and what goes wrong at the worst moment of that.
+    Members,
     /// Roots that are away or changed.
     Roots,
     /// Weather: messages lost, doubled and late.
@@ -29,12 +31,13 @@ pub enum FaultKind {
 }
 
 /// Those that have a name.
-const NAMED: [(&str, FaultKind); 7] = [
+const NAMED: [(&str, FaultKind); 8] = [
     ("audit", FaultKind::Audit),
     ("clocks", FaultKind::Clocks),
     ("disks", FaultKind::Disks),
     ("hand-overs", FaultKind::HandOvers),
     ("lies", FaultKind::Lies),
+    ("members", FaultKind::Members),
     ("roots", FaultKind::Roots),
     ("weather", FaultKind::Weather),
 ];
@@ -128,7 +131,7 @@ mod tests {
 
     #[test]
     fn sets_of_faults_are_read_as_they_are_written() {
-        let text = "audit,clocks,disks,hand-overs,lies,roots,weather,3,17";
+        let text = "audit,clocks,disks,hand-overs,lies,members,roots,weather,3,17";
         let spared: Spared = text.parse().unwrap();
         assert_eq!(spared.to_string(), text);
         let wrong = "clocks,moon".parse::<Spared>().unwrap_err();

@@ -10,13 +10,12 @@ use keyward_service::api::DescribeKey;
 use super::Seen;
 use crate::book::{KeyView, alias_name};
 use crate::client::Callers;
-use crate::cluster::NODES;
 use crate::ending::insist;
 
 /// Asks every node for everything.
 pub async fn nothing_is_lost(callers: &Arc<Callers>) {
     let world = &callers.cluster.world;
-    for index in 0..NODES {
+    for index in callers.cluster.members() {
         let node = callers.cluster.id(index);
         let who = format!("node {node} in the end");
         let (keys, aliases) = {

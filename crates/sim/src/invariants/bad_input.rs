@@ -9,7 +9,7 @@ use keyward_model::{ErrorCode, KmsError};
 
 use super::quotas::Meters;
 use crate::book::Book;
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::Cluster;
 
 /// What is wrong with an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +147,7 @@ pub(super) struct Quotas {
 impl Quotas {
     /// Every quota of every node is one that an operator has asked for.
     pub(super) fn look(&mut self, cluster: &Cluster, meters: &Meters, book: &mut Book) {
-        for index in 0..NODES {
+        for index in cluster.machines() {
             let Some(running) = cluster.running(index) else { continue };
             let state = running.kms.node().state();
             let revision = state.quotas_revision;

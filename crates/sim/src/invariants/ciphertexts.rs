@@ -9,12 +9,12 @@ use keyward_service::api::{DescribeKey, Encrypt, Secret};
 
 use crate::book::Change;
 use crate::client::{Callers, decrypt};
-use crate::cluster::NODES;
 use crate::ending::insist;
 
 /// Every ciphertext that was returned opens again, on every node, once its key is enabled; but for those of
 /// keys that are gone, which open nowhere.
 pub async fn every_one_opens(callers: &Arc<Callers>) {
+    let members = callers.cluster.members();
     let (keys, samples) = {
         let book = callers.book.lock();
         (book.keys.len(), [book.samples.as_slice(), &book.chased].concat())
@@ -26,7 +26,8 @@ pub async fn every_one_opens(callers: &Arc<Callers>) {
     let alive = || (0..keys).filter(|key| !gone[*key]);
     for key in alive() {
         let key_id = callers.book.lock().keys[key].id.clone();
-        let shown = insist(callers, 0, || DescribeKey { key_id: key_id.clone() }.into()).await;
+        let shown =
+            insist(callers, members[0], || DescribeKey { key_id: key_id.clone() }.into()).await;
         let pending = KeyState::PendingDeletion;
         if matches!(shown, Ok(Response::Key(metadata)) if metadata.state == pending) {
             callers.change(Change::Cancel(key)).await;
@@ -35,7 +36,7 @@ pub async fn every_one_opens(callers: &Arc<Callers>) {
             callers.book.lock().violate(format!("KEY {key} COULD NOT BE ENABLED in the end"));
         }
     }
-    for index in 0..NODES {
+    for index in members.iter().copied() {
         for sample in &samples {
             let what = match insist(callers, index, || decrypt(sample).into()).await {
                 Err((ErrorCode::AccessDeniedException, _)) if gone[sample.key] => continue,
@@ -59,7 +60,7 @@ pub async fn every_one_opens(callers: &Arc<Callers>) {
             let plaintext = Secret::new(vec![7; 16]);
             Encrypt { key_id: key_id.clone(), plaintext, ..Encrypt::default() }.into()
         };
-        if let Err(why) = insist(callers, key % NODES, request).await {
+        if let Err(why) = insist(callers, members[key % members.len()], request).await {
             callers
                 .book
                 .lock()

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use keyward_model::KeyId;
 
 use crate::book::Book;
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::Cluster;
 
 /// What was seen so far.
 #[derive(Debug, Default)]
@@ -16,7 +16,7 @@ pub struct DeletionDates {
 
 impl DeletionDates {
     pub(super) fn look(&mut self, cluster: &Cluster, book: &mut Book) {
-        for index in 0..NODES {
+        for index in cluster.machines() {
             let Some(running) = cluster.running(index) else { continue };
             let state = running.kms.node().state();
             for tombstone in state.deleted_after(0) {
@@ -27,13 +27,15 @@ impl DeletionDates {
                 let past = |machine: &usize| {
                     now_ms + cluster.walls.ahead_lately_ms(*machine) >= tombstone.due.0
                 };
-                let passed = (0..NODES).filter(past).count();
+                let machines = cluster.members();
+                let passed = machines.iter().filter(|machine| past(machine)).count();
                 let id = tombstone.key.to_string();
-                if passed <= NODES / 2 {
+                if passed <= machines.len() / 2 {
                     book.violate(format!(
-                        "DELETED EARLY: key {id} was due in {} ms, and {passed} of {NODES} clocks had come to \
+                        "DELETED EARLY: key {id} was due in {} ms, and {passed} of {} clocks had come to \
                          that",
-                        tombstone.due.0 - now_ms
+                        tombstone.due.0 - now_ms,
+                        machines.len()
                     ));
                 }
                 let known = book.keys.iter().find(|key| key.id == id);

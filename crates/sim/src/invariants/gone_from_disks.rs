@@ -7,7 +7,7 @@ use keyward_model::{KeyMaterialId, NodeId};
 use keyward_state::{Store, Table};
 
 use crate::book::Book;
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::Cluster;
 
 /// Bytes of a token that are looked for: from its middle, where everything is random.
 const BYTES: usize = 24;
@@ -23,7 +23,7 @@ pub struct GoneFromDisks {
 impl GoneFromDisks {
     /// Keeps the tokens of keys that are there.
     pub(super) fn look(&mut self, cluster: &Cluster, book: &Book) {
-        for index in 0..NODES {
+        for index in cluster.machines() {
             let Some(running) = cluster.running(index) else { continue };
             let (state, store) = (running.kms.node().state(), cluster.state_store(index));
             let seen = (cluster.id(index), state.applied, book.keys.len());
@@ -51,7 +51,7 @@ impl GoneFromDisks {
 
     /// Once every node has said that its disks hold nothing of deleted keys any more.
     pub(super) fn look_in_the_end(&self, cluster: &Cluster, book: &mut Book) {
-        for index in 0..NODES {
+        for index in cluster.machines() {
             let Some(running) = cluster.running(index) else { continue };
             let (state, purged) = (running.kms.node().state(), running.kms.node().status().purged);
             let disks = [("state", cluster.state_store(index)), ("log", cluster.log_store(index))];

@@ -9,7 +9,7 @@ use keyward_model::KeyId;
 
 use crate::book::{Book, KeyView};
 use crate::check::{End, Step, WriteId};
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::Cluster;
 
 /// A key that is gone.
 #[derive(Debug)]
@@ -33,9 +33,9 @@ pub struct NoResurrection {
 impl NoResurrection {
     pub(super) fn look(&mut self, cluster: &Cluster, book: &mut Book) {
         let step = cluster.world.step();
-        let states: Vec<_> = (0..NODES)
-            .map(|index| cluster.running(index).map(|running| running.kms.node().state()))
-            .collect();
+        let state_of = |index| cluster.running(index).map(|running| running.kms.node().state());
+        let states: Vec<_> = cluster.machines().map(state_of).collect();
+        let members = cluster.members();
         for state in states.iter().flatten() {
             for tombstone in state.deleted_after(0) {
                 if !self.gone.contains_key(&tombstone.key) {
@@ -66,7 +66,7 @@ impl NoResurrection {
                     s.applied >= gone.applied
                 })
             };
-            if !gone.everywhere && states.iter().all(applied) {
+            if !gone.everywhere && members.iter().all(|index| applied(&states[*index])) {
                 gone.everywhere = true;
                 if let Some((key, write)) = gone.key {
                     book.keys[key].state.ended(write, End::Acknowledged(step));

@@ -8,7 +8,7 @@ use keyward_model::NodeId;
 use keyward_state::{Store, Table, codec};
 
 use crate::book::Book;
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::Cluster;
 
 /// Where the log keeps the vote (`crates/raft/src/log_store.rs`).
 const LAST_VOTE: &[u8] = b"vote";
@@ -32,7 +32,7 @@ pub struct OneVote {
 
 impl OneVote {
     pub(super) fn look(&mut self, cluster: &Cluster, book: &mut Book) {
-        for index in 0..NODES {
+        for index in cluster.machines() {
             let node = cluster.id(index);
             let Ok(row) = cluster.log_store(index).get(Table::LogMeta, LAST_VOTE) else { continue };
             let vote: Option<Vote> = match row.map(|row| codec::decode(&row)).transpose() {

@@ -19,7 +19,7 @@ use keyward_model::Throttle;
 use keyward_quota::{Limit, Quota, QuotaName, Window};
 
 use crate::book::Book;
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::Cluster;
 use crate::runtime::Group;
 
 /// One call, in the units that windows are weighed in: 10^-15 calls, so that rates in millionths of calls a second and
@@ -243,7 +243,7 @@ impl Meters {
     /// Notes when the leader changes, and when Region time is set ahead.
     pub(super) fn look(&mut self, cluster: &Cluster) {
         let world_ms = i64::try_from(cluster.world.now().as_millis()).unwrap_or(i64::MAX);
-        let times = (0..NODES).filter_map(|index| cluster.running(index));
+        let times = cluster.machines().filter_map(|index| cluster.running(index));
         let times = times.map(|running| running.kms.node().region_now().0 - world_ms);
         if let Some(ahead_ms) = times.max() {
             let before_ms = *self.ahead_ms.get_or_insert(ahead_ms);
@@ -255,7 +255,7 @@ impl Meters {
         let leader = cluster.leader().and_then(|index| cluster.group(index));
         if leader != self.leader {
             let figures =
-                (0..NODES).filter_map(|index| cluster.running(index)).flat_map(|running| {
+                cluster.machines().filter_map(|index| cluster.running(index)).flat_map(|running| {
                     running.kms.quotas().figures(running.kms.node().env().boot_now())
                 });
             let prepaid = figures.filter(|figure| figure.limit.window != Window::Second);

@@ -8,7 +8,7 @@ use keyward_model::Timestamp;
 use keyward_state::State;
 
 use crate::book::Book;
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::Cluster;
 
 /// A reading is run on for ten seconds by a clock that may be 5 % fast, and as much is lost by rounding, in
 /// milliseconds.
@@ -35,12 +35,13 @@ impl RegionTime {
             // The founder was alone at first.
             self.ahead_ms = cluster.walls.ahead_lately_ms(0);
         }
-        let mut ahead: Vec<i64> = (0..NODES).map(|m| cluster.walls.ahead_lately_ms(m)).collect();
+        let ahead_ms = |machine| cluster.walls.ahead_lately_ms(machine);
+        let mut ahead: Vec<i64> = cluster.members().into_iter().map(ahead_ms).collect();
         ahead.sort_unstable();
-        // Of two readings the earlier counts, of three the one in the middle.
-        self.ahead_ms = self.ahead_ms.max(ahead[NODES - 2]);
+        // Of two readings the earlier counts, of three the one in the middle; of five any three may be known.
+        self.ahead_ms = self.ahead_ms.max(ahead[ahead.len() - 2]);
         let latest_ms = true_ms + self.ahead_ms;
-        for index in 0..NODES {
+        for index in cluster.machines() {
             let Some(running) = cluster.running(index) else { continue };
             let node = running.kms.node();
             let state = node.state();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use keyward_state::State;
 
 use crate::book::Book;
-use crate::cluster::{Cluster, NODES, ROOT_GRACE, Running};
+use crate::cluster::{Cluster, ROOT_GRACE, Running};
 
 /// Nodes count the grace on clocks that are up to 5 % fast.
 const GRACE_MIN: Duration = ROOT_GRACE.saturating_sub(Duration::from_millis(450));
@@ -15,7 +15,7 @@ const GRACE_MIN: Duration = ROOT_GRACE.saturating_sub(Duration::from_millis(450)
 const KNOWN_AFTER: Duration = Duration::from_secs(6);
 
 pub(super) fn look(cluster: &Cluster, book: &mut Book) {
-    for index in 0..NODES {
+    for index in cluster.machines() {
         let Some(running) = cluster.running(index) else { continue };
         let state = running.kms.node().state();
         if let Some(root) = stray_copy(&state) {

@@ -71,15 +71,7 @@ impl Tx<'_> {
     }
 
     pub(super) fn invite(&mut self, id: InvitationId, valid_ms: i64, by: &PrincipalArn) -> Outcome {
-        let long_over = self.now.0 - INVITATION_KEPT_MS;
-        let old: Vec<InvitationId> = self
-            .state
-            .invitations
-            .values()
-            .filter(|invitation| invitation.expires.0 < long_over)
-            .map(|invitation| invitation.id)
-            .collect();
-        old.iter().for_each(|id| self.remove_invitation(id));
+        self.forget_old_invitations();
         if self.state.invitations.len() >= INVITATIONS_MAX {
             return Err(KmsError::new(
                 ErrorCode::LimitExceededException,
@@ -100,6 +92,29 @@ impl Tx<'_> {
         let expires = Timestamp(self.now.0 + valid_ms);
         self.put_invitation(Invitation { id, node, expires, by: by.clone(), used: None });
         Ok(Reply::Invited { node, expires })
+    }
+
+    /// One whose node was let in is kept: it is the word that the node may vote, which it may have to ask for late.
+    fn forget_old_invitations(&mut self) {
+        let long_over = self.now.0 - INVITATION_KEPT_MS;
+        let let_in = |node| self.state.roots_of(node).next().is_some();
+        let invitations = self.state.invitations.values();
+        let old: Vec<Invitation> = invitations
+            .filter(|invitation| invitation.expires.0 < long_over && !let_in(invitation.node))
+            .cloned()
+            .collect();
+        if old.is_empty() {
+            return;
+        }
+        let mut counters = BTreeMap::clone(&self.state.counters);
+        for invitation in old {
+            self.remove_invitation(&invitation.id);
+            if invitation.used.is_some() {
+                // Its machine has a certificate with that id, which is never given to another one.
+                counters.entry(invitation.node).or_default();
+            }
+        }
+        self.put_counters(counters);
     }
 
     pub(super) fn use_invitation(&mut self, id: &InvitationId, address: &str) -> Outcome {
