@@ -60,8 +60,16 @@ pub async fn ratios() -> bool {
         ("Encrypt on one stream", &node, Work::Streamed(1, small.clone())),
         ("Encrypt on eight streams", &node, Work::Streamed(8, small)),
     ];
-    let limits =
-        [(2, 0, 1.5), (3, 0, 1.5), (4, 0, 1.5), (5, 1, 1.6), (6, 0, 1.1), (7, 0, 0.4), (8, 0, 0.4)];
+    // A figure, what it is measured by, and what it may be at most.
+    let limits = [
+        (2, 0, Some(1.5)),
+        (3, 0, Some(1.5)),
+        (4, 0, Some(1.5)),
+        (5, 1, Some(1.6)),
+        (6, 0, Some(1.1)),
+        (7, 0, Some(0.4)),
+        (8, 0, None),
+    ];
     let mut costs = vec![Vec::new(); windows.len()];
     for round in 0..ROUNDS {
         for turn in 0..windows.len() {
@@ -77,12 +85,15 @@ pub async fn ratios() -> bool {
     for (figure, floor, limit) in limits {
         let (name, floor_name) = (windows[figure].0, windows[floor].0);
         let (middle, low, high) = ratio(&costs[figure], &costs[floor]);
-        let holds = middle <= limit;
-        all_hold &= holds;
-        let verdict = if holds { "holds" } else { "DOES NOT HOLD" };
-        println!(
-            "{name:<26} {middle:.2} x {floor_name} ({low:.2} to {high:.2}), limit {limit:.2}: {verdict}"
-        );
+        let verdict = match limit {
+            None => "no limit".to_owned(),
+            Some(limit) if middle <= limit => format!("limit {limit:.2}: holds"),
+            Some(limit) => {
+                all_hold = false;
+                format!("limit {limit:.2}: DOES NOT HOLD")
+            }
+        };
+        println!("{name:<26} {middle:.2} x {floor_name} ({low:.2} to {high:.2}), {verdict}");
     }
     all_hold
 }
