@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build test test-rust test-loom test-sabotage test-clients check fmt clippy docs deny advisories numbers chaos sim clean
+.PHONY: help setup demo build test test-rust test-loom test-sabotage test-clients check fmt clippy docs deny advisories numbers bench-quick chaos sim clean
 
 # Filled in by the recipes: every cargo call below finds the one RocksDB.
 ROCKS = ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR="$$(deploy/rocksdb.sh)"
@@ -73,6 +73,9 @@ advisories: ## Known vulnerabilities (needs the network)
 
 numbers: setup ## Measure the figures that the docs quote
 	$(CARGO) bench --locked -p keyward --bench region
+
+bench-quick: setup ## What calls cost beside an echo, in under two minutes; fails if a limit does not hold
+	$(CARGO) bench --locked -p keyward --bench region -- --only quick
 
 chaos: setup ## Ten minutes of random faults on three machines made of network namespaces
 	KEYWARD_CHAOS_SECONDS=600 $(CARGO) test --locked -p keyward --test region random_faults -- --nocapture

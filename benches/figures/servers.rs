@@ -9,14 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keyward_audit::{RealFiles, Trail, TrailConfig};
-use keyward_client::Client;
+use keyward_client::{CallError, Client, DataPlane};
 use keyward_door_grpc::{Door, DoorConfig, GrpcTransport, Key, TlsFiles};
 use keyward_env::{AsyncRuntime, Env, RealEnv};
 use keyward_hsm::{
     ArenaConfig, CACHE_ENTRIES_DEFAULT, EnvClock, FileRoot, Hsm, HsmConfig, RootId, RootProvider,
     RootWatchConfig, SecretVec,
 };
+use keyward_proto::v1;
 use keyward_proto::v1::EncryptResponse;
+use keyward_proto::v1::stream_request::Call;
 use keyward_raft::{BoxFuture, Node, NodeConfig, RocksStore};
 use keyward_service::{Audit, KeptRoot, Kms, RootKeeper};
 use keyward_state::{Table, Timers};
@@ -149,7 +151,21 @@ impl Server {
 pub struct Called {
     process: Child,
     clients: Vec<Arc<Client>>,
+    streams: Vec<Arc<DataPlane>>,
     key: String,
+}
+
+/// What is called.
+#[derive(Clone)]
+pub enum Work {
+    /// Each a call of its own.
+    Encrypt(v1::EncryptRequest),
+    /// Each a call of its own.
+    Decrypt(v1::DecryptRequest),
+    /// Each a call of its own.
+    DataKey(v1::GenerateDataKeyRequest),
+    /// On streams: so many, which share what is in flight.
+    Streamed(usize, v1::EncryptRequest),
 }
 
 impl Called {
@@ -168,8 +184,10 @@ impl Called {
             .stdin(Stdio::null())
             .spawn()
             .expect("a server");
-        let clients = (0..CONNECTIONS).map(|_| region.client(&[at])).collect();
-        let called = Self { process, clients, key: key.to_owned() };
+        let clients: Vec<_> = (0..CONNECTIONS).map(|_| region.client(&[at])).collect();
+        let streams = clients.iter().map(|client| Arc::new(DataPlane::new(Arc::clone(client))));
+        let streams = streams.collect();
+        let called = Self { process, clients, streams, key: key.to_owned() };
         wait_until("it serves", Duration::from_secs(20), async || {
             served(&called.clients[0], &called.key).await.is_some()
         })
@@ -197,19 +215,26 @@ impl Called {
         Duration::from_secs(ticks(14) + ticks(15)) / rustix::param::clock_ticks_per_second() as u32
     }
 
-    /// Microseconds of CPU a call, and the part of calls that were refused for a quota.
+    /// Microseconds of CPU an Encrypt of some bytes, and the part of calls that were refused for a quota.
     pub async fn window(&self) -> (f64, f64) {
+        self.window_of(&Work::Encrypt(encrypts(&self.key, b"plaintext")), WINDOW).await
+    }
+
+    /// Microseconds of CPU a call in a window of that length, and the part of calls that were refused for a quota.
+    pub async fn window_of(&self, work: &Work, lasts: Duration) -> (f64, f64) {
         let stop = Arc::new(AtomicBool::new(false));
         let before = self.cpu();
         let calls: Vec<_> = (0..IN_FLIGHT)
             .map(|call| {
                 let client = Arc::clone(&self.clients[call % CONNECTIONS]);
-                let (stop, key) = (Arc::clone(&stop), self.key.clone());
+                let on = if let Work::Streamed(streams, _) = work { *streams } else { 1 };
+                let stream = Arc::clone(&self.streams[call % on]);
+                let (stop, work) = (Arc::clone(&stop), work.clone());
                 <RealEnv as Env>::Runtime::spawn(async move {
                     let (mut answered, mut refused) = (0u32, 0u32);
                     while !stop.load(Ordering::Relaxed) {
-                        match served(&client, &key).await.expect("an answer, or a quota's refusal")
-                        {
+                        let ended = work.call(&client, &stream).await;
+                        match answered_or_refused(ended).expect("an answer, or a quota's refusal") {
                             true => answered += 1,
                             false => refused += 1,
                         }
@@ -218,7 +243,7 @@ impl Called {
                 })
             })
             .collect();
-        RealEnv.sleep(WINDOW).await;
+        RealEnv.sleep(lasts).await;
         stop.store(true, Ordering::Relaxed);
         let (mut all, mut refused) = (0.0, 0.0);
         for call in calls {
@@ -265,6 +290,14 @@ pub fn difference(more: &[f64], less: &[f64]) -> (f64, f64, f64) {
     (median(differences), low, high)
 }
 
+/// The median of the pairs' ratios, and its interval, as in [`difference`].
+pub fn ratio(of: &[f64], to: &[f64]) -> (f64, f64, f64) {
+    let mut ratios: Vec<f64> = of.iter().zip(to).map(|(of, to)| of / to).collect();
+    ratios.sort_unstable_by(f64::total_cmp);
+    let (low, high) = (ratios[2], ratios[ratios.len() - 3]);
+    (median(ratios), low, high)
+}
+
 /// What an interval says about a bar.
 pub fn verdict(low: f64, high: f64, bar: f64) -> &'static str {
     match (high <= bar, low > bar) {
@@ -274,10 +307,42 @@ pub fn verdict(low: f64, high: f64, bar: f64) -> &'static str {
     }
 }
 
+/// An Encrypt of `plaintext`.
+pub fn encrypts(key: &str, plaintext: &[u8]) -> v1::EncryptRequest {
+    v1::EncryptRequest {
+        key_id: key.to_owned(),
+        plaintext: plaintext.to_vec(),
+        ..v1::EncryptRequest::default()
+    }
+}
+
+impl Work {
+    async fn call(&self, client: &Client, stream: &DataPlane) -> Result<(), CallError> {
+        match self.clone() {
+            Self::Encrypt(r) => {
+                client.key_once(r, |mut c, r| async move { c.encrypt(r).await }).await.map(drop)
+            }
+            Self::Decrypt(r) => {
+                client.key_once(r, |mut c, r| async move { c.decrypt(r).await }).await.map(drop)
+            }
+            Self::DataKey(r) => {
+                let call =
+                    client.key_once(r, |mut c, r| async move { c.generate_data_key(r).await });
+                call.await.map(drop)
+            }
+            Self::Streamed(_, r) => stream.once(Call::Encrypt(r)).await.map(drop),
+        }
+    }
+}
+
 /// Whether a call was served, or refused for a quota; none if it failed.
 async fn served(client: &Client, key: &str) -> Option<bool> {
-    match encrypt(client, key).await {
-        Ok(_) => Some(true),
+    answered_or_refused(encrypt(client, key).await.map(drop))
+}
+
+fn answered_or_refused(ended: Result<(), CallError>) -> Option<bool> {
+    match ended {
+        Ok(()) => Some(true),
         Err(error) if error.throttle.is_some() => Some(false),
         Err(_) => None,
     }

@@ -22,3 +22,4 @@ mod recover;
 mod refusals;
 mod roots;
 mod secrets;
+mod streams;

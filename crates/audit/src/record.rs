@@ -3,9 +3,7 @@
 
 use std::net::IpAddr;
 
-use keyward_model::{
-    AccountId, ErrorCode, KmsError, Operation, Plane, PrincipalArn, Region, Timestamp,
-};
+use keyward_model::{ErrorCode, KmsError, Operation, Plane, PrincipalArn, Region, Timestamp};
 
 use crate::json::{self, Pair, Value};
 
@@ -207,12 +205,11 @@ impl<'a> Record<'a> {
             }
         }
         // All of KMS is management in CloudTrail, cryptographic operations too.
-        json::name(out, "managementEvent");
-        json::bool(out, true);
+        out.extend_from_slice(b",\"managementEvent\":true");
         if let Identity::Principal { arn, .. } = self.identity {
             json::member(out, "recipientAccountId", account_in(arn.as_str()).unwrap_or_default());
         }
-        json::member(out, "eventCategory", "Management");
+        out.extend_from_slice(b",\"eventCategory\":\"Management\"");
     }
 
     /// What CloudTrail has no field for.
@@ -276,9 +273,15 @@ impl<'a> Record<'a> {
             if index > 0 {
                 out.push(b',');
             }
-            let account = ("accountId", account_in(arn).into());
-            let kind = ("type", Value::Str("AWS::KMS::Key"));
-            json::object(out, &[account, kind, ("ARN", Value::Str(arn))]);
+            out.push(b'{');
+            if let Some(account) = account_in(arn) {
+                out.extend_from_slice(b"\"accountId\":\"");
+                out.extend_from_slice(account.as_bytes());
+                out.extend_from_slice(b"\",");
+            }
+            out.extend_from_slice(b"\"type\":\"AWS::KMS::Key\"");
+            json::member(out, "ARN", arn);
+            out.push(b'}');
         }
         out.push(b']');
     }
@@ -286,7 +289,10 @@ impl<'a> Record<'a> {
 
 /// The account in an ARN: `arn:partition:service:region:account:resource`.
 fn account_in(arn: &str) -> Option<&str> {
-    arn.split(':').nth(4).filter(|account| account.parse::<AccountId>().is_ok())
+    let mut colons = arn.bytes().enumerate().filter(|(_, byte)| *byte == b':').map(|(at, _)| at);
+    let (begins, ends) = (colons.nth(3)? + 1, colons.next()?);
+    let account = &arn[begins..ends];
+    (account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit())).then_some(account)
 }
 
 /// The name that CloudTrail shows for a refusal: that of the API, but for the one that IAM's own words

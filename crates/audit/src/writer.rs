@@ -128,7 +128,12 @@ impl Writer {
             segment.file.write_at(segment.length, lines).map_err(wrong)?;
             segment.length += bytes as u64;
             self.written.position += bytes as u64;
-            self.written.sequence += lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+            if self.written.position == to.position {
+                self.written.sequence = to.sequence;
+            } else {
+                let lines = lines.iter().filter(|byte| **byte == b'\n').count();
+                self.written.sequence += lines as u64;
+            }
         }
         Ok(())
     }

@@ -74,8 +74,6 @@ pub struct CallError {
     pub outcome_unknown: bool,
     /// The quota that was hit.
     pub throttle: Option<v1::Throttle>,
-    /// gRPC's own code.
-    pub status: Code,
 }
 
 impl fmt::Display for CallError {
@@ -96,7 +94,7 @@ impl fmt::Display for CallError {
 
 impl std::error::Error for CallError {}
 
-fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn describe(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -109,6 +107,19 @@ fn describe(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+impl CallError {
+    /// A refusal, as the server typed it.
+    pub(crate) fn typed(detail: v1::ErrorDetail) -> Self {
+        Self {
+            code: Some(detail.code),
+            message: detail.message,
+            retryable: detail.retryable,
+            outcome_unknown: detail.outcome_unknown,
+            throttle: detail.throttle,
+        }
+    }
+}
+
 impl From<Status> for CallError {
     fn from(status: Status) -> Self {
         let detail = rpc::Status::decode(status.details())
@@ -116,21 +127,13 @@ impl From<Status> for CallError {
             .and_then(|envelope| envelope.details.into_iter().next())
             .and_then(|any| v1::ErrorDetail::decode(any.value.as_slice()).ok());
         match detail {
-            Some(detail) => Self {
-                code: Some(detail.code),
-                message: detail.message,
-                retryable: detail.retryable,
-                outcome_unknown: detail.outcome_unknown,
-                throttle: detail.throttle,
-                status: status.code(),
-            },
+            Some(detail) => Self::typed(detail),
             None => Self {
                 code: None,
                 message: plain(&describe(&status)),
                 retryable: status.code() == Code::Unavailable,
                 outcome_unknown: status.code() == Code::DeadlineExceeded,
                 throttle: None,
-                status: status.code(),
             },
         }
     }
@@ -241,7 +244,7 @@ impl Client {
         Fut: Future<Output = Result<Response<Out>, Status>> + Send,
         Out: Send,
     {
-        let at = self.preferred.load(Ordering::Relaxed);
+        let at = self.preferred();
         self.ask(at, message, &|channel, r| call(KeyServiceClient::new(channel), r)).await
     }
 
@@ -257,14 +260,26 @@ impl Client {
         Fut: Future<Output = Result<Response<Out>, Status>> + Send,
         Out: Send,
     {
+        self.on_nodes(repeat, |at| self.ask(at, message.clone(), &call)).await
+    }
+
+    /// Asks the nodes in turn, the preferred one first, as often as `repeat` allows.
+    pub(crate) async fn on_nodes<Out, Fut>(
+        &self,
+        repeat: Repeat,
+        ask: impl Fn(usize) -> Fut,
+    ) -> Result<Out, CallError>
+    where
+        Fut: Future<Output = Result<Out, CallError>>,
+    {
         let count = self.channels.len();
-        let first = self.preferred.load(Ordering::Relaxed);
+        let first = self.preferred();
         let mut last: Option<CallError> = None;
         let end = RealEnv.boot_now() + self.patience;
         for round in 0..ROUNDS_MAX {
             for step in 0..count {
                 let at = (first + step) % count;
-                let error = match self.ask(at, message.clone(), &call).await {
+                let error = match ask(at).await {
                     Ok(answer) => {
                         self.preferred.store(at, Ordering::Relaxed);
                         return Ok(answer);
@@ -288,6 +303,20 @@ impl Client {
         }
         Err(last.unwrap_or_else(|| Status::unavailable("no node was asked").into()))
     }
+
+    /// The node that answered last.
+    pub(crate) fn preferred(&self) -> usize {
+        self.preferred.load(Ordering::Relaxed)
+    }
+
+    /// How long one call may take.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    pub(crate) fn channel(&self, at: usize) -> Channel {
+        self.channels[at].clone()
+    }
 }
 
 impl Client {
@@ -306,29 +335,32 @@ impl Client {
         let answer = RealEnv.timeout(patience, call(self.channels[at].clone(), request)).await;
         match answer.unwrap_or_else(|| Err(Status::deadline_exceeded("no answer in time"))) {
             Ok(response) => Ok(response.into_inner()),
-            Err(status) => {
-                let mut error = CallError::from(status);
-                if error.code.is_none() {
-                    let hung_up = [
-                        "BrokenPipe",
-                        "broken pipe",
-                        "ConnectionReset",
-                        "reset by peer",
-                        "connection closed",
-                    ];
-                    if self.foreign && hung_up.iter().any(|sign| error.message.contains(sign)) {
-                        // The server's alert can get lost when it hangs up while we write.
-                        error.message = format!(
-                            "the server hung up; the certificate was not issued by this Region's \
-                             authority ({})",
-                            error.message
-                        );
-                    }
-                    error.message = format!("{}: {}", self.endpoints[at], error.message);
-                }
-                Err(error)
-            }
+            Err(status) => Err(self.explain(at, status)),
         }
+    }
+
+    /// What a node's refusal, or silence, means.
+    pub(crate) fn explain(&self, at: usize, status: Status) -> CallError {
+        let mut error = CallError::from(status);
+        if error.code.is_none() {
+            let hung_up = [
+                "BrokenPipe",
+                "broken pipe",
+                "ConnectionReset",
+                "reset by peer",
+                "connection closed",
+            ];
+            if self.foreign && hung_up.iter().any(|sign| error.message.contains(sign)) {
+                // The server's alert can get lost when it hangs up while we write.
+                error.message = format!(
+                    "the server hung up; the certificate was not issued by this Region's authority \
+                     ({})",
+                    error.message
+                );
+            }
+            error.message = format!("{}: {}", self.endpoints[at], error.message);
+        }
+        error
     }
 }
 

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyward_env::RealEnv;
 use keyward_model::limits::{CALL_DEADLINE_DEFAULT, CALL_DEADLINE_MAX};
 use keyward_model::{ErrorCode, KmsError, Timestamp};
-use keyward_service::{Caller, Trace};
-use tonic::metadata::AsciiMetadataValue;
+use keyward_service::{Caller, Kms, Trace};
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Request, Response, Status};
 
 use crate::errors::status;
@@ -36,25 +37,45 @@ pub(crate) fn trace<T>(request: &Request<T>, request_id: [u8; 16]) -> Trace {
     let agent = request.metadata().get("user-agent").and_then(|value| value.to_str().ok());
     Trace {
         origin: request.extensions().get::<Peer>().map(|peer| Arc::clone(&peer.origin)),
-        user_agent: agent.map(str::to_owned),
+        user_agent: agent.map(Arc::from),
         request_id,
     }
+}
+
+/// Refuses a call of somebody who is no principal, on record.
+pub(crate) async fn turned_away(
+    kms: &Kms<RealEnv>,
+    name: &str,
+    trace: &Trace,
+    request_id: [u8; 16],
+    refusal: KmsError,
+) -> Status {
+    let env = kms.node().env();
+    let told =
+        kms.audit().other_call(env, name, false, false, None, trace, &[], Some(&refusal)).await;
+    let mut status = status(told.err().unwrap_or(refusal));
+    with_id(status.metadata_mut(), request_id);
+    status
 }
 
 /// An answer that tells the call's id.
 pub(crate) fn answer<T>(result: Result<T, KmsError>, request_id: [u8; 16]) -> Answer<T> {
     let mut answer = result.map(Response::new).map_err(status);
+    match &mut answer {
+        Ok(response) => with_id(response.metadata_mut(), request_id),
+        Err(status) => with_id(status.metadata_mut(), request_id),
+    }
+    answer
+}
+
+fn with_id(metadata: &mut MetadataMap, request_id: [u8; 16]) {
     let mut digits = [0; 32];
     let encoded = hex::encode_to_slice(request_id, &mut digits);
     if let (Ok(()), Ok(mut id)) = (encoded, AsciiMetadataValue::try_from(&digits[..])) {
         // As `errors::status` does with details.
         id.set_sensitive(true);
-        match &mut answer {
-            Ok(response) => response.metadata_mut().insert(REQUEST_ID, id),
-            Err(status) => status.metadata_mut().insert(REQUEST_ID, id),
-        };
+        metadata.insert(REQUEST_ID, id);
     }
-    answer
 }
 
 /// What an RPC answers.

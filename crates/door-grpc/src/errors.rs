@@ -66,8 +66,9 @@ pub fn status(error: KmsError) -> Status {
     status
 }
 
-fn details(error: &KmsError, code: Code, message: &str) -> BinaryMetadataValue {
-    let detail = v1::ErrorDetail {
+/// A refusal's typed detail.
+pub(crate) fn detail(error: &KmsError) -> v1::ErrorDetail {
+    v1::ErrorDetail {
         code: error.code.name().to_owned(),
         retryable: error.code.is_retryable(),
         message: error.message.clone().into_owned(),
@@ -79,13 +80,16 @@ fn details(error: &KmsError, code: Code, message: &str) -> BinaryMetadataValue {
             window_seconds: throttle.window_seconds,
             retry_after_milliseconds: throttle.retry_after_ms,
         }),
-    };
+    }
+}
+
+fn details(error: &KmsError, code: Code, message: &str) -> BinaryMetadataValue {
     let envelope = rpc::Status {
         code: code as i32,
         message: message.to_owned(),
         details: vec![prost_types::Any {
             type_url: DETAIL_TYPE.to_owned(),
-            value: detail.encode_to_vec(),
+            value: detail(error).encode_to_vec(),
         }],
     };
     BinaryMetadataValue::from_bytes(&envelope.encode_to_vec())
@@ -117,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    fn detail(status: &Status) -> Option<v1::ErrorDetail> {
+    fn told(status: &Status) -> Option<v1::ErrorDetail> {
         let details = status.metadata().get_bin(DETAILS)?.to_bytes().ok()?;
         let envelope = rpc::Status::decode(details).ok()?;
         v1::ErrorDetail::decode(envelope.details.first()?.value.as_slice()).ok()
@@ -127,7 +131,7 @@ mod tests {
     fn every_error_arrives_with_its_name_and_advice() {
         for code in ErrorCode::ALL {
             let status = status(KmsError::new(code, "why"));
-            let detail = detail(&status).expect("a detail");
+            let detail = told(&status).expect("a detail");
             assert_eq!(detail.code, code.name());
             assert_eq!(detail.retryable, code.is_retryable());
             assert_eq!(detail.message, "why");
@@ -135,7 +139,7 @@ mod tests {
         }
         let unknown = status(KmsError::unknown_outcome("late"));
         assert_eq!(unknown.code(), Code::DeadlineExceeded);
-        assert!(detail(&unknown).expect("a detail").outcome_unknown);
+        assert!(told(&unknown).expect("a detail").outcome_unknown);
     }
     #[test]
     fn a_refusal_for_a_quota_that_comes_again_says_what_it_has_to() {
@@ -151,11 +155,11 @@ mod tests {
         };
         for round in 0..3 {
             for retry_after_ms in 1..40 {
-                let told = status(refusal(retry_after_ms));
+                let first = status(refusal(retry_after_ms));
                 let again = status(refusal(retry_after_ms));
                 assert!(!again.metadata().get_bin(DETAILS).expect("details").is_sensitive());
-                for status in [told, again] {
-                    let detail = detail(&status).expect("a detail");
+                for status in [first, again] {
+                    let detail = told(&status).expect("a detail");
                     let throttle = detail.throttle.expect("a quota");
                     assert_eq!(throttle.retry_after_milliseconds, retry_after_ms, "round {round}");
                     assert_eq!((throttle.quota.as_str(), throttle.limit), ("q", 30));

@@ -6,15 +6,16 @@ use keyward_env::RealEnv;
 use keyward_model::{ErrorCode, KeyState, KmsError};
 use keyward_proto::v1;
 use keyward_proto::v1::key_service_server::KeyService;
-use keyward_service::api::{self, AliasEntry, KeyMetadata, RotationEntry, Secret, Tag};
+use keyward_service::api::{self, AliasEntry, KeyMetadata, RotationEntry, Tag};
 use keyward_service::{Call, Kms, Response as Reply, Stack};
 use tonic::{Request, Response, Status};
 use tower::Service;
 
-use crate::common::{answer, caller, date, patience, trace};
+use crate::common::{answer, caller, date, patience, trace, turned_away};
+use crate::uses::{Asked, Told};
 
 /// The one algorithm of the keys that there are.
-const ALGORITHM: &str = "SYMMETRIC_DEFAULT";
+pub(crate) const ALGORITHM: &str = "SYMMETRIC_DEFAULT";
 
 /// The key service on one node.
 pub struct KeyDoor {
@@ -29,26 +30,13 @@ impl KeyDoor {
         translate: impl FnOnce(In) -> api::Request,
         shape: impl FnOnce(Reply) -> Option<Out>,
     ) -> Result<Response<Out>, Status> {
-        let audit = self.kms.audit();
-        let id = audit.next_request_id();
+        let id = self.kms.audit().next_request_id();
         let (trace, patience) = (trace(&request, id), patience(&request));
         let caller = match caller(&request) {
             Ok(caller) => caller,
             Err(refusal) => {
-                let env = self.kms.node().env();
                 let name = translate(request.into_inner()).operation().name();
-                // Boxed: it is rare, and large.
-                let told = Box::pin(audit.other_call(
-                    env,
-                    name,
-                    false,
-                    false,
-                    None,
-                    &trace,
-                    &[],
-                    Some(&refusal),
-                ));
-                return answer(Err(told.await.err().unwrap_or(refusal)), id);
+                return Err(Box::pin(turned_away(&self.kms, name, &trace, id, refusal)).await);
             }
         };
         let mut call = Call::new(caller, translate(request.into_inner()), patience);
@@ -443,130 +431,41 @@ impl KeyService for KeyDoor {
         &self,
         request: Request<v1::EncryptRequest>,
     ) -> Result<Response<v1::EncryptResponse>, Status> {
-        self.run(
-            request,
-            |r| {
-                api::Encrypt {
-                    key_id: r.key_id,
-                    plaintext: Secret::new(r.plaintext),
-                    encryption_context: r.encryption_context,
-                    encryption_algorithm: r.encryption_algorithm,
-                    dry_run: r.dry_run,
-                }
-                .into()
-            },
-            when!(Reply::Encrypted { ciphertext_blob, key_arn } => v1::EncryptResponse {
-                ciphertext_blob,
-                key_id: key_arn,
-                encryption_algorithm: ALGORITHM.to_owned(),
-            }),
-        )
-        .await
+        self.run(request, Asked::asked, Told::told).await
     }
 
     async fn decrypt(
         &self,
         request: Request<v1::DecryptRequest>,
     ) -> Result<Response<v1::DecryptResponse>, Status> {
-        self.run(
-            request,
-            |r| {
-                api::Decrypt {
-                    ciphertext_blob: r.ciphertext_blob,
-                    encryption_context: r.encryption_context,
-                    key_id: r.key_id,
-                    encryption_algorithm: r.encryption_algorithm,
-                    dry_run: r.dry_run,
-                }
-                .into()
-            },
-            when!(Reply::Decrypted { plaintext, key_arn, key_material_id } => v1::DecryptResponse {
-                key_id: key_arn,
-                plaintext: plaintext.into_bytes(),
-                encryption_algorithm: ALGORITHM.to_owned(),
-                key_material_id,
-            }),
-        )
-        .await
+        self.run(request, Asked::asked, Told::told).await
     }
 
     async fn re_encrypt(
         &self,
         request: Request<v1::ReEncryptRequest>,
     ) -> Result<Response<v1::ReEncryptResponse>, Status> {
-        self.run(
-            request,
-            |r| {
-                api::ReEncrypt {
-                    ciphertext_blob: r.ciphertext_blob,
-                    source_encryption_context: r.source_encryption_context,
-                    source_key_id: r.source_key_id,
-                    destination_key_id: r.destination_key_id,
-                    destination_encryption_context: r.destination_encryption_context,
-                    source_encryption_algorithm: r.source_encryption_algorithm,
-                    destination_encryption_algorithm: r.destination_encryption_algorithm,
-                    dry_run: r.dry_run,
-                }
-                .into()
-            },
-            when!(Reply::ReEncrypted {
-                ciphertext_blob,
-                source_key_arn,
-                key_arn,
-                source_material,
-                destination_material,
-            } => v1::ReEncryptResponse {
-                ciphertext_blob,
-                source_key_id: source_key_arn,
-                key_id: key_arn,
-                source_encryption_algorithm: ALGORITHM.to_owned(),
-                destination_encryption_algorithm: ALGORITHM.to_owned(),
-                source_key_material_id: source_material,
-                destination_key_material_id: destination_material,
-            }),
-        )
-        .await
+        self.run(request, Asked::asked, Told::told).await
     }
 
     async fn generate_data_key(
         &self,
         request: Request<v1::GenerateDataKeyRequest>,
     ) -> Result<Response<v1::GenerateDataKeyResponse>, Status> {
-        self.run(request, |r| api::GenerateDataKey {
-                key_id: r.key_id,
-                encryption_context: r.encryption_context,
-                key_spec: r.key_spec,
-                number_of_bytes: r.number_of_bytes,
-                dry_run: r.dry_run,
-            }.into(), when!(Reply::DataKey { ciphertext_blob, plaintext: Some(plaintext), key_arn, key_material_id } => v1::GenerateDataKeyResponse {
-                ciphertext_blob,
-                plaintext: plaintext.into_bytes(),
-                key_id: key_arn,
-                key_material_id,
-            })).await
+        self.run(request, Asked::asked, Told::told).await
     }
 
     async fn generate_data_key_without_plaintext(
         &self,
         request: Request<v1::GenerateDataKeyWithoutPlaintextRequest>,
     ) -> Result<Response<v1::GenerateDataKeyWithoutPlaintextResponse>, Status> {
-        self.run(request, |r| api::GenerateDataKeyWithoutPlaintext {
-                key_id: r.key_id,
-                encryption_context: r.encryption_context,
-                key_spec: r.key_spec,
-                number_of_bytes: r.number_of_bytes,
-                dry_run: r.dry_run,
-            }.into(), when!(Reply::DataKey { ciphertext_blob, key_arn, key_material_id, .. } => v1::GenerateDataKeyWithoutPlaintextResponse {
-                ciphertext_blob,
-                key_id: key_arn,
-                key_material_id,
-            })).await
+        self.run(request, Asked::asked, Told::told).await
     }
 
     async fn generate_random(
         &self,
         request: Request<v1::GenerateRandomRequest>,
     ) -> Result<Response<v1::GenerateRandomResponse>, Status> {
-        self.run(request, |r| api::GenerateRandom { number_of_bytes: r.number_of_bytes }.into(), when!(Reply::Random(plaintext) => v1::GenerateRandomResponse { plaintext: plaintext.into_bytes() })).await
+        self.run(request, Asked::asked, Told::told).await
     }
 }

@@ -1,14 +1,16 @@
-//! The gRPC door: `keyward.v1` over mutual TLS, for principals ([`KeyService`], [`OperatorService`]) and
+//! The gRPC door: `keyward.v1` over mutual TLS, for principals ([`KeyService`], [`DataPlane`], [`OperatorService`]) and
 //! between nodes ([`PeerService`]), with `grpc.health.v1` and reflection.
 //!
 //! **Invariant:** translation only. What a call means, whether it is allowed and what a refusal says is
 //! decided in `crates/service`; this crate maps names.
 //!
+//! [`DataPlane`]: keyward_proto::v1::data_plane_server::DataPlane
 //! [`KeyService`]: keyward_proto::v1::key_service_server::KeyService
 //! [`OperatorService`]: keyward_proto::v1::operator_service_server::OperatorService
 //! [`PeerService`]: keyward_proto::v1::peer_service_server::PeerService
 
 mod common;
+mod data_plane;
 mod errors;
 mod join;
 mod kms;
@@ -17,6 +19,7 @@ mod peer;
 mod quota;
 mod server;
 mod tls;
+mod uses;
 
 pub use errors::status;
 pub use peer::GrpcTransport;

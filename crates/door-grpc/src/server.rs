@@ -9,6 +9,7 @@ use keyward_env::{Env, RealEnv};
 use keyward_model::Region;
 use keyward_model::limits::REQUEST_BYTES_MAX;
 use keyward_proto::DESCRIPTOR_SET;
+use keyward_proto::v1::data_plane_server::DataPlaneServer;
 use keyward_proto::v1::join_service_server::JoinServiceServer;
 use keyward_proto::v1::key_service_server::KeyServiceServer;
 use keyward_proto::v1::operator_service_server::OperatorServiceServer;
@@ -17,11 +18,12 @@ use keyward_proto::v1::quota_service_server::QuotaServiceServer;
 use keyward_service::{Kms, stack};
 use keyward_state::Timers;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
+use crate::data_plane::DataPlaneDoor;
 use crate::join::JoinDoor;
 use crate::kms::KeyDoor;
 use crate::operator::OperatorDoor;
@@ -99,11 +101,20 @@ impl Door {
         self.terminator.time().follow(kms.node());
         RealEnv.spawn(self.terminator.accept(self.listener, connections));
 
-        let key = KeyServiceServer::new(KeyDoor {
-            stack: stack(Arc::clone(&kms)),
+        let stack = stack(Arc::clone(&kms));
+        let (stop_streams, stopping) = watch::channel(false);
+        let stop = async move {
+            stop.await;
+            stop_streams.send_replace(true);
+        };
+        let data_plane = DataPlaneServer::new(DataPlaneDoor {
+            stack: stack.clone(),
             kms: Arc::clone(&kms),
+            stopping,
         })
         .max_decoding_message_size(REQUEST_BYTES_MAX);
+        let key = KeyServiceServer::new(KeyDoor { stack, kms: Arc::clone(&kms) })
+            .max_decoding_message_size(REQUEST_BYTES_MAX);
         let operator_door = Arc::new(OperatorDoor {
             kms: Arc::clone(&kms),
             region: self.config.region,
@@ -136,6 +147,7 @@ impl Door {
             .add_service(quota)
             .add_service(join)
             .add_service(peer)
+            .add_service(data_plane)
             .add_service(key)
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop)
             .await?;
@@ -145,8 +157,13 @@ impl Door {
 
 /// `grpc.health.v1`: the node serves while it holds a lease. The empty name stands for the process.
 async fn report_health(reporter: tonic_health::server::HealthReporter, kms: Arc<Kms<RealEnv>>) {
-    let services =
-        ["", "keyward.v1.KeyService", "keyward.v1.OperatorService", "keyward.v1.QuotaService"];
+    let services = [
+        "",
+        "keyward.v1.KeyService",
+        "keyward.v1.DataPlane",
+        "keyward.v1.OperatorService",
+        "keyward.v1.QuotaService",
+    ];
     while !kms.node().is_stopped() {
         let serves = kms.node().admit_now().is_ok()
             && kms.node().state().region.is_some()

@@ -16,7 +16,7 @@ use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::server::TlsStream;
@@ -312,7 +312,7 @@ impl Terminator {
             Some(leaf) => self.identify(leaf),
             None => Identity::Nobody("no client certificate was shown".to_owned()),
         };
-        Ok(Connection { stream, peer: Peer { identity, origin } })
+        Ok(Connection { stream: BufWriter::new(stream), peer: Peer { identity, origin } })
     }
 
     /// Reads a certificate that was verified already.
@@ -377,7 +377,8 @@ fn refused(error: &io::Error, peer: std::net::SocketAddr) {
 
 /// A connection whose handshake is done.
 pub struct Connection {
-    stream: TlsStream<TcpStream>,
+    /// What is larger than `h2` gathers comes in two pieces, head and payload: one TLS record all the same.
+    stream: BufWriter<TlsStream<TcpStream>>,
     peer: Peer,
 }
 
@@ -416,17 +417,8 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
+    // Not vectored: TLS copies all the same, and `h2` would write each frame of more than 256 bytes on its own, with a
+    // system call and a TLS record each, where it gathers frames of up to 1,024 bytes otherwise.
 }
 
 /// Begin and end of a certificate (PEM).

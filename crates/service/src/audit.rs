@@ -37,7 +37,7 @@ pub struct Trace {
     /// Where it came from; none for calls that no door made.
     pub origin: Option<Arc<Origin>>,
     /// The client program, as it names itself.
-    pub user_agent: Option<String>,
+    pub user_agent: Option<Arc<str>>,
     /// What the caller got as the call's id.
     pub request_id: [u8; 16],
 }

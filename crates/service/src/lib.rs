@@ -14,6 +14,7 @@ mod housekeeping;
 mod joining;
 mod keys;
 mod kms;
+mod multiplex;
 mod operator;
 mod peer;
 mod quota;
@@ -28,6 +29,7 @@ pub use authority::{Authority, AuthorityError, Issued, NODE_URN, Subject, signin
 pub use authorize::{Authorize, ByKind, Question};
 pub use joining::{Invited, Joined};
 pub use kms::Kms;
+pub use multiplex::{Multiplex, Numbered, STREAM_CALLS_MAX};
 pub use operator::{ClusterStatus, FoundingRequest, MemberStatus};
 pub use quota::{BucketFigures, BucketUsage, NodeShare, PlanLine, PlanSlot, QuotaUsage, Quotas};
 pub use roots::{KeptRoot, RootCommand, RootInfo, RootKeeper, RootReply};

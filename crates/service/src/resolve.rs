@@ -46,15 +46,14 @@ impl View<'_> {
 
     /// The key that a `KeyId` parameter names.
     pub(crate) fn key(&self, text: &str, member: &str, forms: Forms) -> Result<Arc<Key>, KmsError> {
-        let chars = text.chars().count();
-        if chars == 0 {
+        if text.is_empty() {
             return Err(KmsError::constraint_on(
                 member,
                 text,
                 "Member must have length greater than or equal to 1",
             ));
         }
-        if chars > KEY_ID_CHARS_MAX {
+        if text.len() > KEY_ID_CHARS_MAX && text.chars().count() > KEY_ID_CHARS_MAX {
             return Err(KmsError::constraint(
                 member,
                 &format!("Member must have length less than or equal to {KEY_ID_CHARS_MAX}"),
@@ -76,20 +75,21 @@ impl View<'_> {
     }
 
     fn known_key(&self, account: AccountId, id: KeyId) -> Result<Arc<Key>, KmsError> {
-        let arn = key_arn(self.region, account, id);
+        let arn = || key_arn(self.region, account, id);
         if account != self.account {
             // Whether or not it exists: that is not the caller's business.
             return Err(KmsError::new(
                 ErrorCode::AccessDeniedException,
                 format!(
-                    "the key {arn} does not exist, or belongs to another account: use across accounts \
-                     needs key policies, which this version does not offer"
+                    "the key {} does not exist, or belongs to another account: use across accounts \
+                     needs key policies, which this version does not offer",
+                    arn()
                 ),
             ));
         }
         match self.state.key(&id) {
             Some(key) if key.account == account => Ok(Arc::clone(key)),
-            _ => Err(not_found(format!("Key '{arn}' does not exist"))),
+            _ => Err(not_found(format!("Key '{}' does not exist", arn()))),
         }
     }
 

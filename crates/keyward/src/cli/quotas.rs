@@ -24,7 +24,7 @@ and days are the Region's (UTC).")]
         #[command(flatten)]
         name: Name,
         /// Calls in a window: 500/s, 10000/m or 1000000/d; may be given once for each window
-        #[arg(long = "limit", required = true, value_name = "CALLS/WINDOW", value_parser = parse_limit)]
+        #[arg(long = "limit", required = true, value_name = "CALLS/WINDOW", value_parser = parse_limit, allow_hyphen_values = true)]
         limits: Vec<Limit>,
         /// Calls at once after a quiet while, with a limit a second; what a second admits, if not given
         #[arg(long)]
