@@ -34,7 +34,8 @@ test-rust: setup
 	$(CARGO) test --locked --workspace
 
 test-loom: setup ## Every interleaving of the lock-free cells
-	$(CARGO) test --locked -p keyward-quota -p keyward-raft --test loom
+	@# The whole workspace, so that what test-rust has built is taken as it is.
+	$(CARGO) test --locked --workspace --test loom
 
 test-sabotage: setup ## Known bugs, each of which the simulator must find
 	@# The whole workspace, so that outside crates keep their features and are not compiled again.
