@@ -1,17 +1,18 @@
 //! What calls cost beside an echo: server CPU a call with 64 in flight, behind the same TLS, with the same payload and the
-//! same clients. Everything is on: the trail, two quotas, leases and permissions. One line a figure, with its limit.
+//! same clients; and how long an Encrypt takes that has no other beside it. Everything is on: the trail, two quotas,
+//! leases and permissions. One line a figure, with its limit.
 
 use std::time::Duration;
 
 use keyward_proto::v1;
 
-use crate::servers::{Called, IN_FLIGHT, Kind, Work, encrypts, ratio};
+use crate::servers::{Called, IN_FLIGHT, Kind, Work, encrypts, median, ratio};
 use crate::support::{Region, create_key};
 
 const PRINCIPAL: &str = "arn:aws:iam::111122223333:user/dev";
 /// Rounds of one window each.
 const ROUNDS: usize = 12;
-const WINDOW: Duration = Duration::from_millis(1000);
+const WINDOW: Duration = Duration::from_millis(900);
 
 /// True if every limit holds.
 pub async fn ratios() -> bool {
@@ -71,11 +72,19 @@ pub async fn ratios() -> bool {
         (8, 0, None),
     ];
     let mut costs = vec![Vec::new(); windows.len()];
+    let (mut node_alone, mut echo_alone) = (Vec::new(), Vec::new());
+    let alone = Work::Encrypt(encrypts(&key, &[7; 32]));
     for round in 0..ROUNDS {
         for turn in 0..windows.len() {
             let at = (round + turn) % windows.len();
             let (_, server, work) = &windows[at];
             costs[at].push(server.window_of(work, WINDOW).await.0);
+        }
+        for turn in 0..2 {
+            match (round + turn) % 2 {
+                0 => node_alone.push(node.alone_of(&alone).await),
+                _ => echo_alone.push(echo.alone_of(&alone).await),
+            }
         }
     }
     println!(
@@ -84,16 +93,24 @@ pub async fn ratios() -> bool {
     let mut all_hold = true;
     for (figure, floor, limit) in limits {
         let (name, floor_name) = (windows[figure].0, windows[floor].0);
-        let (middle, low, high) = ratio(&costs[figure], &costs[floor]);
-        let verdict = match limit {
-            None => "no limit".to_owned(),
-            Some(limit) if middle <= limit => format!("limit {limit:.2}: holds"),
-            Some(limit) => {
-                all_hold = false;
-                format!("limit {limit:.2}: DOES NOT HOLD")
-            }
-        };
-        println!("{name:<26} {middle:.2} x {floor_name} ({low:.2} to {high:.2}), {verdict}");
+        all_hold &= tell(name, floor_name, ratio(&costs[figure], &costs[floor]), limit);
     }
+    println!(
+        "time of a call, one in flight, median; beside an echo's ({:.0} us)",
+        median(echo_alone.clone())
+    );
+    all_hold &= tell("Encrypt, one in flight", "echo", ratio(&node_alone, &echo_alone), Some(1.25));
     all_hold
+}
+
+/// Prints a figure. True if its limit holds.
+fn tell(name: &str, floor: &str, (middle, low, high): (f64, f64, f64), limit: Option<f64>) -> bool {
+    let holds = limit.is_none_or(|limit| middle <= limit);
+    let verdict = match limit {
+        None => "no limit".to_owned(),
+        Some(limit) if holds => format!("limit {limit:.2}: holds"),
+        Some(limit) => format!("limit {limit:.2}: DOES NOT HOLD"),
+    };
+    println!("{name:<26} {middle:.2} x {floor} ({low:.2} to {high:.2}), {verdict}");
+    holds
 }

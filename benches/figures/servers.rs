@@ -33,6 +33,10 @@ const CONNECTIONS: usize = 8;
 /// Windows of each server.
 pub const WINDOWS: usize = 12;
 const WINDOW: Duration = Duration::from_secs(3);
+/// A server is called for this long before it is measured.
+const WARM_UP: Duration = Duration::from_secs(1);
+/// Calls one after the other, of which the median is taken.
+const ALONE: usize = 1000;
 
 /// What a server is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -192,7 +196,8 @@ impl Called {
             served(&called.clients[0], &called.key).await.is_some()
         })
         .await;
-        called.window().await;
+        let work = Work::Encrypt(encrypts(&called.key, b"plaintext"));
+        called.window_of(&work, WARM_UP).await;
         called
     }
 
@@ -256,13 +261,19 @@ impl Called {
 }
 
 impl Called {
-    /// Microseconds that a call takes when there is no other: the median of some.
+    /// Microseconds that an Encrypt of some bytes takes when there is no other call: the median of some.
     pub async fn alone(&self) -> f64 {
+        self.alone_of(&Work::Encrypt(encrypts(&self.key, b"plaintext"))).await
+    }
+
+    /// Microseconds that a call takes when there is no other: the median of some.
+    pub async fn alone_of(&self, work: &Work) -> f64 {
         let mut took = Vec::new();
-        for _ in 0..1000 {
+        for _ in 0..ALONE {
             let began = RealEnv.boot_now();
-            served(&self.clients[0], &self.key).await.expect("an answer, or a quota's refusal");
+            let ended = work.call(&self.clients[0], &self.streams[0]).await;
             took.push((RealEnv.boot_now() - began).as_secs_f64() * 1e6);
+            answered_or_refused(ended).expect("an answer, or a quota's refusal");
         }
         median(took)
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use keyward_audit::{
-    AuditError, Identity, RealFiles, Record, Ticket, Tls, Trail, TrailConfig, Value,
+    Actor, AuditError, Client, Identity, RealFiles, Record, Ticket, Tls, Trail, TrailConfig, Value,
 };
 use keyward_env::{Env, RealEnv};
 use keyward_model::{Operation, PrincipalArn, Region, Timestamp};
@@ -27,22 +27,17 @@ fn cpu() -> Duration {
 
 struct Sample {
     region: Region,
-    arn: PrincipalArn,
+    actor: Actor,
+    client: Client,
     context: BTreeMap<String, String>,
 }
 
 impl Sample {
     fn append(&self, trail: &Trail) -> Result<Ticket, AuditError> {
-        let identity = Identity::Principal { arn: &self.arn, certificate_serial: &[7; 16] };
+        let identity = Identity::Principal(&self.actor);
         let time = Timestamp(RealEnv.wall_now_ms());
         trail.append(&Record {
-            source_ip: Some([192, 0, 2, 1].into()),
-            user_agent: Some("keyward-client/0.1"),
-            tls: Some(Tls {
-                version: "TLSv1.3",
-                cipher_suite: "TLS_AES_256_GCM_SHA384",
-                host: Some("kms.example:7101"),
-            }),
+            client: Some(&self.client),
             request_id: Some([9; 16]),
             parameters: Some(&[
                 ("keyId", Value::Str(KEY)),
@@ -57,9 +52,18 @@ impl Sample {
 }
 
 fn sample() -> Arc<Sample> {
+    let arn: PrincipalArn =
+        "arn:aws:iam::111122223333:user/alice".parse().unwrap_or_else(|e| panic!("{e}"));
+    let tls = Tls {
+        version: "TLSv1.3",
+        cipher_suite: "TLS_AES_256_GCM_SHA384",
+        host: Some("kms.example:7101"),
+    };
+    let ip = Some([192, 0, 2, 1].into());
     Arc::new(Sample {
         region: "eu-west-1".parse().unwrap_or_else(|error| panic!("{error}")),
-        arn: "arn:aws:iam::111122223333:user/alice".parse().unwrap_or_else(|e| panic!("{e}")),
+        actor: Actor::new(&arn, &[7; 16]),
+        client: Client::new(ip, Some("keyward-client/0.1"), Some(tls)),
         context: BTreeMap::from([("tenant".to_owned(), "blue-0042".to_owned())]),
     })
 }

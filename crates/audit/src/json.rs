@@ -89,12 +89,39 @@ pub(crate) fn member(out: &mut Vec<u8>, key: &str, value: &str) {
 
 /// A whole number.
 pub(crate) fn int(out: &mut Vec<u8>, number: i64) {
-    serialize(out, &number);
+    if number < 0 {
+        out.push(b'-');
+    }
+    uint(out, number.unsigned_abs());
 }
 
 /// A whole number.
 pub(crate) fn uint(out: &mut Vec<u8>, number: u64) {
-    serialize(out, &number);
+    out.extend_from_slice(Digits::new(number).bytes());
+}
+
+/// A whole number's decimal digits.
+pub(crate) struct Digits {
+    digits: [u8; 20],
+    first: usize,
+}
+
+impl Digits {
+    pub(crate) fn new(number: u64) -> Self {
+        let (mut digits, mut first, mut rest) = ([0; 20], 20, number);
+        loop {
+            first -= 1;
+            digits[first] = b"0123456789"[(rest % 10) as usize];
+            rest /= 10;
+            if rest == 0 {
+                return Self { digits, first };
+            }
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.digits[self.first..]
+    }
 }
 
 /// `true` or `false`.
@@ -158,8 +185,9 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Lower-case hexadecimal digits.
 pub(crate) fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
-    let digits = |byte: &u8| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
-    out.extend(bytes.iter().flat_map(digits));
+    for byte in bytes {
+        out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    }
 }
 
 /// A number as eight lower-case hexadecimal digits.
@@ -217,13 +245,8 @@ impl Civil {
     }
 }
 
-fn two(out: &mut Vec<u8>, number: u8) {
-    out.extend_from_slice(&[b'0' + number / 10 % 10, b'0' + number % 10]);
-}
-
-fn digits(out: &mut Vec<u8>, number: u16) {
-    out.push(b'0' + u8::try_from(number / 100 % 10).unwrap_or(0));
-    two(out, u8::try_from(number % 100).unwrap_or(0));
+fn two(number: u8) -> [u8; 2] {
+    [b'0' + number / 10 % 10, b'0' + number % 10]
 }
 
 /// `2021-04-12T18:58:30.123Z`, without quotes (ISO 8601, UTC). The shape is right for the years 0 to
@@ -233,19 +256,22 @@ pub(crate) fn iso_8601(out: &mut Vec<u8>, time: Timestamp) {
     const LAST_MS: i64 = 253_402_300_799_999; // 9999-12-31
     let civil = Civil::new(Timestamp(time.0.clamp(FIRST_MS, LAST_MS)));
     let year = u16::try_from(civil.year).unwrap_or(0);
-    two(out, u8::try_from(year / 100).unwrap_or(0));
-    two(out, u8::try_from(year % 100).unwrap_or(0));
-    for (mark, number) in
-        [(b'-', civil.month), (b'-', civil.day), (b'T', civil.hour), (b':', civil.minute)]
-    {
-        out.push(mark);
-        two(out, number);
+    let small = |number: u16| u8::try_from(number).unwrap_or(0);
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    for (at, number) in [
+        (0, small(year / 100)),
+        (2, small(year % 100)),
+        (5, civil.month),
+        (8, civil.day),
+        (11, civil.hour),
+        (14, civil.minute),
+        (17, civil.second),
+        (21, small(civil.millisecond % 100)),
+    ] {
+        text[at..at + 2].copy_from_slice(&two(number));
     }
-    out.push(b':');
-    two(out, civil.second);
-    out.push(b'.');
-    digits(out, civil.millisecond);
-    out.push(b'Z');
+    text[20] = b'0' + small(civil.millisecond / 100);
+    out.extend_from_slice(&text);
 }
 
 /// The same as a text of its own.
@@ -270,7 +296,7 @@ fn date_in_words(out: &mut Vec<u8>, time: Timestamp) {
     int(out, i64::from((civil.hour + 11) % 12 + 1));
     for number in [civil.minute, civil.second] {
         out.push(b':');
-        two(out, number);
+        out.extend_from_slice(&two(number));
     }
     out.extend_from_slice(if civil.hour < 12 { b" AM\"" } else { b" PM\"" });
 }
@@ -322,6 +348,16 @@ mod tests {
         assert_eq!(date(1_618_253_910_000), "\"Apr 12, 2021, 6:58:30 PM\"");
         assert_eq!(date(0), "\"Jan 1, 1970, 12:00:00 AM\"");
         assert_eq!(date(12 * 3_600_000), "\"Jan 1, 1970, 12:00:00 PM\"");
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_standard_library() {
+        for number in [0, 1, 9, 10, 99, 100, 1 << 32, u64::MAX] {
+            assert_eq!(written(|out| uint(out, number)), number.to_string());
+        }
+        for number in [i64::MIN, -10, -1, 0, 7, i64::MAX] {
+            assert_eq!(written(|out| int(out, number)), number.to_string());
+        }
     }
 
     #[test]

@@ -33,14 +33,16 @@ pub mod testing;
 mod trail;
 mod walk;
 mod writer;
+mod written;
 
 pub use config::{Keep, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, SyncMode, TrailConfig};
 pub use error::{AuditError, Damage, ReadError};
 pub use files::{Files, MappedFile, RealFiles, SegmentFile};
 pub use json::{Pair, Value};
 pub use read::{Entry, Filter, Follower, Order, Reader, follow, read};
-pub use record::{Identity, Kind, RECORD_BYTES_MAX, Record, Source, Tls, error_code};
+pub use record::{Identity, Kind, RECORD_BYTES_MAX, Record, Source, error_code};
 pub use recovery::{Cut, Recovery};
 pub use retention::REMOVAL_EVENT;
 pub use segment::Flaw;
 pub use trail::{Health, Ticket, Trail};
+pub use written::{Actor, Client, Tls};

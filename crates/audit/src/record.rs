@@ -1,14 +1,14 @@
 //! One record: a CloudTrail event (CloudTrail user guide, "CloudTrail record contents"; AWS KMS developer
 //! guide, "Logging AWS KMS API calls with AWS CloudTrail") on one line.
 
-use std::net::IpAddr;
-
-use keyward_model::{ErrorCode, KmsError, Operation, Plane, PrincipalArn, Region, Timestamp};
+use keyward_model::{ErrorCode, KmsError, Operation, Plane, Region, Timestamp};
 
 use crate::json::{self, Pair, Value};
+use crate::written::{Actor, Client, account_in};
 
-/// The version of CloudTrail's format that the fields follow.
-const EVENT_VERSION: &str = "1.11";
+/// What is between a record's additional data and who acted: with the version of CloudTrail's format that the fields
+/// follow.
+const HEAD: &[u8] = b"},\"eventVersion\":\"1.11\",\"userIdentity\":";
 
 /// The longest line, in bytes. The largest request that a door takes has 256 KiB, and a byte of it grows
 /// to six at most (`\u0000`); the rest of a record has a few KiB.
@@ -18,12 +18,7 @@ pub const RECORD_BYTES_MAX: usize = 2 * 1024 * 1024;
 #[derive(Clone, Copy, Debug)]
 pub enum Identity<'a> {
     /// A principal that the connection's certificate names.
-    Principal {
-        /// Its ARN.
-        arn: &'a PrincipalArn,
-        /// The certificate's serial number.
-        certificate_serial: &'a [u8],
-    },
+    Principal(&'a Actor),
     /// A caller who could not be told.
     Unknown,
     /// Keyward itself.
@@ -48,17 +43,6 @@ pub enum Kind<'a> {
     ServiceEvent(&'a [Pair<'a>]),
 }
 
-/// The connection's TLS.
-#[derive(Clone, Copy, Debug)]
-pub struct Tls<'a> {
-    /// The version, as CloudTrail writes it: `TLSv1.3`.
-    pub version: &'a str,
-    /// The cipher suite's name: `TLS_AES_256_GCM_SHA384`.
-    pub cipher_suite: &'a str,
-    /// The host that the client asked for.
-    pub host: Option<&'a str>,
-}
-
 /// One event. All is borrowed; what is not known is `None` and left out, or `null` where CloudTrail
 /// writes that. The trail adds what it alone knows: `eventID`, and `additionalEventData.keyward`.
 #[derive(Clone, Copy, Debug)]
@@ -78,11 +62,7 @@ pub struct Record<'a> {
     /// Who.
     pub identity: Identity<'a>,
     /// From where.
-    pub source_ip: Option<IpAddr>,
-    /// The client program, as it names itself.
-    pub user_agent: Option<&'a str>,
-    /// The connection's TLS.
-    pub tls: Option<Tls<'a>>,
+    pub client: Option<&'a Client>,
     /// The request's id, as the caller got it.
     pub request_id: Option<[u8; 16]>,
     /// What was asked. `None` is written as `null`.
@@ -114,9 +94,7 @@ impl<'a> Record<'a> {
             read_only: operation.plane() != Plane::Manage,
             kind: Kind::ApiCall,
             identity,
-            source_ip: None,
-            user_agent: None,
-            tls: None,
+            client: None,
             request_id: None,
             parameters: None,
             response: None,
@@ -151,44 +129,44 @@ impl<'a> Record<'a> {
         Self { name, read_only: false, kind: Kind::ServiceEvent(details), ..any }
     }
 
-    /// Writes the body of a line: what stands between the node's id and the event's (`segment::line`).
+    /// Writes the body of a line: what stands between the node's id and the event's (`segment::frame`).
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        self.keyward_members(out);
+        // What CloudTrail has no field for.
+        if let Identity::Principal(actor) = self.identity {
+            out.extend_from_slice(&actor.serial);
+        }
+        if self.refusal.is_some_and(|refusal| refusal.outcome_unknown) {
+            json::members(out, &[("outcomeUnknown", Value::Bool(true))]);
+        }
         out.push(b'}');
         json::members(out, self.additional);
-        out.push(b'}');
-        json::member(out, "eventVersion", EVENT_VERSION);
-        self.user_identity(out);
-        json::name(out, "eventTime");
-        out.push(b'"');
+        out.extend_from_slice(HEAD);
+        out.extend_from_slice(match self.identity {
+            Identity::Principal(actor) => &actor.identity,
+            Identity::Unknown => b"{\"type\":\"Unknown\"}",
+            Identity::Service => b"{\"invokedBy\":\"Keyward\"}",
+        });
+        out.extend_from_slice(b",\"eventTime\":\"");
         json::iso_8601(out, self.time);
-        out.push(b'"');
-        json::member(
-            out,
-            "eventSource",
-            match self.source {
-                Source::Kms => "kms.amazonaws.com",
-                Source::Operator => "operator.keyward",
-            },
-        );
-        json::member(out, "eventName", self.name);
+        out.extend_from_slice(match self.source {
+            Source::Kms => b"\",\"eventSource\":\"kms.amazonaws.com\",\"eventName\":",
+            Source::Operator => b"\",\"eventSource\":\"operator.keyward\",\"eventName\":",
+        });
+        json::text(out, self.name);
         json::member(out, "awsRegion", self.region.as_str());
-        self.client(out);
+        if let Some(client) = self.client {
+            out.extend_from_slice(&client.members);
+        }
         if let Some(refusal) = self.refusal {
             json::member(out, "errorCode", error_code(refusal.code));
             if !refusal.message.is_empty() {
                 json::member(out, "errorMessage", &refusal.message);
             }
         }
-        for (key, pairs) in
-            [("requestParameters", self.parameters), ("responseElements", self.response)]
-        {
-            json::name(out, key);
-            match pairs {
-                Some(pairs) => json::object(out, pairs),
-                None => out.extend_from_slice(b"null"),
-            }
-        }
+        out.extend_from_slice(b",\"requestParameters\":");
+        object_or_null(out, self.parameters);
+        out.extend_from_slice(b",\"responseElements\":");
+        object_or_null(out, self.response);
         if let Some(id) = &self.request_id {
             json::name(out, "requestID");
             json::uuid(out, id);
@@ -197,7 +175,7 @@ impl<'a> Record<'a> {
         json::bool(out, self.read_only);
         self.resources(out);
         match self.kind {
-            Kind::ApiCall => json::member(out, "eventType", "AwsApiCall"),
+            Kind::ApiCall => out.extend_from_slice(b",\"eventType\":\"AwsApiCall\""),
             Kind::ServiceEvent(details) => {
                 json::member(out, "eventType", "AwsServiceEvent");
                 json::name(out, "serviceEventDetails");
@@ -206,69 +184,14 @@ impl<'a> Record<'a> {
         }
         // All of KMS is management in CloudTrail, cryptographic operations too.
         out.extend_from_slice(b",\"managementEvent\":true");
-        if let Identity::Principal { arn, .. } = self.identity {
-            json::member(out, "recipientAccountId", account_in(arn.as_str()).unwrap_or_default());
+        if let Identity::Principal(actor) = self.identity {
+            out.extend_from_slice(&actor.account);
         }
         out.extend_from_slice(b",\"eventCategory\":\"Management\"");
     }
 
-    /// What CloudTrail has no field for.
-    fn keyward_members(&self, out: &mut Vec<u8>) {
-        if let Identity::Principal { certificate_serial, .. } = self.identity {
-            json::name(out, "certificateSerial");
-            out.push(b'"');
-            json::hex(out, certificate_serial);
-            out.push(b'"');
-        }
-        if self.refusal.is_some_and(|refusal| refusal.outcome_unknown) {
-            json::members(out, &[("outcomeUnknown", Value::Bool(true))]);
-        }
-    }
-
-    fn user_identity(&self, out: &mut Vec<u8>) {
-        json::name(out, "userIdentity");
-        match self.identity {
-            Identity::Principal { arn, .. } => {
-                let arn = arn.as_str();
-                let (path, name) = arn.rsplit_once('/').unwrap_or((arn, ""));
-                let user = path.split('/').next().is_some_and(|kind| kind.ends_with(":user"));
-                out.extend_from_slice(if user {
-                    b"{\"type\":\"IAMUser\""
-                } else {
-                    b"{\"type\":\"Role\""
-                });
-                json::member(out, "arn", arn);
-                json::member(out, "accountId", account_in(arn).unwrap_or_default());
-                if user {
-                    json::member(out, "userName", name);
-                }
-            }
-            Identity::Unknown => out.extend_from_slice(b"{\"type\":\"Unknown\""),
-            Identity::Service => out.extend_from_slice(b"{\"invokedBy\":\"Keyward\""),
-        }
-        out.push(b'}');
-    }
-
-    fn client(&self, out: &mut Vec<u8>) {
-        if let Some(ip) = self.source_ip {
-            use std::io::Write;
-            json::name(out, "sourceIPAddress");
-            write!(out, "\"{ip}\"").expect("a vector takes every write");
-        }
-        if let Some(agent) = self.user_agent {
-            json::member(out, "userAgent", agent);
-        }
-        if let Some(tls) = self.tls {
-            json::name(out, "tlsDetails");
-            let host = ("clientProvidedHostHeader", tls.host.into());
-            let suite = ("cipherSuite", Value::Str(tls.cipher_suite));
-            json::object(out, &[("tlsVersion", Value::Str(tls.version)), suite, host]);
-        }
-    }
-
     fn resources(&self, out: &mut Vec<u8>) {
-        json::name(out, "resources");
-        out.push(b'[');
+        out.extend_from_slice(b",\"resources\":[");
         for (index, arn) in self.key_arns.iter().enumerate() {
             if index > 0 {
                 out.push(b',');
@@ -287,12 +210,11 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The account in an ARN: `arn:partition:service:region:account:resource`.
-fn account_in(arn: &str) -> Option<&str> {
-    let mut colons = arn.bytes().enumerate().filter(|(_, byte)| *byte == b':').map(|(at, _)| at);
-    let (begins, ends) = (colons.nth(3)? + 1, colons.next()?);
-    let account = &arn[begins..ends];
-    (account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit())).then_some(account)
+fn object_or_null(out: &mut Vec<u8>, pairs: Option<&[Pair<'_>]>) {
+    match pairs {
+        Some(pairs) => json::object(out, pairs),
+        None => out.extend_from_slice(b"null"),
+    }
 }
 
 /// The name that CloudTrail shows for a refusal: that of the API, but for the one that IAM's own words
@@ -314,6 +236,7 @@ mod tests {
 
     use super::*;
     use crate::segment;
+    use crate::written::Tls;
 
     const KEY: &str = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 
@@ -339,16 +262,18 @@ mod tests {
         let region = "eu-west-1".parse().unwrap();
         let arn = "arn:aws:iam::111122223333:user/team/alice".parse().unwrap();
         let context = BTreeMap::from([("Department".to_owned(), "Engineering".to_owned())]);
-        let identity = Identity::Principal { arn: &arn, certificate_serial: &[0x0a, 0xff] };
+        let actor = Actor::new(&arn, &[0x0a, 0xff]);
+        let tls = Tls {
+            version: "TLSv1.3",
+            cipher_suite: "TLS_AES_256_GCM_SHA384",
+            host: Some("kms.example"),
+        };
+        let ip = Some("192.0.2.1".parse().unwrap());
+        let client = Client::new(ip, Some("aws-cli/2"), Some(tls));
+        let identity = Identity::Principal(&actor);
         let time = Timestamp(1_618_253_910_123);
         let record = Record {
-            source_ip: Some("192.0.2.1".parse().unwrap()),
-            user_agent: Some("aws-cli/2"),
-            tls: Some(Tls {
-                version: "TLSv1.3",
-                cipher_suite: "TLS_AES_256_GCM_SHA384",
-                host: Some("kms.example"),
-            }),
+            client: Some(&client),
             request_id: Some([0x11; 16]),
             parameters: Some(&[
                 ("encryptionAlgorithm", Value::Str("SYMMETRIC_DEFAULT")),
@@ -430,7 +355,8 @@ mod tests {
     fn refusals_say_when_the_outcome_is_unknown_and_bear_cloudtrails_names() {
         let region = "eu-west-1".parse().unwrap();
         let arn = "arn:aws:iam::111122223333:role/app".parse().unwrap();
-        let identity = Identity::Principal { arn: &arn, certificate_serial: &[1] };
+        let actor = Actor::new(&arn, &[1]);
+        let identity = Identity::Principal(&actor);
         let call = Record::call(Operation::DisableKey, Timestamp(0), &region, identity);
         let unknown = KmsError::unknown_outcome("later");
         let value = parsed(&Record { refusal: Some(&unknown), ..call });
@@ -467,9 +393,10 @@ mod tests {
             let refusal = KmsError::new(ErrorCode::ValidationException, texts[0].clone());
             let lists = &texts[..3];
             let tags = [(&*texts[3], &*texts[4])];
+            let tls = Tls { version: &texts[2], cipher_suite: &texts[3], host: Some(&texts[4]) };
+            let client = Client::new(None, Some(&texts[1]), Some(tls));
             let record = Record {
-                user_agent: Some(&texts[1]),
-                tls: Some(Tls { version: &texts[2], cipher_suite: &texts[3], host: Some(&texts[4]) }),
+                client: Some(&client),
                 parameters: Some(&[
                     ("keyId", Value::Str(&texts[5])),
                     ("encryptionContext", Value::Map(&map)),

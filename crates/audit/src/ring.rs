@@ -44,7 +44,8 @@ pub(crate) struct Ring {
     size: u64,
 }
 
-fn index(place: u64) -> usize {
+/// A place or a number of bytes of memory.
+pub(crate) fn index(place: u64) -> usize {
     usize::try_from(place).unwrap_or(usize::MAX)
 }
 
@@ -80,12 +81,9 @@ impl Ring {
         self.memory.write(0, rest);
     }
 
-    /// Adds the bytes from one position to another.
-    pub(crate) fn read(&self, from: u64, to: u64, out: &mut Vec<u8>) {
+    /// Reads the bytes from that position on.
+    pub(crate) fn read(&self, from: u64, bytes: &mut [u8]) {
         let (at, left) = self.place(from);
-        let start = out.len();
-        out.resize(start + index(to - from), 0);
-        let bytes = &mut out[start..];
         let (first, rest) = bytes.split_at_mut(bytes.len().min(left));
         self.memory.read(at, first);
         self.memory.read(0, rest);
@@ -223,8 +221,8 @@ mod tests {
         let mut position = 0;
         for line in lines {
             ring.write(position, line);
-            let mut back = Vec::new();
-            ring.read(position, position + line.len() as u64, &mut back);
+            let mut back = vec![0; line.len()];
+            ring.read(position, &mut back);
             assert_eq!(back, *line);
             position += line.len() as u64;
         }

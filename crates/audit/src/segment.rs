@@ -38,6 +38,16 @@ const HEADER_START: &[u8] = b"{\"keywardAuditSegment\":{\"crc32\":\"";
 const LINE_START: &[u8] = b"{\"additionalEventData\":{\"keyward\":{\"crc32\":\"";
 const CRC_DIGITS: usize = 8;
 const BEFORE_SEQUENCE: &[u8] = b"\",\"sequence\":";
+const BEFORE_NODE: &[u8] = b",\"nodeId\":";
+/// Digits of the largest number.
+const NUMBER_DIGITS: usize = 20;
+/// The most that a line has before its record's body.
+pub(crate) const BEFORE_BODY_BYTES: usize = LINE_START.len()
+    + CRC_DIGITS
+    + BEFORE_SEQUENCE.len()
+    + NUMBER_DIGITS
+    + BEFORE_NODE.len()
+    + NUMBER_DIGITS;
 
 /// The file of the segment whose first record has that sequence number.
 pub(crate) fn path(folder: &Path, first: u64) -> PathBuf {
@@ -92,23 +102,37 @@ pub(crate) fn header(node: NodeId, first: u64) -> Vec<u8> {
     out
 }
 
-/// Makes a line of a record's body: checksum, sequence and node before it, the event's id behind.
+/// Makes a line of a record's body, where it is: checksum, sequence and node before it, the event's id behind. The body
+/// begins [`BEFORE_BODY_BYTES`] behind the buffer's start. Returns where the line begins.
 ///
 /// Lines pass here one by one, in their order. A chain of hashes is made here one day: the hash of the
 /// line before goes between checksum and sequence.
+pub(crate) fn frame(buffer: &mut Vec<u8>, sequence: u64, node: NodeId, boot: u64) -> usize {
+    let mut start = BEFORE_BODY_BYTES;
+    let mut before = |bytes: &[u8]| {
+        start -= bytes.len();
+        buffer[start..start + bytes.len()].copy_from_slice(bytes);
+    };
+    before(json::Digits::new(node).bytes());
+    before(BEFORE_NODE);
+    before(json::Digits::new(sequence).bytes());
+    before(BEFORE_SEQUENCE);
+    before(&[b'0'; CRC_DIGITS]);
+    before(LINE_START);
+    json::name(buffer, "eventID");
+    json::uuid(buffer, &event_id(boot, sequence));
+    buffer.push(b'}');
+    seal(buffer, start, LINE_START);
+    start
+}
+
+/// A line of a body that lies elsewhere.
+#[cfg(test)]
 pub(crate) fn line(out: &mut Vec<u8>, sequence: u64, node: NodeId, boot: u64, body: &[u8]) {
-    let start = out.len();
-    out.extend_from_slice(LINE_START);
-    out.extend_from_slice(&[b'0'; CRC_DIGITS]);
-    out.extend_from_slice(BEFORE_SEQUENCE);
-    json::uint(out, sequence);
-    out.extend_from_slice(b",\"nodeId\":");
-    json::uint(out, node);
-    out.extend_from_slice(body);
-    json::name(out, "eventID");
-    json::uuid(out, &event_id(boot, sequence));
-    out.push(b'}');
-    seal(out, start, LINE_START);
+    let mut buffer = vec![0; BEFORE_BODY_BYTES];
+    buffer.extend_from_slice(body);
+    let start = frame(&mut buffer, sequence, node, boot);
+    out.extend_from_slice(&buffer[start..]);
 }
 
 /// An event's id: unique, without drawing randomness for each record. A UUID of version 8 (RFC 9562,

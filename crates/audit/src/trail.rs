@@ -32,11 +32,12 @@ use crate::writer::Writer;
 
 pub use ticket::Ticket;
 
-/// The writer lets so much time pass after the first record that it writes: others come meanwhile.
-const WRITE_AFTER: Duration = Duration::from_millis(2);
+/// The writer lets so much time pass after the first record that it writes: others come meanwhile. Each time costs two
+/// hand-overs between threads, as much as 20 records.
+const WRITE_AFTER: Duration = Duration::from_millis(10);
 /// A sync begins this long after the first write that it covers: the rest of the 100 ms that are
 /// promised is for the disk.
-const SYNC_AFTER: Duration = Duration::from_millis(50);
+const SYNC_AFTER: Duration = Duration::from_millis(40);
 /// How long a trail that failed waits before it tries again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// How often old segments are looked for when nothing happens.
@@ -104,8 +105,6 @@ struct Queue {
     head: Mark,
     /// The ring's bytes before it are free.
     tail: u64,
-    /// A line that is being made.
-    line: Vec<u8>,
     /// Who waits for the disk: a place for each record that is not done, the first for record `Shared::done`.
     waiting: VecDeque<Option<Waker>>,
     /// The writer has been told that there is work, and will look before it rests.
@@ -115,8 +114,9 @@ struct Queue {
 }
 
 thread_local! {
-    /// Where a record is written before its number is known. One a thread, and reused.
-    static BODY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Where a line is made: the record's body before its number is known, then the rest around it. One a thread, and
+    /// reused.
+    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Trail {
@@ -153,7 +153,6 @@ impl Trail {
             queue: Mutex::new(Queue {
                 head,
                 tail: 0,
-                line: Vec::new(),
                 waiting: VecDeque::new(),
                 writer_called: false,
                 failure: None,
@@ -196,15 +195,33 @@ impl Trail {
         env: &E,
         append: impl Fn(&Self) -> Result<Ticket, AuditError>,
     ) -> Result<(), AuditError> {
+        let first = append(self);
+        self.put_after(env, first, append).await
+    }
+
+    /// The same for one that was appended before, and has its ticket, or its error.
+    ///
+    /// # Errors
+    /// As [`Trail::put`].
+    pub async fn put_after<E: Env>(
+        &self,
+        env: &E,
+        first: Result<Ticket, AuditError>,
+        append: impl Fn(&Self) -> Result<Ticket, AuditError>,
+    ) -> Result<(), AuditError> {
         let end = env.boot_now() + ROOM_WITHIN;
+        let mut appended = first;
         loop {
-            let freed = self.0.freed.notified();
-            match append(self) {
+            match appended {
                 Ok(ticket) => return ticket.await,
-                Err(AuditError::Busy { .. }) if env.boot_now() < end => {
-                    env.timeout(end.saturating_sub(env.boot_now()), freed).await;
-                }
+                Err(AuditError::Busy { .. }) if env.boot_now() < end => {}
                 Err(error) => return Err(error),
+            }
+            // Asked for before the record is tried again: room that comes after that is heard of.
+            let freed = self.0.freed.notified();
+            appended = append(self);
+            if matches!(appended, Err(AuditError::Busy { .. })) {
+                env.timeout(end.saturating_sub(env.boot_now()), freed).await;
             }
         }
     }
@@ -259,19 +276,20 @@ impl Shared {
     }
 
     pub(crate) fn append(self: &Arc<Self>, record: &Record<'_>) -> Result<Ticket, AuditError> {
-        BODY.with_borrow_mut(|body| {
-            body.clear();
-            record.write(body);
-            let ticket = self.enqueue(body);
-            if body.capacity() > BUFFER_KEPT_BYTES_MAX {
-                *body = Vec::new();
+        LINE.with_borrow_mut(|line| {
+            line.resize(segment::BEFORE_BODY_BYTES, 0);
+            record.write(line);
+            let ticket = self.enqueue(line);
+            if line.capacity() > BUFFER_KEPT_BYTES_MAX {
+                *line = Vec::new();
             }
             ticket
         })
     }
 
-    fn enqueue(self: &Arc<Self>, body: &[u8]) -> Result<Ticket, AuditError> {
-        let bytes = body.len() + FRAME_BYTES_MAX;
+    /// Puts a body into the ring, which has its place for what comes before it.
+    fn enqueue(self: &Arc<Self>, line: &mut Vec<u8>) -> Result<Ticket, AuditError> {
+        let bytes = line.len() - segment::BEFORE_BODY_BYTES + FRAME_BYTES_MAX;
         if bytes > RECORD_BYTES_MAX {
             return Err(AuditError::TooLarge { bytes });
         }
@@ -283,21 +301,14 @@ impl Shared {
             return Err(AuditError::Closed);
         }
         let Mark { position, sequence } = queue.head;
-        let mut line = std::mem::take(&mut queue.line);
-        line.clear();
-        segment::line(&mut line, sequence, self.config.node, self.boot, body);
+        let start = segment::frame(line, sequence, self.config.node, self.boot);
+        let line = &line[start..];
         let (held, bytes) = (position - queue.tail, line.len() as u64);
-        let fits = held + bytes <= self.ring.size();
-        if fits {
-            self.ring.write(position, &line);
-            queue.head = Mark { position: position + bytes, sequence: sequence + 1 };
-        }
-        if line.capacity() <= BUFFER_KEPT_BYTES_MAX {
-            queue.line = line;
-        }
-        if !fits {
+        if held + bytes > self.ring.size() {
             return Err(AuditError::Busy { bytes: held });
         }
+        self.ring.write(position, line);
+        queue.head = Mark { position: position + bytes, sequence: sequence + 1 };
         let waits = self.config.sync == SyncMode::Always;
         if waits {
             queue.waiting.push_back(None);

@@ -10,7 +10,7 @@ use crate::config::{SEGMENT_BYTES_MIN, TrailConfig};
 use crate::error::AuditError;
 use crate::files::{Files, SegmentFile};
 use crate::record::RECORD_BYTES_MAX;
-use crate::ring::{Mark, Ring};
+use crate::ring::{Mark, Ring, index};
 use crate::segment;
 
 /// Bytes of one write at most; the longest record fits in.
@@ -37,7 +37,7 @@ pub(crate) struct Writer {
     node: NodeId,
     segment_bytes: u64,
     segment: Option<Segment>,
-    /// Lines on their way into the segment.
+    /// Where lines are on their way into the segment. It stays as long as it once was.
     lines: Vec<u8>,
     /// The end of what is written.
     written: Mark,
@@ -114,16 +114,19 @@ impl Writer {
     pub(crate) fn write(&mut self, ring: &Ring, to: Mark) -> Result<(), AuditError> {
         while self.written.position < to.position {
             let from = self.written.position;
-            self.lines.clear();
-            ring.read(from, to.position.min(from + WRITE_BYTES_MAX), &mut self.lines);
+            let bytes = index((to.position - from).min(WRITE_BYTES_MAX));
+            if self.lines.len() < bytes {
+                self.lines.resize(bytes, 0);
+            }
+            let lines = &mut self.lines[..bytes];
+            ring.read(from, lines);
             let Some(segment) = &mut self.segment else { unreachable!("an open trail has one") };
             let room = self.segment_bytes.saturating_sub(segment.length);
-            let Some(bytes) = whole_lines(&self.lines, room, segment.length == segment.header)
-            else {
+            let Some(bytes) = whole_lines(lines, room, segment.length == segment.header) else {
                 self.roll()?;
                 continue;
             };
-            let lines = &self.lines[..bytes];
+            let lines = &lines[..bytes];
             let wrong = AuditError::file("write", segment.path.clone());
             segment.file.write_at(segment.length, lines).map_err(wrong)?;
             segment.length += bytes as u64;
@@ -201,12 +204,9 @@ impl Writer {
 
     /// After a failure: a new segment with all that is not synced, up to that mark.
     pub(crate) fn start_again(&mut self, ring: &Ring, to: Mark) -> Result<(), AuditError> {
-        let mut lines = std::mem::take(&mut self.lines);
-        lines.clear();
-        ring.read(self.synced.position, to.position, &mut lines);
-        let started = self.replace_segment(self.synced.sequence, &lines);
-        self.lines = Vec::new();
-        started?;
+        let mut lines = vec![0; index(to.position - self.synced.position)];
+        ring.read(self.synced.position, &mut lines);
+        self.replace_segment(self.synced.sequence, &lines)?;
         (self.written, self.synced) = (to, to);
         Ok(())
     }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use common::{FOLDER, append, config, health, key_of, open, region, runtime, segment_path, until};
 use keyward_audit::testing::FaultyFiles;
 use keyward_audit::{
-    Entry, Files, Filter, Follower, Identity, Order, ReadError, Record, SyncMode, TrailConfig,
-    Value, follow, read,
+    Actor, Entry, Files, Filter, Follower, Identity, Order, ReadError, Record, SyncMode,
+    TrailConfig, Value, follow, read,
 };
 use keyward_model::{ErrorCode, KmsError, Operation, Timestamp};
 
@@ -22,13 +22,12 @@ const KEY_ID: &str = "1234abcd-12ab-34cd-56ef-1234567890ab";
 fn ten(files: &Arc<dyn Files>) {
     let region = region();
     let arns = ["arn:aws:iam::111122223333:user/a", "arn:aws:iam::111122223333:role/b"];
-    let arns = arns.map(|arn| arn.parse().unwrap());
+    let actors = arns.map(|arn| Actor::new(&arn.parse().unwrap(), &[1]));
     let refusal = KmsError::new(ErrorCode::AccessDeniedException, "no");
     runtime().block_on(async {
         let (trail, _) = open(files, config(Path::new(FOLDER)));
         for n in 0..10u8 {
-            let arn = &arns[usize::from(n / 5)];
-            let identity = Identity::Principal { arn, certificate_serial: &[1] };
+            let identity = Identity::Principal(&actors[usize::from(n / 5)]);
             let operation = if n == 9 { Operation::DescribeKey } else { Operation::Encrypt };
             let record = Record {
                 key_arns: if n % 2 == 0 { &[KEY] } else { &[] },

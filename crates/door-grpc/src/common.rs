@@ -35,11 +35,8 @@ pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, KmsError> {
 /// What the audit trail keeps of a request beside its content.
 pub(crate) fn trace<T>(request: &Request<T>, request_id: [u8; 16]) -> Trace {
     let agent = request.metadata().get("user-agent").and_then(|value| value.to_str().ok());
-    Trace {
-        origin: request.extensions().get::<Peer>().map(|peer| Arc::clone(&peer.origin)),
-        user_agent: agent.map(Arc::from),
-        request_id,
-    }
+    let peer = request.extensions().get::<Peer>();
+    Trace { client: peer.map(|peer| peer.origin.client(agent)), request_id }
 }
 
 /// Refuses a call of somebody who is no principal, on record.

@@ -45,21 +45,29 @@ const fn grpc_code(code: ErrorCode) -> Code {
 /// Refusals for a quota that a thread keeps written down.
 const KEPT: usize = 16;
 
+/// A refusal as it goes out.
+struct Written {
+    error: KmsError,
+    message: String,
+    details: BinaryMetadataValue,
+}
+
 thread_local! {
-    /// The details of the latest refusals for a quota. Whoever is over a quota gets the same one again and again.
-    static WRITTEN: RefCell<VecDeque<(KmsError, BinaryMetadataValue)>> = const {
-        RefCell::new(VecDeque::new())
-    };
+    /// The latest refusals for a quota. Whoever is over a quota gets the same one again and again.
+    static WRITTEN: RefCell<VecDeque<Written>> = const { RefCell::new(VecDeque::new()) };
 }
 
 /// The status that tells of a refusal, with its typed detail.
 #[must_use]
 pub fn status(error: KmsError) -> Status {
     let code = if error.outcome_unknown { Code::DeadlineExceeded } else { grpc_code(error.code) };
-    let message = error.to_string();
-    let details = match error.throttle {
-        Some(_) => kept_details(error, code, &message),
-        None => once(details(&error, code, &message)),
+    let (message, details) = match error.throttle {
+        Some(_) => kept(error, code),
+        None => {
+            let message = error.to_string();
+            let details = once(details(&error, code, &message));
+            (message, details)
+        }
     };
     let mut status = Status::new(code, message);
     status.metadata_mut().insert_bin(DETAILS, details);
@@ -71,11 +79,11 @@ pub(crate) fn detail(error: &KmsError) -> v1::ErrorDetail {
     v1::ErrorDetail {
         code: error.code.name().to_owned(),
         retryable: error.code.is_retryable(),
-        message: error.message.clone().into_owned(),
+        message: error.message.to_string(),
         outcome_unknown: error.outcome_unknown,
         throttle: error.throttle.as_deref().map(|throttle| v1::Throttle {
-            quota: throttle.quota.clone(),
-            scope: throttle.scope.clone(),
+            quota: throttle.quota.to_string(),
+            scope: throttle.scope.to_string(),
             limit: throttle.limit,
             window_seconds: throttle.window_seconds,
             retry_after_milliseconds: throttle.retry_after_ms,
@@ -101,22 +109,26 @@ fn once(mut details: BinaryMetadataValue) -> BinaryMetadataValue {
     details
 }
 
-/// The details of a refusal that may come again: from the second time on they are not written anew, and on their
-/// connection they are a number in HPACK's table.
-fn kept_details(error: KmsError, code: Code, message: &str) -> BinaryMetadataValue {
+/// Message and details of a refusal that may come again: from the second time on they are not written anew, and on
+/// their connection the details are a number in HPACK's table.
+fn kept(error: KmsError, code: Code) -> (String, BinaryMetadataValue) {
     WRITTEN.with_borrow_mut(|written| {
-        if let Some((_, details)) = written.iter().find(|(kept, _)| *kept == error) {
-            return details.clone();
+        if let Some(kept) = written.iter().find(|kept| kept.error == error) {
+            return (kept.message.clone(), kept.details.clone());
         }
-        let details = details(&error, code, message);
+        let message = error.to_string();
+        let details = details(&error, code, &message);
         written.truncate(KEPT - 1);
-        written.push_front((error, details.clone()));
-        once(details)
+        let kept = Written { error, message: message.clone(), details: details.clone() };
+        written.push_front(kept);
+        (message, once(details))
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use keyward_model::Throttle;
 
     use super::*;
@@ -144,9 +156,9 @@ mod tests {
     #[test]
     fn a_refusal_for_a_quota_that_comes_again_says_what_it_has_to() {
         let refusal = |retry_after_ms| KmsError {
-            throttle: Some(Box::new(Throttle {
-                quota: "q".to_owned(),
-                scope: "s".to_owned(),
+            throttle: Some(Arc::new(Throttle {
+                quota: "q".into(),
+                scope: "s".into(),
                 limit: 30,
                 window_seconds: 1,
                 retry_after_ms,

@@ -7,9 +7,8 @@ use keyward_model::{ErrorCode, KeyState, KmsError};
 use keyward_proto::v1;
 use keyward_proto::v1::key_service_server::KeyService;
 use keyward_service::api::{self, AliasEntry, KeyMetadata, RotationEntry, Tag};
-use keyward_service::{Call, Kms, Response as Reply, Stack};
+use keyward_service::{Call, Handler, Kms, Response as Reply, Stack};
 use tonic::{Request, Response, Status};
-use tower::Service;
 
 use crate::common::{answer, caller, date, patience, trace, turned_away};
 use crate::uses::{Asked, Told};
@@ -41,7 +40,7 @@ impl KeyDoor {
         };
         let mut call = Call::new(caller, translate(request.into_inner()), patience);
         call.trace = trace;
-        let reply = match self.stack.clone().call(call).await {
+        let reply = match self.stack.handle(call).await {
             Ok(reply) => reply,
             Err(refusal) => return answer(Err(refusal), id),
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use keyward_env::{Env, RealEnv};
 use keyward_model::{NodeId, Timestamp};
 use keyward_raft::Node;
-use keyward_service::{Caller, Origin, PlanSlot, Subject};
+use keyward_service::{Caller, Origin, Subject};
 use keyward_state::InvitationId;
 use rustls::server::WebPkiClientVerifier;
 use rustls::time_provider::TimeProvider;
@@ -295,18 +295,16 @@ impl Terminator {
         socket.set_nodelay(true)?;
         let stream = self.acceptor.accept(socket).await?;
         let (socket, session) = stream.get_ref();
-        let origin = Arc::new(Origin {
-            ip: socket.peer_addr()?.ip(),
-            tls_version: match session.protocol_version() {
-                Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
-                _ => "TLSv1.3",
-            },
-            cipher_suite: session
-                .negotiated_cipher_suite()
-                .and_then(|suite| suite.suite().as_str())
-                .map(|name| name.replace("TLS13_", "TLS_"))
-                .unwrap_or_default(),
-        });
+        let tls_version = match session.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            _ => "TLSv1.3",
+        };
+        let cipher_suite = session
+            .negotiated_cipher_suite()
+            .and_then(|suite| suite.suite().as_str())
+            .map(|name| name.replace("TLS13_", "TLS_"))
+            .unwrap_or_default();
+        let origin = Arc::new(Origin::new(socket.peer_addr()?.ip(), tls_version, cipher_suite));
         let leaf = session.peer_certificates().and_then(<[_]>::first);
         let identity = match leaf {
             Some(leaf) => self.identify(leaf),
@@ -339,13 +337,16 @@ impl Terminator {
             Some(Subject::Node(_) | Subject::Invitation(_)) => {
                 nobody("a node's certificate must be issued by the Region's own authority")
             }
-            Some(Subject::Principal(principal)) => Identity::Principal(Arc::new(Caller {
-                principal,
-                serial: certificate.raw_serial().to_vec(),
-                not_after: Timestamp(certificate.validity().not_after.timestamp() * 1000),
-                own_authority,
-                plan: PlanSlot::default(),
-            })),
+            Some(Subject::Principal(principal)) => {
+                let serial = certificate.raw_serial().to_vec();
+                let not_after = Timestamp(certificate.validity().not_after.timestamp() * 1000);
+                Identity::Principal(Arc::new(Caller::new(
+                    principal,
+                    serial,
+                    not_after,
+                    own_authority,
+                )))
+            }
             None => nobody("the certificate names no principal: its URI name must be an ARN"),
         }
     }

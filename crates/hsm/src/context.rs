@@ -1,5 +1,7 @@
 //! The encryption context in the one form that is authenticated.
 
+use std::borrow::Cow;
+
 use keyward_model::limits::ENCRYPTION_CONTEXT_BYTES_MAX;
 
 use crate::error::ContextError;
@@ -13,7 +15,7 @@ const LENGTH_BYTES: usize = 2;
 /// Encoding: the number of pairs, then for each pair, in ascending order of the key's bytes, key and value,
 /// each after its length. Numbers are 16 bits, big-endian. The empty context is two zero bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CanonicalContext(Vec<u8>);
+pub struct CanonicalContext(Cow<'static, [u8]>);
 
 impl CanonicalContext {
     /// Sorts and encodes.
@@ -35,6 +37,9 @@ impl CanonicalContext {
             }
             sorted.push((key, value));
         }
+        if sorted.is_empty() {
+            return Ok(Self::empty());
+        }
         sorted.sort_unstable();
         if sorted.windows(2).any(|pair| pair[0].0 == pair[1].0) {
             return Err(ContextError::DuplicateKey);
@@ -47,13 +52,13 @@ impl CanonicalContext {
             encoded.extend_from_slice(&length(text.len())?);
             encoded.extend_from_slice(text.as_bytes());
         }
-        Ok(Self(encoded))
+        Ok(Self(encoded.into()))
     }
 
     /// The context without pairs, which is also what no context at all means.
     #[must_use]
     pub fn empty() -> Self {
-        Self(vec![0; LENGTH_BYTES])
+        Self(Cow::Borrowed(&[0; LENGTH_BYTES]))
     }
 
     /// The encoding.

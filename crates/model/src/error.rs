@@ -3,10 +3,12 @@
 //! Names and messages follow the AWS KMS API reference and recorded answers. `ValidationException`,
 //! `ThrottlingException` and `AccessDeniedException` may come from any operation.
 
-use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+use crate::text::Text;
 
 /// An AWS error name, and with it the class of what went wrong.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -138,20 +140,20 @@ pub struct KmsError {
     /// The class, by AWS's name.
     pub code: ErrorCode,
     /// What was wrong and what would be right. Empty where AWS sends none on purpose.
-    pub message: Cow<'static, str>,
+    pub message: Text,
     /// The call may have taken effect: it was handed on and its answer did not come back in time.
     pub outcome_unknown: bool,
     /// The quota that was hit, in a ThrottlingException of one.
-    pub throttle: Option<Box<Throttle>>,
+    pub throttle: Option<Arc<Throttle>>,
 }
 
 /// The quota that a call was refused for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Throttle {
     /// Its name.
-    pub quota: String,
+    pub quota: Text,
     /// Whose calls it counts.
-    pub scope: String,
+    pub scope: Text,
     /// Calls in a window.
     pub limit: u64,
     /// The window's length.
@@ -162,12 +164,12 @@ pub struct Throttle {
 
 impl KmsError {
     /// An error with its message.
-    pub fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
+    pub fn new(code: ErrorCode, message: impl Into<Text>) -> Self {
         Self { code, message: message.into(), outcome_unknown: false, throttle: None }
     }
 
     /// A malformed request. The message follows AWS's pattern when `detail` does.
-    pub fn validation(detail: impl Into<Cow<'static, str>>) -> Self {
+    pub fn validation(detail: impl Into<Text>) -> Self {
         Self::new(ErrorCode::ValidationException, detail)
     }
 
@@ -199,7 +201,7 @@ impl KmsError {
 
     /// The deadline passed while the call was with the cluster: it may have taken effect.
     #[must_use]
-    pub fn unknown_outcome(message: impl Into<Cow<'static, str>>) -> Self {
+    pub fn unknown_outcome(message: impl Into<Text>) -> Self {
         Self {
             code: ErrorCode::DependencyTimeoutException,
             message: message.into(),
@@ -213,7 +215,7 @@ impl KmsError {
     pub const fn invalid_ciphertext() -> Self {
         Self {
             code: ErrorCode::InvalidCiphertextException,
-            message: Cow::Borrowed(""),
+            message: Text::Static(""),
             outcome_unknown: false,
             throttle: None,
         }

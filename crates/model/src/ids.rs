@@ -360,18 +360,47 @@ impl AliasName {
     }
 }
 
+/// The ARN of a key, for whoever only shows it: its text needs no memory of its own.
+#[derive(Clone, Copy)]
+pub struct KeyArn {
+    text: [u8; KEY_ARN_CHARS_MAX],
+    chars: usize,
+}
+
+/// `arn:aws:kms:<region>:<account>:key/<id>` with the longest Region's name.
+const KEY_ARN_CHARS_MAX: usize = 98;
+
+impl KeyArn {
+    /// The ARN of that key.
+    #[must_use]
+    pub fn new(region: &Region, account: AccountId, key: KeyId) -> Self {
+        // Each call shows one: written by hand, this takes a third of the time that `format!` does.
+        let mut arn = Self { text: [0; KEY_ARN_CHARS_MAX], chars: 0 };
+        for part in ["arn:", PARTITION, ":kms:", region.as_str(), ":"] {
+            arn.push(part.as_bytes());
+        }
+        arn.push(&account.text());
+        arn.push(b":key/");
+        arn.push(&key.text());
+        arn
+    }
+
+    fn push(&mut self, part: &[u8]) {
+        self.text[self.chars..self.chars + part.len()].copy_from_slice(part);
+        self.chars += part.len();
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        ascii(&self.text[..self.chars])
+    }
+}
+
 /// The ARN of a key.
 #[must_use]
 pub fn key_arn(region: &Region, account: AccountId, key: KeyId) -> String {
-    // Each call shows one: written by hand, this takes a third of the time that `format!` does.
-    let mut arn = String::with_capacity(96);
-    for part in ["arn:", PARTITION, ":kms:", region.as_str(), ":"] {
-        arn.push_str(part);
-    }
-    arn.push_str(ascii(&account.text()));
-    arn.push_str(":key/");
-    arn.push_str(ascii(&key.text()));
-    arn
+    KeyArn::new(region, account, key).as_str().to_owned()
 }
 
 /// The ARN of an alias.

@@ -8,10 +8,12 @@ mod error;
 mod ids;
 pub mod limits;
 mod operation;
+mod text;
 
 pub use error::{ErrorCode, KmsError, Throttle};
 pub use ids::{
-    AccountId, AliasName, DomainKeyId, KeyId, KeyMaterialId, NodeId, PARTITION, ParseIdError,
-    PrincipalArn, Region, Timestamp, alias_arn, key_arn,
+    AccountId, AliasName, DomainKeyId, KeyArn, KeyId, KeyMaterialId, NodeId, PARTITION,
+    ParseIdError, PrincipalArn, Region, Timestamp, alias_arn, key_arn,
 };
 pub use operation::{KeyState, Operation, Plane, check_state};
+pub use text::Text;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::audit::Trace;
 use crate::quota::PlanSlot;
+use keyward_audit::Actor;
 use keyward_model::{KeyState, Operation, PrincipalArn, Timestamp};
 
 /// Who calls, as the connection's certificate says. One for each connection.
@@ -21,7 +22,23 @@ pub struct Caller {
     /// Issued by the Region's own authority, so its serial number must be on record.
     pub own_authority: bool,
     /// Which quotas its calls count against.
-    pub plan: PlanSlot,
+    pub(crate) plan: PlanSlot,
+    /// The same as records have it.
+    pub(crate) actor: Actor,
+}
+
+impl Caller {
+    /// A principal, by its certificate.
+    #[must_use]
+    pub fn new(
+        principal: PrincipalArn,
+        serial: Vec<u8>,
+        not_after: Timestamp,
+        own_authority: bool,
+    ) -> Self {
+        let actor = Actor::new(&principal, &serial);
+        Self { principal, serial, not_after, own_authority, plan: PlanSlot::default(), actor }
+    }
 }
 
 /// One call, on its way through the stack.

@@ -31,6 +31,6 @@ pub use joining::{Invited, Joined};
 pub use kms::Kms;
 pub use multiplex::{Multiplex, Numbered, STREAM_CALLS_MAX};
 pub use operator::{ClusterStatus, FoundingRequest, MemberStatus};
-pub use quota::{BucketFigures, BucketUsage, NodeShare, PlanLine, PlanSlot, QuotaUsage, Quotas};
+pub use quota::{BucketFigures, BucketUsage, NodeShare, PlanLine, QuotaUsage, Quotas};
 pub use roots::{KeptRoot, RootCommand, RootInfo, RootKeeper, RootReply};
-pub use stack::{Deadline, Measure, Serve, Shed, Stack, stack};
+pub use stack::{Deadline, Handler, Measure, Serve, Shed, Stack, stack};

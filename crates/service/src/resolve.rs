@@ -119,10 +119,10 @@ impl View<'_> {
                 ),
             )
         };
-        let parts: Vec<&str> = rest.splitn(5, ':').collect();
-        let &[partition, service, region, account, resource] = parts.as_slice() else {
-            return Err(invalid("it has too few parts"));
-        };
+        let mut parts = rest.splitn(5, ':');
+        let mut part = || parts.next().ok_or_else(|| invalid("it has too few parts"));
+        let [partition, service, region, account, resource] =
+            [part()?, part()?, part()?, part()?, part()?];
         if partition != keyward_model::PARTITION || service != "kms" {
             return Err(invalid("it is not of the kms service"));
         }

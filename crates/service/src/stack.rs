@@ -34,6 +34,15 @@ pub fn stack<E: Env>(kms: Arc<Kms<E>>) -> Stack<E> {
         .service(Serve(kms))
 }
 
+/// A layer of the stack, or its bottom: always ready, and shared by all calls without a copy of its own for each.
+pub trait Handler {
+    /// A call under way.
+    type Future: Future<Output = Result<Response, KmsError>> + Send + Unpin + 'static;
+
+    /// Begins to serve a call.
+    fn handle(&self, call: Call) -> Self::Future;
+}
+
 /// The bottom: the operations.
 pub struct Serve<E: Env>(Arc<Kms<E>>);
 
@@ -43,16 +52,10 @@ impl<E: Env> Clone for Serve<E> {
     }
 }
 
-impl<E: Env> Service<Call> for Serve<E> {
-    type Response = Response;
-    type Error = KmsError;
+impl<E: Env> Handler for Serve<E> {
     type Future = BoxFuture<'static, Result<Response, KmsError>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), KmsError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: Call) -> Self::Future {
+    fn handle(&self, call: Call) -> Self::Future {
         let kms = Arc::clone(&self.0);
         Box::pin(async move { kms.serve(call).await })
     }
@@ -78,25 +81,15 @@ pub struct Deadline<E, S> {
 struct DeadlineLayer<E>(E);
 layer!(DeadlineLayer<E> => Deadline, self, inner, Deadline { env: self.0.clone(), inner });
 
-impl<E, S> Service<Call> for Deadline<E, S>
-where
-    E: Env,
-    S: Service<Call, Response = Response, Error = KmsError, Future: Unpin>,
-{
-    type Response = Response;
-    type Error = KmsError;
+impl<E: Env, S: Handler> Handler for Deadline<E, S> {
     type Future = InTime<E, S::Future>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), KmsError>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut call: Call) -> Self::Future {
+    fn handle(&self, mut call: Call) -> Self::Future {
         call.patience = call.patience.min(CALL_DEADLINE_MAX);
         let patience = call.patience;
         let changes = call.request.operation().plane() == Plane::Manage;
         InTime {
-            served: self.inner.call(call),
+            served: self.inner.handle(call),
             env: self.env.clone(),
             patience,
             changes,
@@ -166,19 +159,10 @@ impl Drop for Place {
     }
 }
 
-impl<S> Service<Call> for Shed<S>
-where
-    S: Service<Call, Response = Response, Error = KmsError, Future: Unpin>,
-{
-    type Response = Response;
-    type Error = KmsError;
+impl<S: Handler> Handler for Shed<S> {
     type Future = Either<Ready<Result<Response, KmsError>>, Placed<S::Future>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), KmsError>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, call: Call) -> Self::Future {
+    fn handle(&self, call: Call) -> Self::Future {
         let place = Place(Arc::clone(&self.in_flight));
         if self.in_flight.fetch_add(1, Ordering::Relaxed) >= CALLS_IN_FLIGHT_MAX {
             drop(place);
@@ -189,7 +173,7 @@ where
                 ),
             ))));
         }
-        Either::Right(Placed { served: self.inner.call(call), _place: place })
+        Either::Right(Placed { served: self.inner.handle(call), _place: place })
     }
 }
 
@@ -248,23 +232,13 @@ layer!(MeasureLayer<E> => Measure, self, inner, Measure {
     inner,
 });
 
-impl<E, S> Service<Call> for Measure<E, S>
-where
-    E: Env,
-    S: Service<Call, Response = Response, Error = KmsError, Future: Unpin>,
-{
-    type Response = Response;
-    type Error = KmsError;
+impl<E: Env, S: Handler> Handler for Measure<E, S> {
     type Future = Timed<E, S::Future>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), KmsError>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, call: Call) -> Self::Future {
+    fn handle(&self, call: Call) -> Self::Future {
         let operation = call.request.operation();
         let began = self.env.boot_now();
-        let served = self.inner.call(call);
+        let served = self.inner.handle(call);
         Timed {
             served,
             env: self.env.clone(),
@@ -272,6 +246,20 @@ where
             operation,
             began,
         }
+    }
+}
+
+impl<E: Env, S: Handler> Service<Call> for Measure<E, S> {
+    type Response = Response;
+    type Error = KmsError;
+    type Future = Timed<E, S::Future>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), KmsError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        self.handle(call)
     }
 }
 

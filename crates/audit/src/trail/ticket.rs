@@ -25,6 +25,12 @@ impl Ticket {
         self.sequence
     }
 
+    /// True when there is nothing to wait for: the call may be answered.
+    #[must_use]
+    pub const fn is_done(&self) -> bool {
+        self.waits_in.is_none()
+    }
+
     /// Waits on this thread. Not for async threads: await the ticket there.
     ///
     /// # Errors

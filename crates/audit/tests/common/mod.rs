@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward_audit::{AuditError, Files};
 use keyward_audit::{
-    Damage, Entry, Filter, Identity, ReadError, Record, Recovery, Ticket, Trail, TrailConfig,
-    Value, read,
+    Actor, Damage, Entry, Filter, Identity, ReadError, Record, Recovery, Ticket, Trail,
+    TrailConfig, Value, read,
 };
+use keyward_audit::{AuditError, Files};
 use keyward_env::{Env, RealEnv};
 use keyward_model::{Operation, Region, Timestamp};
 use tokio::runtime::Runtime;
@@ -46,10 +46,15 @@ pub fn append(trail: &Trail, text: &str) -> Result<Ticket, AuditError> {
 pub fn append_now(trail: &Trail, text: &str) -> Result<Ticket, AuditError> {
     let region = region();
     let arn = "arn:aws:iam::111122223333:user/alice".parse().unwrap();
-    let identity = Identity::Principal { arn: &arn, certificate_serial: &[1] };
+    let actor = Actor::new(&arn, &[1]);
     trail.append(&Record {
         parameters: Some(&[("keyId", Value::Str(text))]),
-        ..Record::call(Operation::Encrypt, Timestamp(RealEnv.wall_now_ms()), &region, identity)
+        ..Record::call(
+            Operation::Encrypt,
+            Timestamp(RealEnv.wall_now_ms()),
+            &region,
+            Identity::Principal(&actor),
+        )
     })
 }
 

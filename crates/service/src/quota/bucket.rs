@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use keyward_env::sabotage::{Bug, on};
+use keyward_model::KmsError;
 use keyward_quota::{
     BucketId, Limit, Purse, Quota, QuotaName, RateCell, Scope, Share, Taken, Window,
 };
 use keyward_raft::LeaderId;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use super::told::Told;
 
 /// How much is wanted is measured over at least this.
 const MEASURE_OVER: Duration = Duration::from_millis(20);
@@ -48,28 +51,6 @@ pub(super) struct Part {
     /// The revision of all quotas that it was looked up in.
     as_of: u64,
     gate: Gate,
-}
-
-/// What a refusal says, written down once for all of them.
-pub(super) struct Told {
-    name: QuotaName,
-    pub(super) quota: String,
-    pub(super) scope: String,
-    pub(super) message: String,
-}
-
-impl Told {
-    fn new(id: &BucketId, quota: &Quota, limit: &Limit) -> Arc<Self> {
-        let (name, scope) = (quota.name.clone(), id.holder.to_string());
-        let message = match name.scope {
-            // Its name says whose it is.
-            Scope::Account(_) | Scope::Principal(_) => {
-                format!("Rate exceeded: {limit} (quota '{name}')")
-            }
-            _ => format!("Rate exceeded: {limit} for {scope} (quota '{name}')"),
-        };
-        Arc::new(Self { quota: name.to_string(), name, scope, message })
-    }
 }
 
 impl Part {
@@ -213,9 +194,11 @@ impl Bucket {
         self.admitted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A call was refused for want of tokens here.
-    pub(super) fn refused(&self) {
+    /// A call is refused for want of tokens here.
+    pub(super) fn refuse(&self, dry: Dry) -> KmsError {
         self.refused.fetch_add(1, Ordering::Relaxed);
+        let part = self.part.load();
+        part.told.refusal(&part.limit, dry.wait)
     }
 
     /// A call waits here, as long as what is returned lives.
@@ -443,7 +426,7 @@ impl Bucket {
         };
         BucketFigures {
             bucket: self.id.clone(),
-            quota: QuotaName::clone(&part.told.name),
+            quota: part.told.name().clone(),
             limit: part.limit,
             share,
             tokens,

@@ -1,6 +1,7 @@
 //! Request quotas, enforced by every node from its own memory (DESIGN section 6; `docs/decisions/0012-quotas.md`).
 //!
 //! * [`bucket`]: one limit for one account or principal, as this node counts it: a share of a rate, or prepaid tokens.
+//! * [`told`]: what its refusals say.
 //! * [`plan`]: which buckets a caller's operation draws on; kept with the connection.
 //! * [`shares`]: the node's side of moving shares: it asks when it runs dry, and does as the leader says.
 //! * [`keeper`]: the leader's side: who holds how much of what. All parts of a bucket add up to at most the whole.
@@ -15,6 +16,7 @@ mod keeper;
 mod operate;
 mod plan;
 mod shares;
+mod told;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use keyward_env::Env;
-use keyward_model::{ErrorCode, KmsError, Operation, Throttle};
+use keyward_model::{KmsError, Operation};
 use keyward_quota::BucketId;
 use keyward_raft::LeaderId;
 use keyward_state::State;
@@ -36,7 +38,7 @@ use bucket::{Bucket, Dry};
 use keeper::Keeper;
 pub use operate::{BucketUsage, NodeShare, PlanLine, QuotaUsage};
 use plan::Plan;
-pub use plan::PlanSlot;
+pub(crate) use plan::PlanSlot;
 pub(crate) use shares::{QuotaAnswer, QuotaRequest};
 
 /// A call that is the first to draw on a bucket here waits this long for the node's share, rather than be refused.
@@ -108,17 +110,6 @@ impl Quotas {
     }
 }
 
-/// When to try again, in milliseconds: rounded up to 1, 2 or 5, tens of these, and from 100 on to two digits.
-/// So refusals that follow one another say the same, and a door writes it down once.
-fn retry_after_ms(wait: Duration) -> u64 {
-    let ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-    if let Some(step) = [1, 2, 5, 10, 20, 50, 100].into_iter().find(|step| *step >= ms) {
-        return step;
-    }
-    let unit = 10u64.pow(ms.ilog10() - 1);
-    ms.div_ceil(unit).saturating_mul(unit)
-}
-
 impl<E: Env> Kms<E> {
     /// Counts the call against every quota that it draws on, or refuses it.
     pub(crate) async fn throttle(
@@ -183,7 +174,7 @@ impl<E: Env> Kms<E> {
                 !cold || dry.wait > FIRST_TOKEN
             };
             if refused {
-                return Err(self.refuse(bucket, dry));
+                return Err(bucket.refuse(dry));
             }
             env.timeout(dry.wait, told).await;
             drop(waiting);
@@ -191,21 +182,6 @@ impl<E: Env> Kms<E> {
                 Ok(()) => return Ok(()),
                 Err(next) => (bucket, dry) = next,
             }
-        }
-    }
-
-    fn refuse(&self, bucket: &Bucket, dry: Dry) -> KmsError {
-        bucket.refused();
-        let part = bucket.part();
-        KmsError {
-            throttle: Some(Box::new(Throttle {
-                quota: part.told.quota.clone(),
-                scope: part.told.scope.clone(),
-                limit: part.limit.limit,
-                window_seconds: part.limit.window.seconds(),
-                retry_after_ms: retry_after_ms(dry.wait),
-            })),
-            ..KmsError::new(ErrorCode::ThrottlingException, part.told.message.clone())
         }
     }
 
@@ -218,23 +194,5 @@ impl<E: Env> Kms<E> {
         now: Duration,
     ) -> Box<[Arc<Bucket>]> {
         plan.ids(operation).filter_map(|id| self.quotas.bucket(state, id, now)).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_time_to_try_again_is_rounded_up() {
-        let told = |nanos| retry_after_ms(Duration::from_nanos(nanos));
-        assert_eq!([told(0), told(1), told(1_000_001), told(21_000_000)], [1, 1, 2, 50]);
-        assert_eq!([told(100_000_000), told(101_000_000), told(999_000_000)], [100, 110, 1000]);
-        assert_eq!([told(47_100_000_000), told(86_400_000_000_000)], [48_000, 87_000_000]);
-        assert_eq!(retry_after_ms(Duration::MAX), u64::MAX);
-        for ms in 1..100_000 {
-            let told = retry_after_ms(Duration::from_millis(ms));
-            assert!((ms..=ms * 5 / 2).contains(&told), "{ms} ms: {told}");
-        }
     }
 }

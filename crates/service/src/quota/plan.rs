@@ -55,7 +55,7 @@ impl Plan {
 
 /// Where a connection keeps its caller's plan.
 #[derive(Default)]
-pub struct PlanSlot(ArcSwapOption<Plan>);
+pub(crate) struct PlanSlot(ArcSwapOption<Plan>);
 
 impl PlanSlot {
     /// The plan, made anew when quotas have changed.

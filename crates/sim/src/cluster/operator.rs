@@ -52,14 +52,10 @@ fn caller(arn: &str, serial: u8, days: i64) -> Arc<Caller> {
         Ok(principal) => principal,
         Err(_) => unreachable!("the ARNs above are well formed"),
     };
-    Arc::new(Caller {
-        principal,
-        serial: vec![serial],
-        not_after: Timestamp(WALL_START_MS + days * Timestamp::DAY_MS),
-        // A principal made without a certificate of the Region's own authority.
-        own_authority: serial == OPERATOR_SERIAL,
-        plan: keyward_service::PlanSlot::default(),
-    })
+    let not_after = Timestamp(WALL_START_MS + days * Timestamp::DAY_MS);
+    // A principal made without a certificate of the Region's own authority.
+    let own_authority = serial == OPERATOR_SERIAL;
+    Arc::new(Caller::new(principal, vec![serial], not_after, own_authority))
 }
 
 impl Cluster {

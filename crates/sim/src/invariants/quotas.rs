@@ -420,8 +420,8 @@ mod tests {
     #[test]
     fn a_refusal_names_a_limit_in_force_and_a_time_that_makes_sense() {
         let throttle = |limit, retry_after_ms| Throttle {
-            quota: String::new(),
-            scope: String::new(),
+            quota: "q".into(),
+            scope: "s".into(),
             limit,
             window_seconds: 1,
             retry_after_ms,
