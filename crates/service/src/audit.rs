@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -353,7 +353,8 @@ struct Pending<E: Env> {
     caller: Arc<Caller>,
     request: Arc<Request>,
     trace: Trace,
-    told: bool,
+    /// Its record is in the ring, or there is none and the caller is refused for that.
+    ended: AtomicBool,
 }
 
 impl<E: Env> Pending<E> {
@@ -423,17 +424,23 @@ impl<E: Env> Pending<E> {
         });
     }
 
-    async fn end(mut self, result: Result<Response, KmsError>) -> Result<Response, KmsError> {
+    async fn end(self, result: Result<Response, KmsError>) -> Result<Response, KmsError> {
         if on(Bug::AuditAfterAnswer) {
             self.record_later();
             return result;
         }
-        self.told = true;
         let Some(trail) = &self.kms.audit.trail else { return result };
         let changes = self.request.operation().plane() == Plane::Manage;
         let changed = changes && may_have_changed(result.as_ref().err());
-        let append = |trail: &Trail| self.record(result.as_ref(), |record| trail.append(record));
-        match trail.put(self.kms.node.env(), append).await {
+        // A caller may hang up while the ring is full and the record waits for room.
+        let append = |trail: &Trail| {
+            let appended = self.record(result.as_ref(), |record| trail.append(record));
+            self.ended.store(appended.is_ok(), Ordering::Relaxed);
+            appended
+        };
+        let put = trail.put(self.kms.node.env(), append).await;
+        self.ended.store(true, Ordering::Relaxed);
+        match put {
             Ok(()) => result,
             Err(error) => Err(unwritten(&error, changed)),
         }
@@ -442,7 +449,7 @@ impl<E: Env> Pending<E> {
 
 impl<E: Env> Drop for Pending<E> {
     fn drop(&mut self) {
-        if self.told {
+        if *self.ended.get_mut() {
             return;
         }
         let Some(trail) = &self.kms.audit.trail else { return };
@@ -498,7 +505,7 @@ where
             caller: Arc::clone(&call.caller),
             request: Arc::clone(&call.request),
             trace: std::mem::take(&mut call.trace),
-            told: false,
+            ended: AtomicBool::new(false),
         };
         let served = self.inner.call(call);
         Box::pin(async move {
