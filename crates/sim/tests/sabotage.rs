@@ -58,6 +58,7 @@ const CAUGHT: &[Case] = &[
     case(Bug::SharesRaisedFirst, 1144, 8, "MORE THAN THE QUOTA"),
     case(Bug::RestartedBucketFull, 0, 8, "MORE THAN THE QUOTA"),
     case(Bug::AuditAfterAnswer, 0, 4, "AN ANSWER WITHOUT ITS RECORD"),
+    case(Bug::StreamMixesAnswers, 4, 8, "WRONG PLAINTEXT"),
 ];
 
 /// Bugs that the simulator does not find, and why.
