@@ -124,6 +124,10 @@ bugs! {
     // Audit.
     /// An answer leaves before its record is written.
     AuditAfterAnswer "audit-after-answer"
+
+    // Streams.
+    /// The answer to a call that waited goes to another call of its stream.
+    StreamMixesAnswers "stream-mixes-answers"
 }
 
 impl Bug {

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use futures_util::Stream;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use keyward_env::sabotage::{Bug, on};
 use keyward_model::KmsError;
 use tower::Service;
 
@@ -55,6 +56,15 @@ where
     }
 }
 
+impl<Id: Unpin, S: Service<Call, Future: Unpin>, In> Multiplex<Id, S, In> {
+    /// [`Bug::StreamMixesAnswers`]: makes it another call's.
+    fn mix(&mut self, id: &mut Id) {
+        if let Some(other) = self.under_way.iter_mut().find_map(|call| call.id.as_mut()) {
+            std::mem::swap(id, other);
+        }
+    }
+}
+
 impl<Id, S: Service<Call>, In> Unpin for Multiplex<Id, S, In> {}
 
 impl<Id, S, In> Stream for Multiplex<Id, S, In>
@@ -68,7 +78,10 @@ where
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         loop {
-            if let Poll::Ready(Some((Some(id), result))) = this.under_way.poll_next_unpin(cx) {
+            if let Poll::Ready(Some((Some(mut id), result))) = this.under_way.poll_next_unpin(cx) {
+                if on(Bug::StreamMixesAnswers) {
+                    this.mix(&mut id);
+                }
                 return Poll::Ready(Some((id, result)));
             }
             if this.under_way.len() >= STREAM_CALLS_MAX {

@@ -1,6 +1,8 @@
 //! Callers of the Region: they change keys through whichever node is up and retry as real callers do, and
 //! they use keys on every node all the time.
 
+mod send;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,17 +14,21 @@ use keyward_service::api::{
     EnableKey, Encrypt, RotateKeyOnDemand, ScheduleKeyDeletion, Secret, UpdateAlias,
     UpdateKeyDescription,
 };
-use keyward_service::{Call, Caller, Request, Response, Stack};
+use keyward_service::{Call, Caller, Request, Response};
 use parking_lot::Mutex;
-use tower::ServiceExt;
 
-use crate::book::{Acknowledged, Book, Change, KeyView, Sample, SharedBook, Told, alias_name};
+use crate::book::{
+    Acknowledged, Begun, Book, Change, KeyView, Sample, SharedBook, Told, alias_name,
+};
 use crate::chase::chase;
+use crate::check::Step;
 use crate::cluster::{Cluster, Running, client, expired_client};
 use crate::dice::Dice;
 use crate::faults::{Fault, FaultKind, Schedule};
 use crate::invariants::{Began, Invariants, Seen};
 use crate::runtime::{HARNESS, JoinHandle};
+use crate::streams::Streams;
+use send::Waiting;
 
 /// Ciphertexts kept for the end of a run.
 const SAMPLES_MAX: usize = 240;
@@ -51,6 +57,10 @@ pub struct Callers {
     /// With a certificate that is over.
     expired: Arc<Caller>,
     dice: Mutex<Dice>,
+    /// The streams that their calls go over, if they use any.
+    pub streams: Streams,
+    /// Calls that wait for their answers.
+    waiting: Mutex<Waiting>,
 }
 
 /// A use of a key.
@@ -68,6 +78,16 @@ pub(crate) enum Use {
     Expired(usize),
 }
 
+/// A use that is under way.
+#[derive(Debug)]
+struct Used {
+    usage: Use,
+    key: Option<usize>,
+    rooted: Began,
+    began: Step,
+    at: Duration,
+}
+
 fn context() -> BTreeMap<String, String> {
     BTreeMap::from([("purpose".to_owned(), "simulation".to_owned())])
 }
@@ -77,9 +97,15 @@ fn code_number(error: &KmsError) -> u64 {
 }
 
 impl Callers {
-    /// Callers of that Region, with `aliases` names to play with.
+    /// Callers of that Region, with `aliases` names to play with. `streams`: their calls that use keys go over some.
     #[must_use]
-    pub fn new(cluster: Arc<Cluster>, schedule: Schedule, dice: Dice, aliases: usize) -> Arc<Self> {
+    pub fn new(
+        cluster: Arc<Cluster>,
+        schedule: Schedule,
+        dice: Dice,
+        aliases: usize,
+        streams: bool,
+    ) -> Arc<Self> {
         let mut book = Book::default();
         book.aliases.resize_with(aliases, || crate::check::History::new(None));
         Arc::new(Self {
@@ -91,6 +117,8 @@ impl Callers {
             caller: client(),
             expired: expired_client(),
             dice: Mutex::new(dice),
+            streams: Streams::new(streams),
+            waiting: Mutex::default(),
         })
     }
 
@@ -142,32 +170,44 @@ impl Callers {
         patience: Duration,
     ) -> Told {
         let (this, change) = (Arc::clone(self), change.clone());
-        let world = Arc::clone(&self.cluster.world);
         let told = self.cluster.world.spawn_in(running.group, async move {
             let request = this.request(&change);
-            let begun = this.book.lock().begin(change.clone(), world.step());
+            let begun = this.book.lock().begin(change.clone(), this.cluster.world.step());
             let rooted = Began::now(&this.cluster, index, &running);
-            let call = Call::new(Arc::clone(&this.caller), request, patience);
-            let result = this.send(index, &running, call).await.map(|response| match response {
-                Response::Key(metadata) => Acknowledged::Created(metadata.key_id),
-                Response::DeletionScheduled { deletion_date, .. } => {
-                    Acknowledged::Date(deletion_date.0)
-                }
-                _ => Acknowledged::Done,
-            });
-            this.look_for_the_gone(result.as_ref().err());
-            let who = format!("node {} ({change:?})", running.kms.node().id());
-            let error = result.as_ref().err();
-            let rootless = this.lacks_a_root(index, &running, error, rooted, &who);
-            let told = this.book.lock().end(&begun, &result, world.step(), rootless);
-            world.note(match &result {
-                Ok(_) => 1,
-                Err(error) => code_number(error) << 8,
-            });
-            told
+            let call = this.call(request, patience);
+            let (callers, on) = (Arc::clone(&this), running.clone());
+            let note = move |result| callers.tried((index, &on), &change, &begun, rooted, result);
+            this.send((index, &running), call, note).await
         });
         // Cut off: the process died.
-        told.await.unwrap_or(Told::Unknown)
+        told.await.ok().flatten().unwrap_or(Told::Unknown)
+    }
+
+    fn tried(
+        &self,
+        (index, running): (usize, &Running),
+        change: &Change,
+        begun: &Begun,
+        rooted: Began,
+        result: Result<Response, KmsError>,
+    ) -> Told {
+        let world = &self.cluster.world;
+        let result = result.map(|response| match response {
+            Response::Key(metadata) => Acknowledged::Created(metadata.key_id),
+            Response::DeletionScheduled { deletion_date, .. } => {
+                Acknowledged::Date(deletion_date.0)
+            }
+            _ => Acknowledged::Done,
+        });
+        self.look_for_the_gone(result.as_ref().err());
+        let who = format!("node {} ({change:?})", running.kms.node().id());
+        let rootless = self.lacks_a_root(index, running, result.as_ref().err(), rooted, &who);
+        let told = self.book.lock().end(begun, &result, world.step(), rootless);
+        world.note(match &result {
+            Ok(_) => 1,
+            Err(error) => code_number(error) << 8,
+        });
+        told
     }
 
     /// A change, tried again on other nodes as a real caller would. True once it was acknowledged.
@@ -282,7 +322,7 @@ impl Callers {
     /// One use on that node, in whose own task this runs, and whether its answer is one that may be given. Returns the
     /// ciphertext, if there is one.
     pub(crate) async fn use_key(
-        &self,
+        self: &Arc<Self>,
         (index, running): (usize, &Running),
         usage: Use,
         plaintext: &[u8],
@@ -294,62 +334,39 @@ impl Callers {
         }
         let world = &self.cluster.world;
         let rooted = Began::now(&self.cluster, index, running);
-        let (began, began_at) = (world.step(), world.now());
+        let used = Used { usage, key, rooted, began: world.step(), at: world.now() };
         let expired = matches!(usage, Use::Expired(_));
         let caller = if expired { &self.expired } else { &self.caller };
         let call = Call::new(Arc::clone(caller), request, patience);
-        let result = self.send(index, running, call).await;
-        let (ended, held) = (world.step(), world.now() > began_at + HELD);
+        let (this, on) = (Arc::clone(self), running.clone());
+        let note = move |result| this.used((index, &on), &used, result);
+        self.send((index, running), call, note).await.flatten()
+    }
+
+    fn used(
+        &self,
+        (index, running): (usize, &Running),
+        used: &Used,
+        result: Result<Response, KmsError>,
+    ) -> Option<Vec<u8>> {
+        let world = &self.cluster.world;
+        let (ended, held) = (world.step(), world.now() > used.at + HELD);
         world.note(match &result {
             Ok(_) => 2,
             Err(error) => code_number(error) << 8 | 1,
         });
-        let who = format!("node {} ({usage:?})", self.cluster.id(index));
-        if self.lacks_a_root(index, running, result.as_ref().err(), rooted, &who) {
+        let who = format!("node {} ({:?})", self.cluster.id(index), used.usage);
+        if self.lacks_a_root(index, running, result.as_ref().err(), used.rooted, &who) {
             self.book.lock().counters.unserved += 1;
             return None;
         }
         let node = Some(running.kms.node().id());
-        let seen = Seen { began, ended, node, who };
-        self.check_use(usage, key, &result, held, &seen);
+        let seen = Seen { began: used.began, ended, node, who };
+        self.check_use(used, &result, held, &seen);
         match result {
             Ok(Response::Encrypted { ciphertext_blob, .. }) => Some(ciphertext_blob),
             _ => None,
         }
-    }
-
-    /// A call of a caller who may.
-    #[must_use]
-    pub fn call(&self, request: Request, patience: Duration) -> Call {
-        Call::new(Arc::clone(&self.caller), request, patience)
-    }
-
-    /// Sends a call to that node, in whose own task this runs. When its answer leaves it must be on record.
-    pub async fn send(
-        &self,
-        index: usize,
-        running: &Running,
-        mut call: Call,
-    ) -> Result<Response, KmsError> {
-        let (id, event) = (running.kms.audit().next_request_id(), call.request.operation().name());
-        call.trace.request_id = id;
-        let began = self.cluster.world.step();
-        let result = Stack::clone(&running.stack).oneshot(call).await;
-        let (disk, refusal) = (self.cluster.audit_disk(index), result.as_ref().err());
-        if result.is_ok() && self.cluster.had_left(index, began) {
-            let what = format!("A REMOVED NODE SERVES: node {}, {event}", self.cluster.id(index));
-            self.book.lock().violate(what);
-        }
-        let (mut trails, now) = (self.invariants.trails(), self.cluster.world.now());
-        let mut book = self.book.lock();
-        trails.answered((index, &disk), id, event, refusal, now, &mut book);
-        if let Some(error) = refusal
-            && !book.texts.errors.contains(error.message.as_str())
-        {
-            book.texts.errors.insert(error.message.to_string());
-        }
-        drop((book, trails));
-        result
     }
 
     fn use_request(&self, usage: Use, plaintext: &[u8]) -> (Request, Option<usize>) {
@@ -380,15 +397,8 @@ impl Callers {
         }
     }
 
-    fn check_use(
-        &self,
-        usage: Use,
-        key: Option<usize>,
-        result: &Result<Response, KmsError>,
-        held: bool,
-        seen: &Seen,
-    ) {
-        let who = &seen.who;
+    fn check_use(&self, used: &Used, result: &Result<Response, KmsError>, held: bool, seen: &Seen) {
+        let (who, usage, key) = (&seen.who, used.usage, used.key);
         self.look_for_the_gone(result.as_ref().err());
         let mut book = self.book.lock();
         match result {
@@ -492,19 +502,6 @@ impl Callers {
         if wanted && book.samples.len() < SAMPLES_MAX {
             book.samples.push(sample);
         }
-    }
-
-    /// A call whose answer the harness waits for. `None`: the node is down, or died.
-    pub async fn ask(
-        self: &Arc<Self>,
-        index: usize,
-        request: Request,
-    ) -> Option<Result<Response, KmsError>> {
-        let running = self.cluster.running(index)?;
-        let call = Call::new(Arc::clone(&self.caller), request, Duration::from_secs(5));
-        let (this, group) = (Arc::clone(self), running.group);
-        let answer = async move { this.send(index, &running, call).await };
-        self.cluster.world.spawn_in(group, answer).await.ok()
     }
 }
 

@@ -13,6 +13,14 @@ pub struct Counters {
     pub calls: u64,
     /// Of these, how many waited for a lease or a fence.
     pub held: u64,
+    /// Calls answered on streams, of all kinds of callers.
+    pub streamed: u64,
+    /// Calls whose stream broke before they were answered.
+    pub hung_up: u64,
+    /// Streams that callers have broken off.
+    pub streams_broken: u64,
+    /// Streams that callers have closed, and whose calls under way are answered.
+    pub streams_closed: u64,
     /// Rotations after which a ciphertext of the new material was opened elsewhere at once.
     pub chased: u64,
     /// Data-plane calls refused for want of a lease.
@@ -105,6 +113,10 @@ impl Counters {
         self.refused += other.refused;
         self.calls += other.calls;
         self.held += other.held;
+        self.streamed += other.streamed;
+        self.hung_up += other.hung_up;
+        self.streams_broken += other.streams_broken;
+        self.streams_closed += other.streams_closed;
         self.chased += other.chased;
         self.unserved += other.unserved;
         self.kills += other.kills;

@@ -43,6 +43,8 @@ pub enum Stream {
     HandOvers,
     /// Members that come and go.
     Members,
+    /// Streams of calls, and their ends.
+    Streams,
     /// A caller who does things wrong.
     Misuse,
     /// An operator who asks for quotas that make no sense.
@@ -73,6 +75,7 @@ impl Stream {
             Self::Fault(number) => (1 << 33) | number as u64,
             Self::HandOvers => 16,
             Self::Members => 23,
+            Self::Streams => 24,
             Self::Misuse => 21,
             Self::QuotaMisuse => 22,
             Self::Client(client) => (1 << 32) | client as u64,

@@ -10,6 +10,7 @@ mod members;
 mod operator;
 mod roots;
 mod schedule;
+mod streams;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,6 +33,7 @@ pub use hand_overs::spoil_hand_overs;
 pub use members::change_members;
 pub use roots::break_roots;
 pub use schedule::{Fault, FaultKind, Schedule, Spared};
+pub use streams::end_streams;
 
 /// Breaks things for that long, one by one. Each draws from a stream of its own, so that leaving one out leaves the
 /// others as they are.

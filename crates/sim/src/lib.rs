@@ -27,6 +27,7 @@ pub mod roots;
 pub mod runtime;
 mod scenario;
 mod shrink;
+mod streams;
 pub mod trail;
 pub mod walls;
 

@@ -209,12 +209,14 @@ impl MeteredCallers {
         let Some(running) = self.callers.cluster.running(index) else { return };
         let this = Arc::clone(self);
         drop(self.callers.cluster.world.spawn_in(running.group, async move {
-            let world = &this.callers.cluster.world;
-            let began = world.now();
+            let began = this.callers.cluster.world.now();
             let caller = this.connection(kind, running.group);
             let call = Call::new(caller, this.request(kind), CALL_PATIENCE);
-            let result = this.callers.send(index, &running, call).await;
-            this.note(kind, &result, (began, world.now()));
+            let of = Arc::clone(&this);
+            let note = move |result| {
+                of.note(kind, &result, (began, of.callers.cluster.world.now()));
+            };
+            this.callers.send((index, &running), call, note).await
         }));
     }
 

@@ -43,16 +43,19 @@ pub async fn misuse(callers: Arc<Callers>, mut dice: Dice, ended: Arc<AtomicBool
         let (this, group) = (Arc::clone(&callers), running.group);
         drop(callers.cluster.world.spawn_in(group, async move {
             let call = this.call(request, PATIENCE);
-            let result = this.send(index, &running, call).await;
-            let checked = match misuse {
-                Misuse::Decrypt(wrong) => never_opens::check(wrong, &result),
-                Misuse::Input(bad) => bad_input::check(bad, &result),
+            let callers = Arc::clone(&this);
+            let note = move |result| {
+                let checked = match misuse {
+                    Misuse::Decrypt(wrong) => never_opens::check(wrong, &result),
+                    Misuse::Input(bad) => bad_input::check(bad, &result),
+                };
+                let mut book = callers.book.lock();
+                book.counters.misused += 1;
+                if let Err(why) = checked {
+                    book.violate(format!("{why}, on node {}", callers.cluster.id(index)));
+                }
             };
-            let mut book = this.book.lock();
-            book.counters.misused += 1;
-            if let Err(why) = checked {
-                book.violate(format!("{why}, on node {}", this.cluster.id(index)));
-            }
+            this.send((index, &running), call, note).await
         }));
     }
 }

@@ -62,6 +62,10 @@ pub struct Plan {
     pub snapshots: SnapshotPace,
     /// Whether hand-overs go wrong at the worst moment.
     pub hand_over_faults: bool,
+    /// Whether callers send what they may over streams.
+    pub streams: bool,
+    /// Whether streams break, and are closed, now and then.
+    pub stream_faults: bool,
     /// How many members leave again once all machines have come into use; none: the Region has three machines and stays
     /// as it is.
     pub growing: Option<u32>,
@@ -144,6 +148,8 @@ impl Plan {
         let (lying_disks, root_faults) = (dice.permille(300), dice.permille(300));
         let audit_faults = dice.permille(300);
         let metering = dice.permille(400).then(|| Metering::new(&mut dice));
+        let mut of_streams = Dice::new(seed, Stream::Streams);
+        let streams = of_streams.permille(250);
         Self {
             clocks,
             weather,
@@ -166,6 +172,8 @@ impl Plan {
             ]),
             growing,
             hand_over_faults: Dice::new(seed, Stream::HandOvers).permille(300),
+            streams,
+            stream_faults: streams && of_streams.permille(500),
         }
     }
 

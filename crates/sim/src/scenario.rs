@@ -13,7 +13,8 @@ use crate::dice::{Dice, Stream};
 use crate::ending;
 use crate::faults::{
     Fault, FaultKind, Schedule, Spared, break_audit_disks, break_clocks, break_disks, break_roots,
-    break_things, change_members, heal, lie_about_disks, reach_dates, spoil_hand_overs,
+    break_things, change_members, end_streams, heal, lie_about_disks, reach_dates,
+    spoil_hand_overs,
 };
 use crate::invariants;
 use crate::metered::MeteredCallers;
@@ -63,7 +64,8 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
     let world = World::new(seed, plan.stall_permille);
     let cluster = Cluster::new(seed, &plan, &world);
     let schedule = Schedule::without(options.without.clone());
-    let callers = Callers::new(cluster, schedule, Dice::new(seed, Stream::Client(0)), ALIASES);
+    let dice = Dice::new(seed, Stream::Client(0));
+    let callers = Callers::new(cluster, schedule, dice, ALIASES, plan.streams);
     let all = Arc::clone(&callers);
     world.run(async move {
         live(&all, seed, &plan).await;
@@ -168,6 +170,12 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
         let hand_overs = spoil_hand_overs(Arc::clone(callers), dice, plan.faults, weather);
         drop(world.spawn_in(HARNESS, hand_overs));
     }
+    if plan.stream_faults && goes_wrong(FaultKind::Streams) {
+        callers.tell(FaultKind::Streams, || "streams break, and are closed".to_owned());
+        let dice = Dice::new(seed, Stream::Streams);
+        let streams = end_streams(Arc::clone(callers), dice, plan.faults);
+        drop(world.spawn_in(HARNESS, streams));
+    }
     // What operators are at work on must come to its end.
     let mut at_work = Vec::new();
     if let Some(leaving) = plan.growing
@@ -214,6 +222,7 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     let members = callers.cluster.members();
     let machine = members[usize::try_from(seed % members.len() as u64).unwrap_or(0)];
     let records = ending::everything_is_on_record(callers, machine).await;
+    callers.all_are_answered();
     let failures = callers.cluster.failures();
     let mut book = callers.book.lock();
     book.check_commands();

@@ -33,7 +33,7 @@ const CAUGHT: &[Case] = &[
     case(Bug::LongSelfLease, 22, 8, "STALE"),
     case(Bug::PipelinedAppends, 96, 8, "STALE"),
     case(Bug::FenceNotAwaited, 0, 4, "STALE"),
-    case(Bug::GrantBeforeOwnEntry, 0, 8, "STALE"),
+    case(Bug::GrantBeforeOwnEntry, 10, 8, "STALE"),
     case(Bug::LeaderRestore, 0, 8, "REGION TIME went backwards"),
     case(Bug::NoFence, 0, 4, "STALE"),
     case(Bug::FenceHoldersOnly, 0, 8, "STALE"),
@@ -42,7 +42,7 @@ const CAUGHT: &[Case] = &[
     case(Bug::RemovedNodeForgotten, 262, 8, "STALE"),
     case(Bug::KeepLeaseAsLeader, 82, 8, "STALE"),
     case(Bug::SelfLeaseInHandOver, 94, 8, "STALE"),
-    case(Bug::HandOverLikeElection, 14, 8, "STALE"),
+    case(Bug::HandOverLikeElection, 20, 8, "STALE"),
     case(Bug::DifferentTimers, 208, 8, "STALE"),
     case(Bug::RotationInOneStep, 56, 8, "AN UNEXPECTED ERROR"),
     case(Bug::AppliedOutsideBatch, 0, 8, "REGION TIME went backwards"),
@@ -58,6 +58,7 @@ const CAUGHT: &[Case] = &[
     case(Bug::SharesRaisedFirst, 1144, 8, "MORE THAN THE QUOTA"),
     case(Bug::RestartedBucketFull, 0, 8, "MORE THAN THE QUOTA"),
     case(Bug::AuditAfterAnswer, 0, 4, "AN ANSWER WITHOUT ITS RECORD"),
+    case(Bug::StreamMixesAnswers, 4, 8, "WRONG PLAINTEXT"),
 ];
 
 /// Bugs that the simulator does not find, and why.

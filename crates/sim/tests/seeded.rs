@@ -65,6 +65,9 @@ fn no_seed_breaks_a_rule() {
     assert!(sum.rotten_disks > 5 && sum.disk_faults > 50 && sum.snapshots > 20, "{sum:?}");
     assert!(sum.replaced > 10 && sum.joined > 40, "{sum:?}");
     assert!(sum.misused > 50 * SEEDS && sum.chased > SEEDS / 2, "{sum:?}");
+    // A quarter of the runs send calls over streams, and half of these end them now and then.
+    assert!(sum.streamed > 200 * SEEDS && sum.hung_up > 10, "{sum:?}");
+    assert!(sum.streams_broken > 5 * SEEDS && sum.streams_closed > 2 * SEEDS, "{sum:?}");
     assert!(sum.root_faults > 100 && sum.roots_changed > 25 && sum.last_roots_kept > 10, "{sum:?}");
 }
 

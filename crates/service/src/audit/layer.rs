@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -25,7 +26,8 @@ struct Pending<E: Env> {
     caller: Arc<Caller>,
     request: Arc<Request>,
     trace: Trace,
-    told: bool,
+    /// Its record is in the ring, or there is none and the caller is refused for that.
+    ended: AtomicBool,
 }
 
 impl<E: Env> Pending<E> {
@@ -96,12 +98,11 @@ impl<E: Env> Pending<E> {
 
     /// Puts the call on record, and lets its answer go: at once, where the trail has room and answers do not wait for
     /// a disk. Else what is to be waited for is returned.
-    fn end(mut self, result: Result<Response, KmsError>) -> Ended {
+    fn end(self, result: Result<Response, KmsError>) -> Ended {
         if on(Bug::AuditAfterAnswer) {
             self.record_later();
             return Ended::Now(result);
         }
-        self.told = true;
         let Some(trail) = &self.kms.audit.trail else { return Ended::Now(result) };
         match self.append(trail, &result) {
             Ok(ticket) if ticket.is_done() => Ended::Now(result),
@@ -114,7 +115,10 @@ impl<E: Env> Pending<E> {
         trail: &Trail,
         result: &Result<Response, KmsError>,
     ) -> Result<Ticket, AuditError> {
-        self.record(result.as_ref(), |record| trail.append(record))
+        let appended = self.record(result.as_ref(), |record| trail.append(record));
+        // A caller may hang up while the ring is full and the record waits for room.
+        self.ended.store(appended.is_ok(), Ordering::Relaxed);
+        appended
     }
 
     async fn end_later(
@@ -126,7 +130,9 @@ impl<E: Env> Pending<E> {
         let changes = self.request.operation().plane() == Plane::Manage;
         let changed = changes && may_have_changed(result.as_ref().err());
         let env = self.kms.node.env();
-        match trail.put_after(env, first, |trail| self.append(trail, &result)).await {
+        let put = trail.put_after(env, first, |trail| self.append(trail, &result)).await;
+        self.ended.store(true, Ordering::Relaxed);
+        match put {
             Ok(()) => result,
             Err(error) => Err(unwritten(&error, changed)),
         }
@@ -143,7 +149,7 @@ enum Ended {
 
 impl<E: Env> Drop for Pending<E> {
     fn drop(&mut self) {
-        if self.told {
+        if *self.ended.get_mut() {
             return;
         }
         let Some(trail) = &self.kms.audit.trail else { return };
@@ -189,7 +195,7 @@ impl<E: Env, S: Handler> Handler for Recorded<E, S> {
             caller: Arc::clone(&call.caller),
             request: Arc::clone(&call.request),
             trace: std::mem::take(&mut call.trace),
-            told: false,
+            ended: AtomicBool::new(false),
         };
         OnRecord(Step::Serving(self.inner.handle(call), Some(pending)))
     }

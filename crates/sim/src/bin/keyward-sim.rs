@@ -36,8 +36,8 @@ struct Arguments {
     /// How long things break, in simulated seconds, 1 to 3600; 20 to 40 by the seed otherwise.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3600))]
     faults: Option<u64>,
-    /// What does not go wrong: audit, clocks, disks, hand-overs, lies, members, roots, weather, or numbers of faults, with
-    /// commas between.
+    /// What does not go wrong: audit, clocks, disks, hand-overs, lies, members, roots, streams, weather, or numbers of
+    /// faults, with commas between.
     #[arg(long, default_value = None)]
     without: Option<Spared>,
     /// Of the seeds, those alone whose Region grows to five machines.

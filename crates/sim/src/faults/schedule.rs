@@ -24,6 +24,8 @@ pub enum FaultKind {
     Members,
     /// Roots that are away or changed.
     Roots,
+    /// Streams of calls that break, and that are closed.
+    Streams,
     /// Weather: messages lost, doubled and late.
     Weather,
     /// One of the things that go wrong one by one.
@@ -31,7 +33,7 @@ pub enum FaultKind {
 }
 
 /// Those that have a name.
-const NAMED: [(&str, FaultKind); 8] = [
+const NAMED: [(&str, FaultKind); 9] = [
     ("audit", FaultKind::Audit),
     ("clocks", FaultKind::Clocks),
     ("disks", FaultKind::Disks),
@@ -39,6 +41,7 @@ const NAMED: [(&str, FaultKind); 8] = [
     ("lies", FaultKind::Lies),
     ("members", FaultKind::Members),
     ("roots", FaultKind::Roots),
+    ("streams", FaultKind::Streams),
     ("weather", FaultKind::Weather),
 ];
 
@@ -131,7 +134,7 @@ mod tests {
 
     #[test]
     fn sets_of_faults_are_read_as_they_are_written() {
-        let text = "audit,clocks,disks,hand-overs,lies,members,roots,weather,3,17";
+        let text = "audit,clocks,disks,hand-overs,lies,members,roots,streams,weather,3,17";
         let spared: Spared = text.parse().unwrap();
         assert_eq!(spared.to_string(), text);
         let wrong = "clocks,moon".parse::<Spared>().unwrap_err();

@@ -87,13 +87,35 @@ impl Trails {
         if let Err(why) = fits(Some(&told), disk.recorded(&id).as_ref()) {
             book.violate(format!("AN ANSWER WITHOUT ITS RECORD on machine {machine}: {why}"));
         }
+        self.keep((machine, disk), Answered { id, at: now });
+        book.counters.recorded += 1;
+    }
+
+    /// A caller has hung up: its call's record must be with the operating system. A trail that is failing takes none, and
+    /// nobody is there to be refused.
+    pub fn hung_up(
+        &mut self,
+        (machine, disk): (usize, &AuditDisk),
+        id: RequestId,
+        now: Duration,
+        book: &mut Book,
+    ) {
+        if book.counters.audit_faults > 0 {
+            return;
+        }
+        if disk.recorded(&id).is_none() {
+            book.violate(format!("A HANG-UP WITHOUT ITS RECORD on machine {machine}"));
+        }
+        self.keep((machine, disk), Answered { id, at: now });
+    }
+
+    fn keep(&mut self, (machine, disk): (usize, &AuditDisk), answered: Answered) {
         let kept = self
             .machines
             .entry(machine)
             .or_insert_with(|| Kept { disk: disk.clone(), answered: Vec::new() });
         kept.disk = disk.clone();
-        kept.answered.push(Answered { id, at: now });
-        book.counters.recorded += 1;
+        kept.answered.push(answered);
     }
 
     /// The machine begins anew, as another node with an empty disk; this was the disk so far.
@@ -179,6 +201,16 @@ mod tests {
         assert!(found[1].starts_with("LOST AUDIT RECORDS"), "{found:?}");
         let refused = KmsError::new(ErrorCode::DisabledException, "disabled");
         assert_eq!(look(Some(&refused), "Encrypt").len(), 2);
+    }
+
+    #[test]
+    fn a_hang_up_without_its_record_is_noticed_unless_disks_broke() {
+        for (audit_faults, found) in [(0, 1), (1, 0)] {
+            let (mut book, mut trails) = (Book::default(), Trails::default());
+            book.counters.audit_faults = audit_faults;
+            trails.hung_up((0, &AuditDisk::default()), [1; 16], AT, &mut book);
+            assert_eq!(book.violations.len(), found, "{:?}", book.violations);
+        }
     }
 
     #[test]
