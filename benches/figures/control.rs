@@ -55,7 +55,13 @@ pub async fn changes_beside_the_disk() {
         "CreateKey, 1 client: {:.0} a second, the disk syncs {:.0} times a second: {middle:.2} changes a sync ({low:.2} to {high:.2}), at least 0.7: {}",
         median(one),
         median(disk.clone()),
-        if low >= 0.7 { "held" } else if high < 0.7 { "MISSED" } else { "undecided" }
+        if low >= 0.7 {
+            "held"
+        } else if high < 0.7 {
+            "MISSED"
+        } else {
+            "undecided"
+        }
     );
     let (middle, low, high) = ratio(&many, &disk);
     println!(

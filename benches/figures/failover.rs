@@ -124,7 +124,8 @@ async fn our_leader_dies(region: &mut Region, key: &str, seen: &mut Seen) {
     let killed = RealEnv.boot_now();
     loop {
         let request = v1::CreateKeyRequest::default();
-        let made = operator.key(Repeat::IfUnsent, request, |mut c, r| async move { c.create_key(r).await });
+        let made = operator
+            .key(Repeat::IfUnsent, request, |mut c, r| async move { c.create_key(r).await });
         if made.await.is_ok() {
             break;
         }
@@ -200,7 +201,9 @@ async fn their_node_is_cut_off(bao: &Arc<RwLock<OpenBao>>, seen: &mut Seen) {
 }
 
 fn print(ours: &Seen, theirs: &Seen) {
-    println!("Keyward beside OpenBao: three nodes each, TLS, audit; Encrypt of 32 bytes; {ROUNDS} pairs");
+    println!(
+        "Keyward beside OpenBao: three nodes each, TLS, audit; Encrypt of 32 bytes; {ROUNDS} pairs"
+    );
     let row = |name: &str, ours: &[f64], theirs: &[f64], unit: &str| {
         let (middle, low, high) = ratio(theirs, ours);
         println!(
@@ -214,7 +217,10 @@ fn print(ours: &Seen, theirs: &Seen) {
     row("p99, 64 in flight", &ours.p99_ms, &theirs.p99_ms, "ms");
     row("p50, one in flight", &ours.alone_ms, &theirs.alone_ms, "ms");
     let (_, low, _) = ratio(&theirs.cpu_us, &ours.cpu_us);
-    println!("aim: at least 5 times less CPU a call: {}", if low >= 5.0 { "held" } else { "not held" });
+    println!(
+        "aim: at least 5 times less CPU a call: {}",
+        if low >= 5.0 { "held" } else { "not held" }
+    );
     for seen in [ours, theirs] {
         let (answered, lost) = seen.through.as_ref().map_or((0, 0), counted);
         println!(
@@ -222,7 +228,11 @@ fn print(ours: &Seen, theirs: &Seen) {
             seen.name,
             seen.without_changes.as_millis(),
             seen.cut_off.unwrap_or_default().as_secs_f64(),
-            if seen.cut_off.is_some_and(|on| on + Duration::from_secs(1) > WATCHED) { " (as long as it was watched)" } else { "" }
+            if seen.cut_off.is_some_and(|on| on + Duration::from_secs(1) > WATCHED) {
+                " (as long as it was watched)"
+            } else {
+                ""
+            }
         );
     }
 }
@@ -237,7 +247,8 @@ fn save(ours: &Seen, theirs: &Seen) {
         };
         vec![line(ours), line(theirs)]
     };
-    let chart = |y_name, y, lines| Chart { x_name: "seconds", y_name, x: Scale::Linear, y, lines }.svg();
+    let chart =
+        |y_name, y, lines| Chart { x_name: "seconds", y_name, x: Scale::Linear, y, lines }.svg();
     let goodput = chart("answered a second", Scale::Linear, lines(|s| s.rate(s.counts.answered)));
     let slow = |s: &keyward_load::Second| s.answered.value_at_quantile(0.99) as f64 / 1000.0;
     let slow = chart("99th percentile, ms", Scale::Log, lines(slow));

@@ -63,5 +63,9 @@ pub async fn window(load: &Arc<impl Workload>, pids: &[u32], lasts: Duration) ->
     let (answered, lost) = counted(&measured);
     assert_eq!(lost, 0, "calls were not answered");
     let p99 = percentile(&measured, 0.99).expect("answers");
-    (used.as_secs_f64() * 1e6 / answered as f64, answered as f64 / measured.lasted.as_secs_f64(), p99)
+    (
+        used.as_secs_f64() * 1e6 / answered as f64,
+        answered as f64 / measured.lasted.as_secs_f64(),
+        p99,
+    )
 }

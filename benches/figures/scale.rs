@@ -62,7 +62,10 @@ pub async fn many_keys(keys: usize) {
     }
     let at_rest = resident_mb(region.pid(1));
     let per_key = |mb: u64| (mb.saturating_sub(empty) << 20) as f64 / keys as f64;
-    println!("memory with {keys} keys after a restart: {at_rest} MB, {:.0} bytes a key", per_key(at_rest));
+    println!(
+        "memory with {keys} keys after a restart: {at_rest} MB, {:.0} bytes a key",
+        per_key(at_rest)
+    );
 
     // One hot key beside all of them, in turn.
     all.push(hot.clone());

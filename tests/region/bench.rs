@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use keyward_env::{Env, RealEnv};
+use keyward_env::RealEnv;
 use serde_json::Value;
 
 use crate::support::{Region, create_key, set_enabled};
@@ -26,17 +26,36 @@ async fn a_bench_accounts_for_every_call_and_for_the_quota() {
     region.wait_serving(3).await;
     let limit = ["--limit", "200/s", "--burst", "50"];
     region.run_ok(&[&["quota", "set", "--principal", PRINCIPAL], &limit[..]].concat());
-    let saved = |ending: &str| region.folder.path().join(format!("r.{ending}")).display().to_string();
+    let saved =
+        |ending: &str| region.folder.path().join(format!("r.{ending}")).display().to_string();
     let (page, lines, whole) = (saved("html"), saved("csv"), saved("json"));
     let mix = "encrypt=6,decrypt=3,generate-data-key=1";
     let told = report(
         &region,
-        &["--rate", "400", "--duration", "5s", "--arrivals", "uniform", "--mix", mix, "--keys", "3",
-          "--size", "32=3,4096=1", "--save", &page, "--save", &lines, "--save", &whole],
+        &[
+            "--rate",
+            "400",
+            "--duration",
+            "5s",
+            "--arrivals",
+            "uniform",
+            "--mix",
+            mix,
+            "--keys",
+            "3",
+            "--size",
+            "32=3,4096=1",
+            "--save",
+            &page,
+            "--save",
+            &lines,
+            "--save",
+            &whole,
+        ],
     );
     let count = |name: &str| told[name].as_u64().unwrap_or_else(|| panic!("{name}: {told}"));
-    // The first arrival lies one gap after the start.
-    assert!((1999..=2000).contains(&count("Meant")), "{told}");
+    // Evenly: one more or less at the ends.
+    assert!((1999..=2001).contains(&count("Meant")), "{told}");
     assert_eq!(count("Offered"), count("Meant"));
     assert_eq!(count("Answered") + count("Throttled"), count("Offered"), "{told}");
     // 200 a second for 5 s, and what was left of 50 at once after a second of it.
@@ -68,7 +87,8 @@ async fn a_bench_accounts_for_every_call_and_for_the_quota() {
     assert!((5..=7).contains(&(rows.len() - 1)), "{lines}");
     let columns = rows[0].split(',').count();
     assert!(rows.iter().all(|row| row.split(',').count() == columns), "{lines}");
-    let whole: Value = serde_json::from_str(&fs::read_to_string(whole).expect("JSON")).expect("JSON");
+    let whole: Value =
+        serde_json::from_str(&fs::read_to_string(whole).expect("JSON")).expect("JSON");
     assert_eq!(whole["Answered"], told["Answered"]);
 
     // Keys that it made wait for their deletion.
@@ -87,33 +107,41 @@ async fn closed_loops_streams_principals_and_searches() {
     region.wait_serving(1).await;
     let key = create_key(&region.client(&[])).await.expect("a key");
     let brief = ["--duration", "1s", "--warm-up", "200ms"];
-    let closed = report(&region, &[&["--in-flight", "4", "--streams", "--key-id", &key], &brief[..]].concat());
+    let closed = report(
+        &region,
+        &[&["--in-flight", "4", "--streams", "--key-id", &key], &brief[..]].concat(),
+    );
     assert!(number(&closed, "Answered") > 100.0, "{closed}");
     assert_eq!(number(&closed, "Failed") + number(&closed, "Refused"), 0.0, "{closed}");
 
     // Changes go through the log; principals are made, used and disabled.
     let mix = "encrypt=8,describe-key=1,update-key-description=1,create-key=1";
-    let many = report(&region, &[&["--principals", "3", "--rate", "100", "--mix", mix], &brief[..]].concat());
+    let many = report(
+        &region,
+        &[&["--principals", "3", "--rate", "100", "--mix", mix], &brief[..]].concat(),
+    );
     assert_eq!(number(&many, "Failed") + number(&many, "Refused"), 0.0, "{many}");
     assert_eq!(many["Operations"].as_array().map(Vec::len), Some(4), "{many}");
     let principals = region.run_ok(&["principal", "list", "--output", "json"]);
     let principals: Value = serde_json::from_str(&principals).expect("JSON");
     let benches = principals["Principals"].as_array().expect("principals").iter();
-    let states = benches.filter(|one| one["Arn"].as_str().is_some_and(|arn| arn.contains("user/bench-")));
+    let states =
+        benches.filter(|one| one["Arn"].as_str().is_some_and(|arn| arn.contains("user/bench-")));
     let states: Vec<_> = states.map(|one| one["State"].as_str().expect("a state")).collect();
     assert_eq!(states, ["disabled"; 3]);
     // Again, by those that there are.
     report(&region, &[&["--principals", "2", "--rate", "50"], &brief[..]].concat());
 
     // A quota is the limit that a search finds.
-    let limit = ["--limit", "300/s", "--burst", "1"];
+    let limit = ["--limit", "300/s", "--burst", "15"];
     region.run_ok(&[&["quota", "set", "--principal", PRINCIPAL], &limit[..]].concat());
-    let search = ["--search", "p99<500ms", "--rate", "100", "--key-id", &key, "--arrivals", "uniform"];
+    let search =
+        ["--search", "p99<500ms", "--rate", "100", "--key-id", &key, "--arrivals", "uniform"];
     let found = report(&region, &[&search, &brief[..]].concat());
     let probes = found["Probes"].as_array().expect("probes");
     let held = probes.iter().filter(|probe| probe["Held"] == true);
     let best = held.filter_map(|probe| probe["Rate"].as_f64()).fold(0.0, f64::max);
-    assert!((100.0..=330.0).contains(&best), "{found}");
+    assert!((100.0..=320.0).contains(&best), "{found}");
     assert!(probes.iter().any(|probe| probe["Held"] == false), "{found}");
 }
 
@@ -130,7 +158,8 @@ async fn a_node_that_dies_shows_in_the_report() {
             report(runner, &["--rate", "200", "--duration", "6s", "--timeout", "2"])
         });
         RealEnv.block_for(Duration::from_secs(4));
-        let pid = rustix::process::Pid::from_raw(region.pid(leader).cast_signed()).expect("a process");
+        let pid =
+            rustix::process::Pid::from_raw(region.pid(leader).cast_signed()).expect("a process");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
         bench.join().expect("a report")
     });
@@ -175,9 +204,23 @@ async fn what_cannot_be_measured_is_told_before_or_in_the_report() {
     refused(&["--key-id", "alias/nobody"], &["Encrypt is refused", "NotFound"]);
     refused(&["--endpoint", "127.0.0.1:1"], &["nothing listens there", "next:"]);
     // An administrator may make keys, and not use them.
-    let who = ["--cert", &region.pki("admin.pem").display().to_string(), "--key", &region.pki("admin.key").display().to_string()].map(str::to_owned);
+    let who = [
+        "--cert",
+        &region.pki("admin.pem").display().to_string(),
+        "--key",
+        &region.pki("admin.key").display().to_string(),
+    ]
+    .map(str::to_owned);
     let who: Vec<&str> = who.iter().map(String::as_str).collect();
-    region.run_ok(&["principal", "create", "arn:aws:iam::111122223333:user/admin", "--kind", "administrator", "--out", &region.pki("admin").display().to_string()]);
+    region.run_ok(&[
+        "principal",
+        "create",
+        "arn:aws:iam::111122223333:user/admin",
+        "--kind",
+        "administrator",
+        "--out",
+        &region.pki("admin").display().to_string(),
+    ]);
     refused(&who, &["AccessDenied", "next:"]);
     set_enabled(&client, &key, false).await.expect("disabled");
     refused(&["--key-id", &key], &["Encrypt is refused", "Disabled"]);
@@ -186,14 +229,47 @@ async fn what_cannot_be_measured_is_told_before_or_in_the_report() {
     // Without an operator there is a report, which says what it lacks; one endpoint of two is away, and it says so.
     let endpoints = format!("127.0.0.1:1,{}", region.endpoint(1));
     let own = [region.pki("dev.pem"), region.pki("dev.key")].map(|path| path.display().to_string());
-    let told = report(&region, &["--rate", "50", "--duration", "1s", "--key-id", &key, "--endpoint", &endpoints, "--operator-cert", &own[0], "--operator-key", &own[1]]);
+    let told = report(
+        &region,
+        &[
+            "--rate",
+            "50",
+            "--duration",
+            "1s",
+            "--key-id",
+            &key,
+            "--endpoint",
+            &endpoints,
+            "--operator-cert",
+            &own[0],
+            "--operator-key",
+            &own[1],
+        ],
+    );
     assert!(told["Server"].is_null());
     let warnings = told["Warnings"].to_string();
-    assert!(warnings.contains("needs an operator's certificate") && warnings.contains("is away"), "{warnings}");
+    assert!(
+        warnings.contains("needs an operator's certificate") && warnings.contains("is away"),
+        "{warnings}"
+    );
     assert!(number(&told, "Answered") > 20.0, "{told}");
 
     // More than this client can offer is told, and the client named.
-    let told = report(&region, &["--rate", "3000000", "--duration", "1s", "--key-id", &key, "--in-flight-max", "2000", "--timeout", "5"]);
+    let told = report(
+        &region,
+        &[
+            "--rate",
+            "3000000",
+            "--duration",
+            "1s",
+            "--key-id",
+            &key,
+            "--in-flight-max",
+            "2000",
+            "--timeout",
+            "5",
+        ],
+    );
     assert_eq!(told["Client"]["IsLimit"], true, "{told}");
     assert!(told["Warnings"].to_string().contains("the client is the limit"), "{told}");
 }

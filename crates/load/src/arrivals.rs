@@ -110,7 +110,9 @@ impl Schedule {
             return Err(PlanError::new("a schedule lasts at most a week"));
         }
         if schedule.offers() < 1.0 {
-            return Err(PlanError::new("the schedule offers no call at all: raise the rate or the time"));
+            return Err(PlanError::new(
+                "the schedule offers no call at all: raise the rate or the time",
+            ));
         }
         Ok(schedule)
     }
@@ -164,7 +166,9 @@ pub fn duration(text: &str) -> Result<Duration, PlanError> {
     let seconds = unit.and_then(|(number, unit)| Some(number.trim().parse::<f64>().ok()? * unit));
     match seconds.filter(|seconds| (0.0..=1e9).contains(seconds)) {
         Some(seconds) => Ok(Duration::from_secs_f64(seconds)),
-        None => Err(PlanError::new(format!("'{text}' is no time: a number and a unit, as in 500ms, 30s, 5m, 2h"))),
+        None => Err(PlanError::new(format!(
+            "'{text}' is no time: a number and a unit, as in 500ms, 30s, 5m, 2h"
+        ))),
     }
 }
 
@@ -244,10 +248,12 @@ mod tests {
     fn a_ramp_rises_in_a_straight_line_and_stages_follow_each_other() {
         let ramp = Schedule::parse("0..1000", TEN).unwrap();
         assert_eq!(ramp.offers(), 5000.0);
-        let (first, last) = (count(&ramp, Spacing::Uniform, 0.0, 5.0), count(&ramp, Spacing::Uniform, 5.0, 10.1));
+        let (first, last) =
+            (count(&ramp, Spacing::Uniform, 0.0, 5.0), count(&ramp, Spacing::Uniform, 5.0, 10.1));
         assert!((1249..=1251).contains(&first) && (3749..=3751).contains(&last), "{first} {last}");
         let down = Schedule::parse("1000..0", TEN).unwrap();
-        assert_eq!(count(&down, Spacing::Uniform, 0.0, 5.0), 3750);
+        let first = count(&down, Spacing::Uniform, 0.0, 5.0);
+        assert!((3749..=3751).contains(&first), "{first}");
         let stages = Schedule::parse("100:2s, 100..300:4s, 500", TEN).unwrap();
         assert_eq!(stages.lasts(), TEN);
         assert_eq!(stages.offers(), 200.0 + 800.0 + 2000.0);

@@ -20,12 +20,12 @@ mod target;
 mod watch;
 
 pub use arrivals::{Arrivals, Schedule, Spacing, Stage, duration};
-pub use page::shell;
 pub use mix::{Mix, Operation, Sizes};
+pub use page::shell;
 pub use promise::{Promise, Verdict, promises};
 pub use report::{
-    ClientUse, Heading, Latency, NodeUse, OperationReport, Refusals, Report, SecondReport, ServerUse,
-    percentile,
+    ClientUse, Heading, Latency, NodeUse, OperationReport, Refusals, Report, SecondReport,
+    ServerUse, percentile,
 };
 pub use run::{IN_FLIGHT_MAX, Measured, Pace, Plan, Stop, Workload, run};
 pub use search::{Goal, Probe, Search};

@@ -100,19 +100,19 @@ pub(crate) struct Weighted<T> {
 
 impl<T: Copy + PartialEq> Weighted<T> {
     /// Reads `a=3,b=1`; what has no weight weighs 1.
-    fn parse(
-        text: &str,
-        thing: impl Fn(&str) -> Result<T, PlanError>,
-    ) -> Result<Self, PlanError> {
+    fn parse(text: &str, thing: impl Fn(&str) -> Result<T, PlanError>) -> Result<Self, PlanError> {
         let mut parts: Vec<(T, u32)> = Vec::new();
         let mut sum = 0u32;
         for part in text.split(',').map(str::trim) {
             let (name, weight) = part.split_once('=').unwrap_or((part, "1"));
             let one = thing(name.trim())?;
             let weight = weight.trim().trim_end_matches('%');
-            let weight: u32 = weight.parse().ok().filter(|weight| *weight <= WEIGHT_MAX).ok_or_else(|| {
-                PlanError::new(format!("'{part}': a weight is a whole number up to {WEIGHT_MAX}, as in {name}=70"))
-            })?;
+            let weight: u32 =
+                weight.parse().ok().filter(|weight| *weight <= WEIGHT_MAX).ok_or_else(|| {
+                    PlanError::new(format!(
+                        "'{part}': a weight is a whole number up to {WEIGHT_MAX}, as in {name}=70"
+                    ))
+                })?;
             if parts.iter().any(|(known, _)| *known == one) {
                 return Err(PlanError::new(format!("'{name}' stands twice in '{text}'")));
             }
@@ -122,7 +122,9 @@ impl<T: Copy + PartialEq> Weighted<T> {
             }
         }
         if parts.is_empty() {
-            return Err(PlanError::new(format!("'{text}' weighs nothing: one part at least needs a weight above 0")));
+            return Err(PlanError::new(format!(
+                "'{text}' weighs nothing: one part at least needs a weight above 0"
+            )));
         }
         Ok(Self { parts })
     }
@@ -177,7 +179,9 @@ impl Sizes {
         let size = |text: &str| {
             let size = text.parse().ok().filter(|size| (1..=SIZE_MAX).contains(size));
             size.ok_or_else(|| {
-                PlanError::new(format!("'{text}' is no size: 1 to {SIZE_MAX} bytes, as in 32 or 32=9,4096=1"))
+                PlanError::new(format!(
+                    "'{text}' is no size: 1 to {SIZE_MAX} bytes, as in 32 or 32=9,4096=1"
+                ))
             })
         };
         Weighted::parse(text, size).map(Self)
@@ -201,7 +205,8 @@ mod tests {
 
     #[test]
     fn what_is_drawn_follows_the_weights() {
-        let mix = Mix::parse("Encrypt=70, decrypt=20,generate-data-key=10,generate-random=0").unwrap();
+        let mix =
+            Mix::parse("Encrypt=70, decrypt=20,generate-data-key=10,generate-random=0").unwrap();
         let mut dice = ChaCha8Rng::seed_from_u64(1);
         let mut drawn = [0; Operation::ALL.len()];
         (0..10_000).for_each(|_| drawn[mix.draw(&mut dice).index()] += 1);
@@ -216,7 +221,9 @@ mod tests {
     #[test]
     fn what_is_no_mix_is_told_why() {
         let says = |text: &str| Mix::parse(text).unwrap_err().to_string();
-        assert!(says("encript=1").contains("'encript' is no operation of a load: encrypt, decrypt"));
+        assert!(
+            says("encript=1").contains("'encript' is no operation of a load: encrypt, decrypt")
+        );
         assert!(says("encrypt=lots").contains("a weight is a whole number"));
         assert!(says("encrypt=1,encrypt=2").contains("stands twice"));
         assert!(says("encrypt=0").contains("weighs nothing"));

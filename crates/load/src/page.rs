@@ -62,7 +62,12 @@ pub fn shell(title: &str, body: &str) -> String {
 }
 
 fn card(html: &mut String, value: &str, name: &str) {
-    let _ = write!(html, "<div class=\"card\"><b>{}</b><span>{}</span></div>", escaped(value), escaped(name));
+    let _ = write!(
+        html,
+        "<div class=\"card\"><b>{}</b><span>{}</span></div>",
+        escaped(value),
+        escaped(name)
+    );
 }
 
 fn cards(html: &mut String, report: &Report) {
@@ -76,7 +81,11 @@ fn cards(html: &mut String, report: &Report) {
     card(html, &number(report.throttled as f64), "refused for a quota");
     card(html, &number((report.refused + report.failed) as f64), "refused otherwise, or failed");
     let cpu = report.server.as_ref().and_then(|server| server.cpu_us_per_call);
-    card(html, &cpu.map_or("not known".to_owned(), |cpu| format!("{} us", number(cpu))), "server CPU a call");
+    card(
+        html,
+        &cpu.map_or("not known".to_owned(), |cpu| format!("{} us", number(cpu))),
+        "server CPU a call",
+    );
     card(html, &format!("{} us", number(report.client.cpu_us_per_call)), "client CPU a call");
     html.push_str("</div>");
 }
@@ -185,13 +194,27 @@ fn operations(html: &mut String, report: &Report) {
         })
         .collect();
     let columns = [
-        "Operation", "Calls", "Answered", "Throttled", "Refused", "Failed", "p50 ms", "p90", "p99", "p99.9", "max",
+        "Operation",
+        "Calls",
+        "Answered",
+        "Throttled",
+        "Refused",
+        "Failed",
+        "p50 ms",
+        "p90",
+        "p99",
+        "p99.9",
+        "max",
     ];
     table(html, &columns, &rows);
-    let refused: Vec<_> = report.operations.iter().filter_map(|one| {
-        let latency = one.throttled_latency.as_ref()?;
-        Some([vec![one.operation.to_owned()], figures(Some(latency))].concat())
-    }).collect();
+    let refused: Vec<_> = report
+        .operations
+        .iter()
+        .filter_map(|one| {
+            let latency = one.throttled_latency.as_ref()?;
+            Some([vec![one.operation.to_owned()], figures(Some(latency))].concat())
+        })
+        .collect();
     if !refused.is_empty() {
         html.push_str("<p class=\"soft\">How long refusals for a quota took:</p>");
         table(html, &["Operation", "p50 ms", "p90", "p99", "p99.9", "max"], &refused);
@@ -222,7 +245,9 @@ fn quotas(html: &mut String, report: &Report) {
     if report.quotas.is_empty() {
         let why = match &report.server {
             Some(_) => "No call drew on a quota.",
-            None => "The Region was not asked: give an operator's certificate (--operator-cert, --operator-key).",
+            None => {
+                "The Region was not asked: give an operator's certificate (--operator-cert, --operator-key)."
+            }
         };
         let _ = write!(html, "<p class=\"soft\">{why}</p>");
         return;
@@ -269,11 +294,20 @@ fn headroom(html: &mut String, report: &Report) {
         return;
     }
     let last = lines.iter().flat_map(|line| &line.points).map(|point| point.0).fold(0.0, f64::max);
-    let bound = Line { name: "the limit".to_owned(), points: vec![(0.0, 100.0), (last, 100.0)], dashed: true };
+    let bound = Line {
+        name: "the limit".to_owned(),
+        points: vec![(0.0, 100.0), (last, 100.0)],
+        dashed: true,
+    };
     let lines: Vec<_> = lines.into_iter().chain([bound]).collect();
     html.push_str("<h2>Quota headroom over time</h2>");
-    let chart =
-        Chart { x_name: "seconds", y_name: "% of the limit admitted", x: Scale::Linear, y: Scale::Linear, lines };
+    let chart = Chart {
+        x_name: "seconds",
+        y_name: "% of the limit admitted",
+        x: Scale::Linear,
+        y: Scale::Linear,
+        lines,
+    };
     html.push_str(&chart.svg());
 }
 
@@ -294,9 +328,16 @@ fn usage(html: &mut String, report: &Report) {
         .nodes
         .iter()
         .map(|node| {
-            let shown = |value: Option<f64>| value.map_or("not known".to_owned(), |value| format!("{value:.2}"));
+            let shown = |value: Option<f64>| {
+                value.map_or("not known".to_owned(), |value| format!("{value:.2}"))
+            };
             vec![
-                format!("{} {}{}", node.node, node.address, if node.leader { " (leader)" } else { "" }),
+                format!(
+                    "{} {}{}",
+                    node.node,
+                    node.address,
+                    if node.leader { " (leader)" } else { "" }
+                ),
                 shown(node.cpu_seconds),
                 shown(node.cores),
                 node.memory_mb.to_string(),
@@ -310,7 +351,13 @@ fn usage(html: &mut String, report: &Report) {
         let points = report.course.iter();
         let points = points.map(|s| (s.second, s.server_cores.unwrap_or(f64::NAN)));
         let lines = vec![Line::new("all nodes together", points)];
-        let chart = Chart { x_name: "seconds", y_name: "processors", x: Scale::Linear, y: Scale::Linear, lines };
+        let chart = Chart {
+            x_name: "seconds",
+            y_name: "processors",
+            x: Scale::Linear,
+            y: Scale::Linear,
+            lines,
+        };
         html.push_str(&chart.svg());
     }
 }
@@ -318,7 +365,16 @@ fn usage(html: &mut String, report: &Report) {
 fn asked(html: &mut String, report: &Report) {
     html.push_str("<h2>What was asked for</h2><div class=\"wide\"><table>");
     for (name, value) in &report.asked {
-        let _ = write!(html, "<tr><td>{}</td><td class=\"text\">{}</td></tr>", escaped(name), escaped(value));
+        let _ = write!(
+            html,
+            "<tr><td>{}</td><td class=\"text\">{}</td></tr>",
+            escaped(name),
+            escaped(value)
+        );
     }
-    let _ = write!(html, "</table></div><p class=\"soft\">Again:</p><code>{}</code>", escaped(&report.command));
+    let _ = write!(
+        html,
+        "</table></div><p class=\"soft\">Again:</p><code>{}</code>",
+        escaped(&report.command)
+    );
 }

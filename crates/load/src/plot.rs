@@ -101,11 +101,20 @@ impl Axis {
                 (0..=count).map(|tick| tick as f64 * step).map(|at| (at, number(at))).collect()
             }
             Scale::Log => {
-                let (low, high) = (self.low.log10().round() as i32, self.high.log10().round() as i32);
+                let (low, high) =
+                    (self.low.log10().round() as i32, self.high.log10().round() as i32);
                 (low..=high).map(|power| 10f64.powi(power)).map(|at| (at, number(at))).collect()
             }
             Scale::Nines => {
-                let all = [(0.0, "0 %"), (0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (0.9999, "99.99 %"), (0.99999, "99.999 %")];
+                let all = [
+                    (0.0, "0 %"),
+                    (0.5, "50 %"),
+                    (0.9, "90 %"),
+                    (0.99, "99 %"),
+                    (0.999, "99.9 %"),
+                    (0.9999, "99.99 %"),
+                    (0.99999, "99.999 %"),
+                ];
                 let within = all.into_iter().filter(|(at, _)| nines(*at) <= self.high + 1e-9);
                 within.map(|(at, text)| (at, text.to_owned())).collect()
             }
@@ -121,7 +130,16 @@ fn nines(part: f64) -> f64 {
 fn step(about: f64) -> f64 {
     let power = 10f64.powf(about.log10().floor());
     let leading = about / power;
-    power * if leading <= 1.0 { 1.0 } else if leading <= 2.0 { 2.0 } else if leading <= 5.0 { 5.0 } else { 10.0 }
+    power
+        * if leading <= 1.0 {
+            1.0
+        } else if leading <= 2.0 {
+            2.0
+        } else if leading <= 5.0 {
+            5.0
+        } else {
+            10.0
+        }
 }
 
 /// A number as people read it.
@@ -134,12 +152,25 @@ pub fn number(value: f64) -> String {
     if size >= 1e4 {
         return format!("{} k", trimmed(value / 1e3, 1));
     }
-    trimmed(value, if size >= 100.0 { 0 } else if size >= 10.0 { 1 } else { 3 })
+    trimmed(
+        value,
+        if size >= 100.0 {
+            0
+        } else if size >= 10.0 {
+            1
+        } else {
+            3
+        },
+    )
 }
 
 fn trimmed(value: f64, digits: usize) -> String {
     let text = format!("{value:.digits$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    } else {
+        text
+    }
 }
 
 /// A text within HTML.
@@ -195,7 +226,11 @@ impl Chart<'_> {
         svg.push_str("</svg>");
         let legend = self.lines.iter().enumerate().map(|(number, line)| {
             let dashed = if line.dashed { " dashed" } else { "" };
-            format!("<span class=\"key\"><i class=\"c{}{dashed}\"></i>{}</span>", number % 6, escaped(&line.name))
+            format!(
+                "<span class=\"key\"><i class=\"c{}{dashed}\"></i>{}</span>",
+                number % 6,
+                escaped(&line.name)
+            )
         });
         format!("<div class=\"legend\">{}</div>{svg}", legend.collect::<String>())
     }
@@ -204,18 +239,42 @@ impl Chart<'_> {
         let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
         for (at, text) in y.ticks() {
             let place = y.place(at);
-            let _ = write!(svg, "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{place:.1}\" y2=\"{place:.1}\"/>");
-            let _ = write!(svg, "<text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{text}</text>", LEFT - 8.0, place + 4.0);
+            let _ = write!(
+                svg,
+                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{place:.1}\" y2=\"{place:.1}\"/>"
+            );
+            let _ = write!(
+                svg,
+                "<text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{text}</text>",
+                LEFT - 8.0,
+                place + 4.0
+            );
         }
         for (at, text) in x.ticks() {
             let place = x.place(at);
-            let _ = write!(svg, "<line class=\"grid\" x1=\"{place:.1}\" x2=\"{place:.1}\" y1=\"{TOP}\" y2=\"{bottom}\"/>");
-            let _ = write!(svg, "<text class=\"tick\" x=\"{place:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{text}</text>", bottom + 16.0);
+            let _ = write!(
+                svg,
+                "<line class=\"grid\" x1=\"{place:.1}\" x2=\"{place:.1}\" y1=\"{TOP}\" y2=\"{bottom}\"/>"
+            );
+            let _ = write!(
+                svg,
+                "<text class=\"tick\" x=\"{place:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{text}</text>",
+                bottom + 16.0
+            );
         }
         let middle = f64::midpoint(LEFT, right);
-        let _ = write!(svg, "<text class=\"name\" x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{}</text>", HEIGHT - 4.0, escaped(self.x_name));
+        let _ = write!(
+            svg,
+            "<text class=\"name\" x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+            HEIGHT - 4.0,
+            escaped(self.x_name)
+        );
         let height = f64::midpoint(TOP, bottom);
-        let _ = write!(svg, "<text class=\"name\" transform=\"translate(14 {height}) rotate(-90)\" text-anchor=\"middle\">{}</text>", escaped(self.y_name));
+        let _ = write!(
+            svg,
+            "<text class=\"name\" transform=\"translate(14 {height}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
+            escaped(self.y_name)
+        );
     }
 }
 
@@ -234,7 +293,11 @@ fn draw(svg: &mut String, line: &Line, number: usize, x: &Axis, y: &Axis) {
     }
     let dashed = if line.dashed { " dashed" } else { "" };
     let name = escaped(&line.name);
-    let _ = write!(svg, "<path class=\"line c{}{dashed}\" d=\"{path}\"><title>{name}</title></path>", number % 6);
+    let _ = write!(
+        svg,
+        "<path class=\"line c{}{dashed}\" d=\"{path}\"><title>{name}</title></path>",
+        number % 6
+    );
 }
 
 #[cfg(test)]
@@ -259,7 +322,13 @@ mod tests {
     #[test]
     fn a_chart_escapes_names_and_leaves_gaps_open() {
         let line = Line::new("<b>", [(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0), (3.0, 4.0)]);
-        let chart = Chart { x_name: "s", y_name: "a\"b", x: Scale::Linear, y: Scale::Linear, lines: vec![line] };
+        let chart = Chart {
+            x_name: "s",
+            y_name: "a\"b",
+            x: Scale::Linear,
+            y: Scale::Linear,
+            lines: vec![line],
+        };
         let svg = chart.svg();
         assert!(svg.contains("&lt;b&gt;") && svg.contains("a&quot;b") && !svg.contains("<b>"));
         let path = svg.split(" d=\"").nth(1).unwrap().split('"').next().unwrap();
@@ -280,7 +349,8 @@ mod tests {
 
     #[test]
     fn extremes_survive_thinning() {
-        let points: Vec<_> = (0..100_000).map(|at| (f64::from(at), if at == 77_777 { 9.0 } else { 1.0 })).collect();
+        let points: Vec<_> =
+            (0..100_000).map(|at| (f64::from(at), if at == 77_777 { 9.0 } else { 1.0 })).collect();
         let kept = thinned(&points);
         assert!(kept.len() <= POINTS_MAX);
         assert!(kept.contains(&(77_777.0, 9.0)));

@@ -34,7 +34,9 @@ impl Verdict {
         match self {
             Self::Kept => "kept",
             Self::Over => "OVER: more was admitted than it allows",
-            Self::Under => "UNDER: less than 95 % was admitted, although 1.5 times as much was wanted",
+            Self::Under => {
+                "UNDER: less than 95 % was admitted, although 1.5 times as much was wanted"
+            }
             Self::Unknown => "unknown: a node's count is missing or began anew",
         }
     }
@@ -172,12 +174,13 @@ mod tests {
     use super::*;
 
     fn look(at: u64, window: &str, counts: &[(u64, u64)]) -> Observation {
-        let nodes = counts.iter().enumerate().map(|(node, (admitted, refused))| v1::NodeQuotaUsage {
-            node_id: node as u64 + 1,
-            admitted: *admitted,
-            refused: *refused,
-            ..v1::NodeQuotaUsage::default()
-        });
+        let nodes =
+            counts.iter().enumerate().map(|(node, (admitted, refused))| v1::NodeQuotaUsage {
+                node_id: node as u64 + 1,
+                admitted: *admitted,
+                refused: *refused,
+                ..v1::NodeQuotaUsage::default()
+            });
         let bucket = v1::BucketUsage {
             holder: "account 111122223333".to_owned(),
             quota: Some(v1::QuotaName { covers: "all".to_owned(), ..v1::QuotaName::default() }),
@@ -200,7 +203,11 @@ mod tests {
         assert_eq!(verdict("second", &from, &[(505, 505), (507, 0)]), Verdict::Kept);
         assert_eq!(verdict("second", &from, &[(705, 505), (507, 0)]), Verdict::Over);
         assert_eq!(verdict("second", &from, &[(405, 705), (507, 0)]), Verdict::Under);
-        assert_eq!(verdict("second", &from, &[(405, 5), (507, 0)]), Verdict::Kept, "no more was wanted");
+        assert_eq!(
+            verdict("second", &from, &[(405, 5), (507, 0)]),
+            Verdict::Kept,
+            "no more was wanted"
+        );
         assert_eq!(verdict("minute", &from, &[(105, 800), (107, 0)]), Verdict::Kept);
         assert_eq!(verdict("minute", &from, &[(105, 800), (208, 0)]), Verdict::Over);
     }

@@ -277,19 +277,33 @@ impl Report {
             ));
         }
         if self.answered == 0 {
-            warnings.push("no call was answered: there is no latency and no goodput to speak of".to_owned());
+            warnings.push(
+                "no call was answered: there is no latency and no goodput to speak of".to_owned(),
+            );
         } else if self.answered * 2 < self.offered {
-            warnings.push("most calls were not answered: the latencies are those of the few that were".to_owned());
+            warnings.push(
+                "most calls were not answered: the latencies are those of the few that were"
+                    .to_owned(),
+            );
         }
         let ended = self.answered + self.throttled + self.refused + self.failed;
         if ended < self.offered {
-            warnings.push(format!("{} calls had not ended when the report was made", self.offered - ended));
+            warnings.push(format!(
+                "{} calls had not ended when the report was made",
+                self.offered - ended
+            ));
         }
-        if let (Pace::Closed { .. }, true) = (&plan.pace, measured.tally.values().any(|calls| !calls.counts.failed.is_empty())) {
+        if let (Pace::Closed { .. }, true) =
+            (&plan.pace, measured.tally.values().any(|calls| !calls.counts.failed.is_empty()))
+        {
             warnings.push("callers in a closed loop call less while nothing answers: the latencies leave out what they did not ask; an open loop (--rate) does not".to_owned());
         }
-        if let Some(server) = &self.server && server.cpu_us_per_call.is_none() {
-            warnings.push("a node was away or was started anew: the CPU of the nodes is not known".to_owned());
+        if let Some(server) = &self.server
+            && server.cpu_us_per_call.is_none()
+        {
+            warnings.push(
+                "a node was away or was started anew: the CPU of the nodes is not known".to_owned(),
+            );
         }
         warnings
     }
@@ -298,7 +312,8 @@ impl Report {
     #[must_use]
     pub fn csv(&self) -> String {
         let mut text = "second,offered_per_s,answered_per_s,throttled_per_s,refused_per_s,failed_per_s,in_flight,p50_ms,p90_ms,p99_ms,p999_ms,max_ms,server_cores\n".to_owned();
-        let shown = |value: Option<f64>| value.map(|value| format!("{value:.3}")).unwrap_or_default();
+        let shown =
+            |value: Option<f64>| value.map(|value| format!("{value:.3}")).unwrap_or_default();
         for second in &self.course {
             let at = |which: fn(&Latency) -> f64| shown(second.latency.as_ref().map(which));
             let _ = writeln!(
@@ -334,7 +349,8 @@ fn limits(plan: &Plan, measured: &Measured, late_p99_ms: f64, of_cores: f64) -> 
     let Pace::Open { schedule, .. } = &plan.pace else { return false };
     // Arrivals are drawn: four standard deviations below what is offered on average are chance.
     let offers = schedule.offers();
-    let short = !measured.cut_short && (measured.meant as f64) < BEGUN_MIN * offers - 4.0 * offers.sqrt();
+    let short =
+        !measured.cut_short && (measured.meant as f64) < BEGUN_MIN * offers - 4.0 * offers.sqrt();
     late_p99_ms > LATE_MAX_MS || of_cores > CORES_MAX || short
 }
 
@@ -383,7 +399,11 @@ fn refusals(counts: &Counts) -> Vec<Refusals> {
         calls: *calls,
     });
     let as_said = |how, kinds: &BTreeMap<String, u64>| -> Vec<Refusals> {
-        let one = |(reason, calls): (&String, &u64)| Refusals { how, reason: reason.clone(), calls: *calls };
+        let one = |(reason, calls): (&String, &u64)| Refusals {
+            how,
+            reason: reason.clone(),
+            calls: *calls,
+        };
         kinds.iter().map(one).collect()
     };
     let mut all: Vec<_> = throttled.collect();

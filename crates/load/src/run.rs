@@ -83,10 +83,14 @@ impl Plan {
             Pace::Closed { in_flight, .. } => *in_flight,
         };
         if !(1..=IN_FLIGHT_MAX).contains(&in_flight) {
-            return Err(PlanError::new(format!("{in_flight} calls in flight: at least 1, at most {IN_FLIGHT_MAX}")));
+            return Err(PlanError::new(format!(
+                "{in_flight} calls in flight: at least 1, at most {IN_FLIGHT_MAX}"
+            )));
         }
         if self.lasts().is_zero() {
-            return Err(PlanError::new("a load that lasts no time measures nothing: give --duration"));
+            return Err(PlanError::new(
+                "a load that lasts no time measures nothing: give --duration",
+            ));
         }
         Ok(())
     }
@@ -323,9 +327,8 @@ pub async fn run(
     sleep_until(counts_from, &stop).await;
     let began_cpu = RealEnv.usage().cpu;
     let watched = Stop::default();
-    let watcher = operator.map(|operator| {
-        <RealEnv as Env>::Runtime::spawn(watch(operator, watched.clone()))
-    });
+    let watcher =
+        operator.map(|operator| <RealEnv as Env>::Runtime::spawn(watch(operator, watched.clone())));
     let from = RealEnv.boot_now();
     let mut collected =
         Collector { tally: Tally::new(), late: times(), seconds: Vec::new(), offered: 0, from };

@@ -32,7 +32,11 @@ impl Goal {
     /// # Errors
     /// A text that is no goal, and what one looks like.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
-        let wrong = || PlanError::new(format!("'{text}' is no goal: a percentile and a latency, as in p99<5ms or p99.9<20ms"));
+        let wrong = || {
+            PlanError::new(format!(
+                "'{text}' is no goal: a percentile and a latency, as in p99<5ms or p99.9<20ms"
+            ))
+        };
         let (percentile, within) = text.split_once('<').ok_or_else(wrong)?;
         let percentile = percentile.trim().strip_prefix(['p', 'P']).ok_or_else(wrong)?;
         let percentile: f64 = percentile.parse().map_err(|_| wrong())?;
@@ -41,7 +45,9 @@ impl Goal {
         }
         let within = duration(within.trim_start_matches('='))?;
         if within.is_zero() {
-            return Err(PlanError::new("no call ends within no time: raise the latency of the goal"));
+            return Err(PlanError::new(
+                "no call ends within no time: raise the latency of the goal",
+            ));
         }
         Ok(Self { quantile: percentile / 100.0, within })
     }
@@ -151,7 +157,14 @@ mod tests {
     use super::*;
 
     fn probe(rate: f64, held: bool) -> Probe {
-        Probe { rate, goodput: rate, latency_ms: Some(1.0), bad_per_mille: 0.0, client_is_limit: false, held }
+        Probe {
+            rate,
+            goodput: rate,
+            latency_ms: Some(1.0),
+            bad_per_mille: 0.0,
+            client_is_limit: false,
+            held,
+        }
     }
 
     fn finds(limit: f64, start: f64) -> Search {
@@ -164,7 +177,8 @@ mod tests {
 
     #[test]
     fn it_finds_the_limit_from_below_and_from_above() {
-        for (limit, start) in [(7300.0, 1000.0), (7300.0, 50_000.0), (1000.0, 1000.0), (3.0, 100.0)] {
+        for (limit, start) in [(7300.0, 1000.0), (7300.0, 50_000.0), (1000.0, 1000.0), (3.0, 100.0)]
+        {
             let search = finds(limit, start);
             let best = search.best().unwrap().rate;
             assert!(best <= limit && best * CLOSE >= limit, "{best} of {limit}");

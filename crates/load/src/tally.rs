@@ -122,7 +122,9 @@ fn failure(message: &str) -> String {
     match signs.iter().find(|(sign, _)| message.contains(sign)) {
         Some((_, what)) => (*what).to_owned(),
         // Without the endpoint, which would tell each node's apart.
-        None => message.split_once(": ").map_or(message, |(_, what)| what).chars().take(120).collect(),
+        None => {
+            message.split_once(": ").map_or(message, |(_, what)| what).chars().take(120).collect()
+        }
     }
 }
 
@@ -235,7 +237,13 @@ pub struct Second {
 impl Second {
     /// Sums a tally up.
     #[must_use]
-    pub fn of(at: Duration, lasted: Duration, offered: u64, in_flight: usize, tally: &Tally) -> Self {
+    pub fn of(
+        at: Duration,
+        lasted: Duration,
+        offered: u64,
+        in_flight: usize,
+        tally: &Tally,
+    ) -> Self {
         let mut second =
             Self { at, lasted, offered, in_flight, counts: Counts::default(), answered: times() };
         second.add(tally);

@@ -145,7 +145,8 @@ macro_rules! once {
                 _ => Err(wrong_answer("one of another operation")),
             },
             None => {
-                let call = $lane.client.key_once($request, |mut c, r| async move { c.$method(r).await });
+                let call =
+                    $lane.client.key_once($request, |mut c, r| async move { c.$method(r).await });
                 call.await
             }
         }
@@ -178,8 +179,7 @@ impl Workload for Target {
                 once!(lane, Encrypt, encrypt, request).map(drop)
             }
             Operation::Decrypt => {
-                let request =
-                    v1::DecryptRequest { ciphertext_blob: blob(), ..Default::default() };
+                let request = v1::DecryptRequest { ciphertext_blob: blob(), ..Default::default() };
                 let answer = once!(lane, Decrypt, decrypt, request)?;
                 match answer.plaintext == self.plaintexts[job.size] {
                     true => Ok(()),
@@ -238,7 +238,9 @@ impl Target {
                 plaintext: plaintext.clone(),
                 ..v1::EncryptRequest::default()
             };
-            let call = lane.client.key(Repeat::Safe, request, |mut c, r| async move { c.encrypt(r).await });
+            let call = lane
+                .client
+                .key(Repeat::Safe, request, |mut c, r| async move { c.encrypt(r).await });
             blobs.push(call.await?.ciphertext_blob);
         }
         Ok(blobs)
@@ -272,7 +274,8 @@ impl Target {
             Operation::UpdateKeyDescription => {
                 let description = format!("{DESCRIPTION}, changed {}", RealEnv.wall_now_ms());
                 let request = v1::UpdateKeyDescriptionRequest { key_id, description };
-                let call = client.key_once(request, |mut c, r| async move { c.update_key_description(r).await });
+                let call = client
+                    .key_once(request, |mut c, r| async move { c.update_key_description(r).await });
                 call.await.map(drop)
             }
             Operation::CreateKey => {
@@ -282,7 +285,8 @@ impl Target {
             }
             _ => {
                 let request = v1::DescribeKeyRequest { key_id };
-                let call = client.key_once(request, |mut c, r| async move { c.describe_key(r).await });
+                let call =
+                    client.key_once(request, |mut c, r| async move { c.describe_key(r).await });
                 call.await.map(drop)
             }
         }

@@ -35,12 +35,13 @@ pub struct Observation {
 pub async fn observe(operator: &Client) -> Result<Observation, CallError> {
     let began = RealEnv.boot_now();
     let request = v1::ClusterStatusRequest {};
-    let status =
-        operator.operator(Repeat::Safe, request, |mut c, r| async move { c.cluster_status(r).await });
+    let status = operator
+        .operator(Repeat::Safe, request, |mut c, r| async move { c.cluster_status(r).await });
     let status = status.await?;
     let at = began + (RealEnv.boot_now() - began) / 2;
     let request = v1::GetQuotaUsageRequest {};
-    let usage = operator.quota(Repeat::Safe, request, |mut c, r| async move { c.get_quota_usage(r).await });
+    let usage =
+        operator.quota(Repeat::Safe, request, |mut c, r| async move { c.get_quota_usage(r).await });
     let usage = usage.await?;
     Ok(Observation {
         at,

@@ -71,7 +71,8 @@ pub struct BenchCommand {
     /// Calls before anything counts
     #[arg(long, value_name = "TIME", default_value = "1s")]
     warm_up: String,
-    /// Operations by weight; --mix help lists them
+    /// Operations by weight: encrypt, decrypt, re-encrypt, generate-data-key, generate-data-key-without-plaintext,
+    /// generate-random, describe-key, update-key-description, create-key
     #[arg(long, value_name = "MIX", default_value = "encrypt")]
     mix: String,
     /// Bytes of a plaintext, by weight: 32 or 32=9,4096=1
@@ -143,9 +144,14 @@ impl BenchCommand {
         let mut from = SEARCH_FROM;
         let pace = match (&self.rate, &goal) {
             (Some(rate), Some(_)) => {
-                from = rate.parse().ok().filter(|rate: &f64| (1.0..1e7).contains(rate)).ok_or_else(
-                    || Failure::new(format!("a search begins at one rate, such as 1000, and not at '{rate}'")),
-                )?;
+                from =
+                    rate.parse().ok().filter(|rate: &f64| (1.0..1e7).contains(rate)).ok_or_else(
+                        || {
+                            Failure::new(format!(
+                                "a search begins at one rate, such as 1000, and not at '{rate}'"
+                            ))
+                        },
+                    )?;
                 open(Schedule::steady(from, lasts))
             }
             (Some(rate), None) => open(Schedule::parse(rate, lasts)?),
@@ -169,19 +175,27 @@ impl BenchCommand {
         within("principals", self.principals.unwrap_or(1), PRINCIPALS_MAX)?;
         within("in-flight-max", self.in_flight_max, IN_FLIGHT_MAX)?;
         if let Some(off) = mix.operations().find(|operation| self.streams && !operation.streams()) {
-            return Err(Failure::new(format!("an impossible mix: {} cannot go on a stream", off.name()))
-                .next("leave it out of --mix, or leave out --streams"));
+            return Err(Failure::new(format!(
+                "an impossible mix: {} cannot go on a stream",
+                off.name()
+            ))
+            .next("leave it out of --mix, or leave out --streams"));
         }
         let changing = |operation: &Operation| *operation == Operation::UpdateKeyDescription;
         if !self.key_id.is_empty() && mix.operations().any(|operation| changing(&operation)) {
-            return Err(Failure::new("an impossible mix: update-key-description would change the keys of --key-id")
-                .next("leave out --key-id: the bench then makes keys of its own"));
+            return Err(Failure::new(
+                "an impossible mix: update-key-description would change the keys of --key-id",
+            )
+            .next("leave out --key-id: the bench then makes keys of its own"));
         }
         for path in &self.save {
             format_of(path)?;
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
             if folder.is_some_and(|folder| !folder.is_dir()) {
-                return Err(Failure::new(format!("{} cannot be written: there is no such folder", path.display())));
+                return Err(Failure::new(format!(
+                    "{} cannot be written: there is no such folder",
+                    path.display()
+                )));
             }
         }
         Ok(())
@@ -194,11 +208,18 @@ fn format_of(path: &Path) -> Result<fn(&Report) -> String, Failure> {
         Some("html") => Ok(Report::html),
         Some("csv") => Ok(Report::csv),
         Some("json") => Ok(shown::json),
-        _ => Err(Failure::new(format!("what should {} be? A report is .html, .json or .csv", path.display()))),
+        _ => Err(Failure::new(format!(
+            "what should {} be? A report is .html, .json or .csv",
+            path.display()
+        ))),
     }
 }
 
-pub async fn bench(connect: &ConnectArgs, format: Format, command: BenchCommand) -> Result<(), Failure> {
+pub async fn bench(
+    connect: &ConnectArgs,
+    format: Format,
+    command: BenchCommand,
+) -> Result<(), Failure> {
     let asked = command.understand(Duration::from_secs(connect.timeout))?;
     let config = connect.config()?;
     let mut warnings = reach(&config).await?;
@@ -215,7 +236,8 @@ pub async fn bench(connect: &ConnectArgs, format: Format, command: BenchCommand)
     let stop = Stop::default();
     stop_when_told(stop.clone());
     let mut made = Made::default();
-    let done = measure(&command, asked, &config, operator.as_ref(), warnings, &stop, &mut made).await;
+    let done =
+        measure(&command, asked, &config, operator.as_ref(), warnings, &stop, &mut made).await;
     made.clean_up(&config, operator.as_deref(), command.keep_keys).await?;
     let report = done?;
     for path in &command.save {
@@ -379,7 +401,8 @@ async fn offer(
         }
         let mut live = Live::load(plan.lasts(), Some(rate));
         let told = |second: &_| live.second(second);
-        let measured = run(Arc::clone(target), &plan, operator.cloned(), stop.clone(), told).await?;
+        let measured =
+            run(Arc::clone(target), &plan, operator.cloned(), stop.clone(), told).await?;
         drop(live);
         if measured.cut_short {
             last = last.or(Some((plan, measured)));
@@ -396,7 +419,9 @@ async fn offer(
             last = Some((plan, measured));
         }
     }
-    let (plan, measured) = best.or(last).ok_or_else(|| Failure::new("the search was stopped before its first try ended"))?;
+    let (plan, measured) = best
+        .or(last)
+        .ok_or_else(|| Failure::new("the search was stopped before its first try ended"))?;
     Ok((plan, measured, Some(search)))
 }
 
@@ -425,7 +450,11 @@ fn probed(rate: f64, plan: &Plan, measured: &Measured, goal: &Goal) -> Probe {
 }
 
 /// Connections: each begins at another endpoint, and goes to the next where one is away.
-fn lanes(configs: &[ClientConfig], connections: usize, streams: bool) -> Result<Vec<Lane>, Failure> {
+fn lanes(
+    configs: &[ClientConfig],
+    connections: usize,
+    streams: bool,
+) -> Result<Vec<Lane>, Failure> {
     let lane = |number: usize| {
         let mut config = configs[number % configs.len()].clone();
         let first = number / configs.len() % config.endpoints.len();
@@ -455,7 +484,9 @@ where
             break;
         }
         under_way.push_back(<RealEnv as Env>::Runtime::spawn(one(number)));
-        if under_way.len() == SIDE_BY_SIDE && let Some(first) = under_way.pop_front() {
+        if under_way.len() == SIDE_BY_SIDE
+            && let Some(first) = under_way.pop_front()
+        {
             failed = note(first.await, done);
             live.at(done.len());
         }
@@ -471,7 +502,10 @@ where
     }
 }
 
-fn note<T, E: std::fmt::Display>(ended: Result<Result<T, Failure>, E>, done: &mut Vec<T>) -> Option<Failure> {
+fn note<T, E: std::fmt::Display>(
+    ended: Result<Result<T, Failure>, E>,
+    done: &mut Vec<T>,
+) -> Option<Failure> {
     match ended {
         Ok(Ok(one)) => done.push(one),
         Ok(Err(failure)) => return Some(failure),
@@ -503,8 +537,9 @@ async fn make_keys(
 
 async fn account_of(client: &Client, key: &str) -> Result<String, Failure> {
     let request = v1::DescribeKeyRequest { key_id: key.to_owned() };
-    let described =
-        client.key(Repeat::Safe, request, |mut c, r| async move { c.describe_key(r).await }).await?;
+    let described = client
+        .key(Repeat::Safe, request, |mut c, r| async move { c.describe_key(r).await })
+        .await?;
     Ok(described.key_metadata.unwrap_or_default().aws_account_id)
 }
 
@@ -583,7 +618,9 @@ impl Made {
             for arn in self.principals {
                 let request = v1::DisablePrincipalRequest { arn };
                 operator
-                    .operator(Repeat::IfUnsent, request, |mut c, r| async move { c.disable_principal(r).await })
+                    .operator(Repeat::IfUnsent, request, |mut c, r| async move {
+                        c.disable_principal(r).await
+                    })
                     .await?;
             }
         }

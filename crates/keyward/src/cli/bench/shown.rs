@@ -39,7 +39,9 @@ pub fn asked(command: &BenchCommand, plan: &Plan, config: &ClientConfig) -> Vec<
             let rate = rate.unwrap_or_else(|| format!("{mean:.0}"));
             format!("open loop, {rate} calls a second, {spacing:?} arrivals").to_lowercase()
         }
-        Pace::Closed { in_flight, .. } => format!("closed loop, {in_flight} callers, each waiting for its answer"),
+        Pace::Closed { in_flight, .. } => {
+            format!("closed loop, {in_flight} callers, each waiting for its answer")
+        }
     };
     let keys = match command.key_id.len() {
         0 => format!("{}, made for it", command.keys),
@@ -117,18 +119,25 @@ pub fn table(report: &Report) {
         sayln!("{:<12}  {} calls: {}", one.how, one.calls, one.reason);
     }
     let client = &report.client;
-    sayln!("Client CPU    {:.1} us a call, {:.2} of {} processors", client.cpu_us_per_call, client.cores, client.cores_there);
+    sayln!(
+        "Client CPU    {:.1} us a call, {:.2} of {} processors",
+        client.cpu_us_per_call,
+        client.cores,
+        client.cores_there
+    );
     if let Some(server) = &report.server {
         let cores: f64 = server.nodes.iter().filter_map(|node| node.cores).sum();
         let nodes = server.nodes.len();
         match server.cpu_us_per_call {
-            Some(cpu) => sayln!("Server CPU    {cpu:.1} us a call, {cores:.2} processors on {nodes} node(s)"),
+            Some(cpu) => {
+                sayln!("Server CPU    {cpu:.1} us a call, {cores:.2} processors on {nodes} node(s)")
+            }
             None => sayln!("Server CPU    not known"),
         }
     }
     for quota in &report.quotas {
         sayln!(
-            "Quota         {}, {} {}/{}: {} wanted and {} admitted in {:.1} s, {} allowed at most: {}",
+            "Quota         {}, {} {} a {}: {} wanted and {} admitted in {:.1} s, {} allowed at most: {}",
             quota.holder,
             quota.covers,
             quota.limit,
@@ -142,7 +151,11 @@ pub fn table(report: &Report) {
     }
     for probe in &report.probes {
         let latency = probe.latency_ms.map_or("-".to_owned(), |ms| format!("{ms:.2} ms"));
-        sayln!("Tried         {:.0}/s: {latency}, {}", probe.rate, if probe.held { "held" } else { "did not hold" });
+        sayln!(
+            "Tried         {:.0}/s: {latency}, {}",
+            probe.rate,
+            if probe.held { "held" } else { "did not hold" }
+        );
     }
     for warning in &report.warnings {
         sayln!("Note          {warning}");
