@@ -90,16 +90,24 @@ fn cards(html: &mut String, report: &Report) {
     html.push_str("</div>");
 }
 
+/// Words stand to the left, numbers to the right.
+fn class(cell: &str) -> &'static str {
+    let number = cell.is_empty()
+        || cell.starts_with(|first: char| first.is_ascii_digit() || "+-".contains(first));
+    if number { "" } else { " class=\"text\"" }
+}
+
 fn table(html: &mut String, columns: &[&str], rows: &[Vec<String>]) {
     html.push_str("<div class=\"wide\"><table><tr>");
-    for column in columns {
-        let _ = write!(html, "<th>{}</th>", escaped(column));
+    for (at, column) in columns.iter().enumerate() {
+        let below = rows.first().and_then(|row| row.get(at)).map_or("", String::as_str);
+        let _ = write!(html, "<th{}>{}</th>", class(below), escaped(column));
     }
     html.push_str("</tr>");
     for row in rows {
         html.push_str("<tr>");
         for cell in row {
-            let _ = write!(html, "<td>{}</td>", escaped(cell));
+            let _ = write!(html, "<td{}>{}</td>", class(cell), escaped(cell));
         }
         html.push_str("</tr>");
     }

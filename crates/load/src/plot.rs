@@ -96,7 +96,7 @@ impl Axis {
     fn ticks(&self) -> Vec<(f64, String)> {
         match self.scale {
             Scale::Linear => {
-                let step = step(self.high / 5.0);
+                let step = step(self.high / 8.0);
                 let count = (self.high / step).floor() as usize;
                 (0..=count).map(|tick| tick as f64 * step).map(|at| (at, number(at))).collect()
             }
@@ -311,6 +311,7 @@ mod tests {
         let axis = Axis::new(Scale::Linear, [3.0, 47.0].into_iter(), 0.0, 470.0);
         let marks: Vec<_> = axis.ticks().into_iter().map(|(_, text)| text).collect();
         assert_eq!(marks, ["0", "10", "20", "30", "40"]);
+        assert_eq!(Axis::new(Scale::Linear, [14.0].into_iter(), 0.0, 1.0).ticks().len(), 8);
         assert!((axis.place(23.5) - 235.0).abs() < 1e-9);
         let log = Axis::new(Scale::Log, [0.3, 40.0].into_iter(), 0.0, 300.0);
         assert_eq!((log.low, log.high), (0.1, 100.0));
