@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build test test-rust test-loom test-sabotage test-clients check fmt clippy docs deny advisories numbers bench-quick chaos sim clean
+.PHONY: help setup demo build test test-rust test-loom test-sabotage test-clients check fmt clippy docs deny advisories bench bench-quick chaos sim clean
 
 # Filled in by the recipes: every cargo call below finds the one RocksDB.
 ROCKS = ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR="$$(deploy/rocksdb.sh)"
@@ -72,8 +72,8 @@ advisories: ## Known vulnerabilities (needs the network)
 	@cargo deny --version 2>/dev/null | grep -q . || cargo install --quiet --locked cargo-deny
 	cargo deny --locked check advisories
 
-numbers: setup ## Measure the figures that the docs quote
-	$(CARGO) bench --locked -p keyward --bench region
+bench: setup ## Measure all figures that the docs quote: scale, failover, OpenBao beside it; about an hour
+	$(CARGO) bench --locked -p keyward --bench region -- --keys 1000000
 
 bench-quick: setup ## What calls cost beside an echo, in under two minutes; fails if a limit does not hold
 	$(CARGO) bench --locked -p keyward --bench region -- --only quick

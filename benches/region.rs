@@ -1,10 +1,18 @@
 //! The figures that the README and the decisions quote, measured on real processes and printed beside their bar:
-//! `make numbers`, or `cargo bench -p keyward --bench region -- --only keys --keys 100000`.
+//! `make bench`, or `cargo bench -p keyward --bench region -- --only keys --keys 100000`.
 
+#[path = "figures/control.rs"]
+mod control;
 #[path = "figures/echo.rs"]
 mod echo;
+#[path = "figures/failover.rs"]
+mod failover;
+#[path = "figures/loads.rs"]
+mod loads;
 #[path = "figures/noisy.rs"]
 mod noisy;
+#[path = "peers/openbao.rs"]
+mod openbao;
 #[path = "figures/quick.rs"]
 mod quick;
 #[path = "figures/quotas.rs"]
@@ -13,6 +21,8 @@ mod quotas;
 mod recording;
 #[path = "figures/roots.rs"]
 mod roots;
+#[path = "figures/scale.rs"]
+mod scale;
 #[path = "figures/servers.rs"]
 mod servers;
 #[path = "../tests/support/mod.rs"]
@@ -20,15 +30,10 @@ mod support;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use keyward_env::{AsyncRuntime, Env, RealEnv};
+use keyward_env::{Env, RealEnv};
 use support::{KEYWARD, Load, Region, create_key, encrypt, port_base, resident_mb, set_enabled};
-
-/// Clients that create keys side by side.
-const CREATORS: usize = 128;
 
 #[tokio::main]
 async fn main() {
@@ -59,7 +64,7 @@ async fn main() {
         changes_and_kills(option("--kills", 20)).await;
     }
     if wanted("keys") {
-        many_keys(option("--keys", 100_000)).await;
+        scale::many_keys(option("--keys", 100_000)).await;
     }
     if wanted("roots") {
         roots::a_region_moves(option("--sealed", 10_000)).await;
@@ -73,12 +78,18 @@ async fn main() {
     if wanted("noisy") {
         noisy::neighbours().await;
     }
-}
-
-/// A figure beside what it has to be.
-fn against(figure: &str, took: Duration, bar: Duration) {
-    let verdict = if took < bar { "held" } else { "MISSED" };
-    println!("{figure}: {} ms (bar: under {} s, {verdict})", took.as_millis(), bar.as_secs());
+    if wanted("nodes") {
+        scale::three_nodes_beside_one().await;
+    }
+    if wanted("control") {
+        control::changes_beside_the_disk().await;
+    }
+    if wanted("interference") {
+        control::interference().await;
+    }
+    if wanted("failover") {
+        failover::side_by_side().await;
+    }
 }
 
 fn milliseconds(mut samples: Vec<Duration>) -> (u128, u128) {
@@ -150,64 +161,4 @@ async fn changes_and_kills(kills: usize) {
     println!(
         "data-plane calls on survivors through the kills: {calls} answered, {failures} failed"
     );
-}
-
-/// Keys, created by many clients side by side.
-async fn create_keys(region: &Region, keys: usize) {
-    let left = Arc::new(AtomicU64::new(keys as u64));
-    let creators: Vec<_> = (0..CREATORS)
-        .map(|_| {
-            let (client, left) = (region.client(&[]), Arc::clone(&left));
-            <RealEnv as Env>::Runtime::spawn(async move {
-                let take = |n: u64| n.checked_sub(1);
-                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
-                    create_key(&client).await.expect("a key");
-                }
-            })
-        })
-        .collect();
-    for creator in creators {
-        creator.await.expect("it ends");
-    }
-}
-
-async fn many_keys(keys: usize) {
-    let mut region = Region::start(1);
-    region.wait_serving(1).await;
-    let began = RealEnv.boot_now();
-    create_keys(&region, keys).await;
-    let took = RealEnv.boot_now() - began;
-    let rate = keys as u128 * 1000 / took.as_millis().max(1);
-    println!("{keys} keys created by {CREATORS} clients: {rate} a second");
-    println!("memory with {keys} keys: {} MB", resident_mb(region.pid(1)));
-    for how in ["kill -9", "SIGTERM"] {
-        if how == "SIGTERM" {
-            region.stop(1)
-        } else {
-            region.kill(1)
-        }
-        let began = RealEnv.boot_now();
-        region.start_node(1);
-        region.wait_serving(1).await;
-        println!(
-            "restart with {keys} keys after {how}: {} ms",
-            (RealEnv.boot_now() - began).as_millis()
-        );
-    }
-    let key = create_key(&region.client(&[])).await.expect("a key");
-    for _ in 0..2 {
-        let began = RealEnv.boot_now();
-        let newcomer = region.join();
-        let client = region.client(&[newcomer]);
-        let patience = Duration::from_secs(60);
-        support::wait_until("it serves", patience, async || encrypt(&client, &key).await.is_ok())
-            .await;
-        let took = RealEnv.boot_now() - began;
-        against(
-            &format!("node {newcomer} joins {keys} keys, invitation to first Encrypt"),
-            took,
-            Duration::from_secs(10),
-        );
-        region.wait_serving(usize::from(newcomer)).await;
-    }
 }

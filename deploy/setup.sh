@@ -13,7 +13,8 @@ need() { # need PACKAGE COMMAND...: PACKAGE is missing when COMMAND fails
     shift
     "$@" >/dev/null 2>&1 || missing="$missing $package"
 }
-has_libclang() { ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* 2>/dev/null | grep -q .; }
+# libclang-cpp is another library, which other packages bring.
+has_libclang() { ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* 2>/dev/null | grep -qv libclang-cpp; }
 
 has_faketime() { ls /usr/lib/*/faketime/libfaketime.so.1 2>/dev/null | grep -q .; }
 

@@ -210,14 +210,7 @@ impl Called {
 
     /// User and system time of the process so far.
     fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()));
-        let stat = stat.expect("/proc");
-        // Fields are counted from behind the name, which may hold anything (proc_pid_stat(5)).
-        let fields = stat.rsplit_once(')').expect("a name").1;
-        let ticks = |field: usize| -> u64 {
-            fields.split_whitespace().nth(field - 3).and_then(|t| t.parse().ok()).expect("a number")
-        };
-        Duration::from_secs(ticks(14) + ticks(15)) / rustix::param::clock_ticks_per_second() as u32
+        cpu_of(self.process.id())
     }
 
     /// Microseconds of CPU an Encrypt of some bytes, and the part of calls that were refused for a quota.
@@ -284,6 +277,17 @@ impl Drop for Called {
         drop(self.process.kill());
         drop(self.process.wait());
     }
+}
+
+/// User and system time of a process so far.
+pub fn cpu_of(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("/proc");
+    // Fields are counted from behind the name, which may hold anything (proc_pid_stat(5)).
+    let fields = stat.rsplit_once(')').expect("a name").1;
+    let ticks = |field: usize| -> u64 {
+        fields.split_whitespace().nth(field - 3).and_then(|t| t.parse().ok()).expect("a number")
+    };
+    Duration::from_secs(ticks(14) + ticks(15)) / rustix::param::clock_ticks_per_second() as u32
 }
 
 pub fn median(mut samples: Vec<f64>) -> f64 {

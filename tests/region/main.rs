@@ -7,6 +7,7 @@ mod support;
 mod chaos;
 
 mod audit;
+mod bench;
 mod clocks;
 mod command_line;
 mod deletion;

@@ -59,13 +59,22 @@ pub struct Region {
     /// What nodes are started with beside the tests' own environment.
     pub environment: Vec<(String, String)>,
     children: Vec<Option<Child>>,
-    _turn: Turn,
+    _turn: Option<Turn>,
 }
 
 impl Region {
     /// Founds a Region with `keyward dev up`, stops that, and starts the nodes on their own.
     pub fn start(nodes: u16) -> Self {
-        let turn = Turn::wait();
+        Self::found(nodes, Some(Turn::wait()))
+    }
+
+    /// The same beside a Region that there is already.
+    #[allow(dead_code, reason = "measurements compare Regions")]
+    pub fn start_beside(nodes: u16) -> Self {
+        Self::found(nodes, None)
+    }
+
+    fn found(nodes: u16, turn: Option<Turn>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let port_base = port_base();
         let mut up = Command::new(KEYWARD)

@@ -237,7 +237,8 @@ impl Client {
         &self.endpoints
     }
 
-    /// Calls the key service on the preferred node, once: what a caller without retries sees.
+    /// Calls the key service on the preferred node, once: what a caller without retries sees. The next call goes to the
+    /// next node if this one does not serve.
     pub async fn key_once<In, Out, F, Fut>(&self, message: In, call: F) -> Result<Out, CallError>
     where
         F: Fn(KeyServiceClient<Channel>, Request<In>) -> Fut,
@@ -245,7 +246,25 @@ impl Client {
         Out: Send,
     {
         let at = self.preferred();
-        self.ask(at, message, &|channel, r| call(KeyServiceClient::new(channel), r)).await
+        let call = |channel, r| call(KeyServiceClient::new(channel), r);
+        self.went(at, self.ask(at, message, &call).await)
+    }
+
+    /// Passes over a node that does not serve. A quota is the Region's: another node has no more of it.
+    pub(crate) fn went<Out>(
+        &self,
+        at: usize,
+        ended: Result<Out, CallError>,
+    ) -> Result<Out, CallError> {
+        let elsewhere = |error: &CallError| {
+            (error.retryable || error.code.is_none()) && error.throttle.is_none()
+        };
+        if ended.as_ref().is_err_and(elsewhere) {
+            let next = (at + 1) % self.channels.len();
+            // Others that were under way there say the same: the first of them counts.
+            let _ = self.preferred.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        ended
     }
 
     async fn run<In, Out, F, Fut>(

@@ -145,12 +145,14 @@ impl DataPlane {
         Ok(open)
     }
 
-    /// Calls the preferred node, once: what a caller without retries sees.
+    /// Calls the preferred node, once: what a caller without retries sees. The next call goes to the next node if this
+    /// one does not serve.
     ///
     /// # Errors
     /// The server's refusal, or what went wrong on the way.
     pub async fn once(&self, call: Call) -> Result<Answer, CallError> {
-        self.ask(self.client.preferred(), call).await
+        let at = self.client.preferred();
+        self.client.went(at, self.ask(at, call).await)
     }
 
     async fn ask(&self, at: usize, call: Call) -> Result<Answer, CallError> {

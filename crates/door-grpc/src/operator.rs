@@ -219,6 +219,8 @@ impl OperatorService for OperatorDoor {
                             root_ids: member.roots,
                             version: status.version,
                             clock_off_ms: member.clock_off_ms,
+                            cpu_microseconds: status.cpu_us,
+                            resident_bytes: status.resident_bytes,
                         }
                     })
                     .collect(),

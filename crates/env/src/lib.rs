@@ -21,6 +21,15 @@ pub trait Entropy: Send + Sync + 'static {
     fn fill(&self, bytes: &mut [u8]);
 }
 
+/// What a process uses of its machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// User and system time of all its threads since it started.
+    pub cpu: Duration,
+    /// Its memory in RAM, in bytes.
+    pub resident_bytes: u64,
+}
+
 /// Everything that a node asks of the world it runs in.
 pub trait Env: Clone + Debug + Send + Sync + 'static {
     /// The async runtime: spawn, sleep, timeout and channels.
@@ -33,6 +42,11 @@ pub trait Env: Clone + Debug + Send + Sync + 'static {
     /// The wall clock, in milliseconds since the Unix epoch. It may jump; nothing that protects a key
     /// rests on it alone.
     fn wall_now_ms(&self) -> i64;
+
+    /// What this process has used so far. Nothing, where a process is not one node.
+    fn usage(&self) -> Usage {
+        Usage::default()
+    }
 
     /// The source of randomness.
     fn entropy(&self) -> Arc<dyn Entropy>;
@@ -108,6 +122,17 @@ impl Env for RealEnv {
         }
     }
 
+    fn usage(&self) -> Usage {
+        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        // The second number is pages in RAM (proc_pid_statm(5)). A file of the kernel's: reading it does not block.
+        let resident = std::fs::read_to_string("/proc/self/statm").ok();
+        let pages = resident.and_then(|all| all.split(' ').nth(1)?.parse::<u64>().ok());
+        Usage {
+            cpu: Duration::new(cpu.tv_sec.unsigned_abs(), u32::try_from(cpu.tv_nsec).unwrap_or(0)),
+            resident_bytes: pages.unwrap_or(0) * rustix::param::page_size() as u64,
+        }
+    }
+
     fn entropy(&self) -> Arc<dyn Entropy> {
         Arc::new(OsEntropy)
     }
@@ -128,6 +153,14 @@ impl Env for RealEnv {
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         }
+    }
+}
+
+impl RealEnv {
+    /// Blocks this thread: for threads that keep a pace finer than the millisecond of the runtime's timers.
+    pub fn block_for(&self, duration: Duration) {
+        #[expect(clippy::disallowed_methods, reason = "this is the seam")]
+        std::thread::sleep(duration);
     }
 }
 

@@ -87,6 +87,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Cluster(command) => cli::cluster::cluster(&cli.connect, format, command).await,
         Command::Root(command) => cli::roots::root(&cli.connect.operator()?, format, command).await,
+        Command::Bench(command) => cli::bench::bench(&cli.connect, format, *command).await,
         Command::Audit(command) => cli::audit::audit(format, command).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "keyward", &mut std::io::stdout());

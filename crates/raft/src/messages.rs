@@ -214,6 +214,10 @@ pub struct NodeStatus {
     pub purged: u64,
     /// The build's version.
     pub version: String,
+    /// User and system time of its process so far, in microseconds.
+    pub cpu_us: u64,
+    /// Memory of its process in RAM.
+    pub resident_bytes: u64,
 }
 
 /// Every node of the cluster and its role.

@@ -568,6 +568,7 @@ impl<E: Env> Node<E> {
         let metrics = metrics.borrow_watched();
         let now = self.env.boot_now();
         let cell = self.keeper.cell();
+        let usage = self.env.usage();
         NodeStatus {
             node: self.id(),
             term: metrics.current_term,
@@ -584,6 +585,8 @@ impl<E: Env> Node<E> {
                 .unwrap_or_default(),
             purged: self.log.purged_of_keys(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            cpu_us: u64::try_from(usage.cpu.as_micros()).unwrap_or(u64::MAX),
+            resident_bytes: usage.resident_bytes,
         }
     }
 

@@ -84,6 +84,11 @@ impl ConnectArgs {
         self.connect(self.cert.as_deref(), self.key.as_deref(), ("--cert", "--key"))
     }
 
+    /// What such a client is made of.
+    pub fn config(&self) -> Result<ClientConfig, Failure> {
+        self.read(self.cert.as_deref(), self.key.as_deref(), ("--cert", "--key"))
+    }
+
     /// A client that calls as an operator.
     pub fn operator(&self) -> Result<Client, Failure> {
         match (&self.operator_cert, &self.operator_key) {
@@ -100,6 +105,15 @@ impl ConnectArgs {
         key: Option<&Path>,
         names: (&str, &str),
     ) -> Result<Client, Failure> {
+        Ok(Client::new(&self.read(cert, key, names)?)?)
+    }
+
+    fn read(
+        &self,
+        cert: Option<&Path>,
+        key: Option<&Path>,
+        names: (&str, &str),
+    ) -> Result<ClientConfig, Failure> {
         let needed = |what: &str| {
             Failure::new(format!("{what} is not given")).next(
                 "`eval \"$(keyward dev env)\"` sets everything for a Region of `keyward dev up`",
@@ -108,13 +122,12 @@ impl ConnectArgs {
         if self.endpoint.is_empty() {
             return Err(needed("--endpoint (KEYWARD_ENDPOINTS)"));
         }
-        let config = ClientConfig {
+        Ok(ClientConfig {
             endpoints: self.endpoint.clone(),
             authority: read(self.ca.as_deref().ok_or_else(|| needed("--ca (KEYWARD_CA)"))?)?,
             certificate: read(cert.ok_or_else(|| needed(names.0))?)?,
             private_key: read(key.ok_or_else(|| needed(names.1))?)?.into(),
             patience: Duration::from_secs(self.timeout),
-        };
-        Ok(Client::new(&config)?)
+        })
     }
 }

@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod audit;
+pub mod bench;
 pub mod cluster;
 pub mod connect;
 pub mod file;
@@ -82,6 +83,8 @@ pub enum Command {
     /// The roots that everything is sealed for (operators only)
     #[command(subcommand)]
     Root(roots::RootCommand),
+    /// Measure a deployment under load
+    Bench(Box<bench::BenchCommand>),
     /// What this machine's node has on record
     #[command(subcommand)]
     Audit(audit::AuditCommand),
