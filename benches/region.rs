@@ -92,6 +92,12 @@ async fn main() {
     }
 }
 
+/// A figure beside what it has to be.
+fn against(figure: &str, took: Duration, bar: Duration) {
+    let verdict = if took < bar { "held" } else { "MISSED" };
+    println!("{figure}: {} ms (bar: under {} s, {verdict})", took.as_millis(), bar.as_secs());
+}
+
 fn milliseconds(mut samples: Vec<Duration>) -> (u128, u128) {
     samples.sort_unstable();
     let median = samples[samples.len() / 2];

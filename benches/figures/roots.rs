@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use keyward_env::{Env, RealEnv};
 
+use crate::against;
+use crate::scale::create_keys;
 use crate::support::{
     Load, Region, create_key, found_in, roots_of, schedule_deletion, token_of, wait_until,
 };
-use crate::{against, create_keys};
 
 /// Domain keys that are sealed anew: as many as years of yearly rotation, and the first.
 const DOMAIN_KEYS: usize = 4;

@@ -17,7 +17,7 @@ const ROUNDS: usize = 12;
 const WINDOW: Duration = Duration::from_secs(2);
 
 /// Keys, created by many clients side by side.
-async fn create_keys(region: &Region, keys: usize) -> Vec<String> {
+pub async fn create_keys(region: &Region, keys: usize) -> Vec<String> {
     let left = Arc::new(AtomicUsize::new(keys));
     let made = Arc::new(Mutex::new(Vec::with_capacity(keys)));
     let creators: Vec<_> = (0..CREATORS)

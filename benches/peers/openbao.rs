@@ -11,6 +11,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use keyward_client::CallError;
+use keyward_env::{Env, RealEnv};
 use keyward_load::{Job, Operation, Workload};
 use parking_lot::Mutex;
 use rand_chacha::ChaCha8Rng;
@@ -210,8 +211,8 @@ impl OpenBao {
         let mut connection = self.connect(node).await?;
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let request = self.request(method, path, &body);
-        let answer = tokio::time::timeout(PATIENCE, exchange(&mut connection, &request)).await;
-        let (status, body) = answer.map_err(|_| std::io::Error::other("no answer in time"))??;
+        let answer = RealEnv.timeout(PATIENCE, exchange(&mut connection, &request)).await;
+        let (status, body) = answer.ok_or_else(|| std::io::Error::other("no answer in time"))??;
         Ok((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
     }
 
@@ -233,11 +234,12 @@ impl OpenBao {
     /// Encrypts once.
     pub async fn encrypt(&self, node: usize) -> std::io::Result<()> {
         let mut connection = self.connect(node).await?;
-        let answer = exchange(&mut connection, &self.encryption());
-        let answer = tokio::time::timeout(PATIENCE, answer).await;
-        match answer.map_err(|_| std::io::Error::other("no answer in time"))?? {
-            (200, _) => Ok(()),
-            (status, _) => Err(std::io::Error::other(format!("status {status}"))),
+        let request = self.encryption();
+        match RealEnv.timeout(PATIENCE, exchange(&mut connection, &request)).await {
+            None => Err(std::io::Error::other("no answer in time")),
+            Some(Err(error)) => Err(error),
+            Some(Ok((200, _))) => Ok(()),
+            Some(Ok((status, _))) => Err(std::io::Error::other(format!("status {status}"))),
         }
     }
 
@@ -359,11 +361,11 @@ impl Workload for Encrypts {
             self.idle[job.lane].lock().push(connection);
             Ok::<_, std::io::Error>(answer)
         };
-        match tokio::time::timeout(PATIENCE, answered).await {
-            Err(_) => Err(failed(None, "no answer in time".to_owned())),
-            Ok(Err(error)) => Err(failed(None, error.to_string())),
-            Ok(Ok((200, _))) => Ok(()),
-            Ok(Ok((status, _))) => Err(failed(Some(format!("status {status}")), String::new())),
+        match RealEnv.timeout(PATIENCE, answered).await {
+            None => Err(failed(None, "no answer in time".to_owned())),
+            Some(Err(error)) => Err(failed(None, error.to_string())),
+            Some(Ok((200, _))) => Ok(()),
+            Some(Ok((status, _))) => Err(failed(Some(format!("status {status}")), String::new())),
         }
     }
 }

@@ -247,15 +247,13 @@ impl Client {
     {
         let at = self.preferred();
         let call = |channel, r| call(KeyServiceClient::new(channel), r);
-        self.went(at, self.ask(at, message, &call).await)
+        let ended = self.ask(at, message, &call).await;
+        self.went(at, &ended);
+        ended
     }
 
     /// Passes over a node that does not serve. A quota is the Region's: another node has no more of it.
-    pub(crate) fn went<Out>(
-        &self,
-        at: usize,
-        ended: Result<Out, CallError>,
-    ) -> Result<Out, CallError> {
+    pub(crate) fn went<Out>(&self, at: usize, ended: &Result<Out, CallError>) {
         let elsewhere = |error: &CallError| {
             (error.retryable || error.code.is_none()) && error.throttle.is_none()
         };
@@ -264,7 +262,6 @@ impl Client {
             // Others that were under way there say the same: the first of them counts.
             let _ = self.preferred.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
         }
-        ended
     }
 
     async fn run<In, Out, F, Fut>(

@@ -152,7 +152,9 @@ impl DataPlane {
     /// The server's refusal, or what went wrong on the way.
     pub async fn once(&self, call: Call) -> Result<Answer, CallError> {
         let at = self.client.preferred();
-        self.client.went(at, self.ask(at, call).await)
+        let ended = self.ask(at, call).await;
+        self.client.went(at, &ended);
+        ended
     }
 
     async fn ask(&self, at: usize, call: Call) -> Result<Answer, CallError> {

@@ -82,7 +82,7 @@ impl Callers {
         let mut book = self.book.lock();
         trails.answered((index, &disk), asked.id, asked.event, refusal, now, &mut book);
         if let Some(error) = refusal
-            && !book.texts.errors.contains(error.message.as_ref())
+            && !book.texts.errors.contains(error.message.as_str())
         {
             book.texts.errors.insert(error.message.to_string());
         }
