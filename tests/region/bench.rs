@@ -141,7 +141,8 @@ async fn closed_loops_streams_principals_and_searches() {
     let probes = found["Probes"].as_array().expect("probes");
     let held = probes.iter().filter(|probe| probe["Held"] == true);
     let best = held.filter_map(|probe| probe["Rate"].as_f64()).fold(0.0, f64::max);
-    assert!((100.0..=320.0).contains(&best), "{found}");
+    // What a stall holds up is admitted later, and 15 at once come on top.
+    assert!((100.0..=360.0).contains(&best), "{found}");
     assert!(probes.iter().any(|probe| probe["Held"] == false), "{found}");
 }
 
