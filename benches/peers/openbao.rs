@@ -28,6 +28,8 @@ use crate::support::wait_until;
 
 /// An answer is expected within this.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// A first node elects itself, which takes it more than five seconds.
+const SET_UP_PATIENCE: Duration = Duration::from_secs(30);
 const KEY: &str = "bench";
 
 /// The server's program; none where there is no way to get it.
@@ -211,7 +213,7 @@ impl OpenBao {
         let mut connection = self.connect(node).await?;
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let request = self.request(method, path, &body);
-        let answer = RealEnv.timeout(PATIENCE, exchange(&mut connection, &request)).await;
+        let answer = RealEnv.timeout(SET_UP_PATIENCE, exchange(&mut connection, &request)).await;
         let (status, body) = answer.ok_or_else(|| std::io::Error::other("no answer in time"))??;
         Ok((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
     }
