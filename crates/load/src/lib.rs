@@ -1,8 +1,8 @@
 //! Loads on a Region, as its callers make them: what is offered and when, what came of it, and reports about that.
 //!
 //! A [`Plan`] says what is called and at what pace; a [`Target`] is what it is called on; [`run()`] makes the calls and
-//! tells of every second. [`Search`] looks for the highest rate within a goal, [`watch`] asks the Region what it used and
-//! counted meanwhile, [`promise`] holds that against the quotas, and [`Report`] is all of it, as JSON, CSV and one page
+//! tells of every second. [`Search`] looks for the highest rate within a goal, [`watch()`] asks the Region what it used and
+//! counted meanwhile, [`promises`] holds that against the quotas, and [`Report`] is all of it, as JSON, CSV and one page
 //! of HTML.
 //!
 //! **Invariant:** a load sees of a server what any caller and operator sees: this crate knows nothing of its internals.
