@@ -125,8 +125,8 @@ async fn closed_loops_streams_principals_and_searches() {
     let principals = region.run_ok(&["principal", "list", "--output", "json"]);
     let principals: Value = serde_json::from_str(&principals).expect("JSON");
     let benches = principals["Principals"].as_array().expect("principals").iter();
-    let states =
-        benches.filter(|one| one["Arn"].as_str().is_some_and(|arn| arn.contains("user/bench-")));
+    let states = benches
+        .filter(|one| one["Arn"].as_str().is_some_and(|arn| arn.contains("user/keyward-bench-")));
     let states: Vec<_> = states.map(|one| one["State"].as_str().expect("a state")).collect();
     assert_eq!(states, ["disabled"; 3]);
     // Again, by those that there are.
@@ -152,7 +152,6 @@ async fn a_node_that_dies_shows_in_the_report() {
     let mut region = Region::start(3);
     region.wait_serving(3).await;
     let leader = region.leader().await;
-    let folder = region.folder.path().to_owned();
     let told = std::thread::scope(|scope| {
         let (runner, region) = (&region, &region);
         let bench = scope.spawn(move || {
@@ -164,7 +163,6 @@ async fn a_node_that_dies_shows_in_the_report() {
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
         bench.join().expect("a report")
     });
-    drop(folder);
     assert!(number(&told, "GoodputPerSecond") > 150.0, "{told}");
     assert!(told["Server"]["CpuUsPerCall"].is_null(), "a dead node's CPU is not known: {told}");
     let course = told["Course"].as_array().expect("seconds");

@@ -92,7 +92,7 @@ pub struct SecondReport {
     pub failed: f64,
     pub in_flight: usize,
     pub latency: Option<Latency>,
-    /// Processors that all nodes together used, and CPU a call; none where the Region was not asked.
+    /// Processors that all nodes together used; none where the Region was not asked.
     pub server_cores: Option<f64>,
 }
 

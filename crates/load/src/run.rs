@@ -213,7 +213,9 @@ impl<W: Workload> Run<W> {
             let meant = began + at;
             loop {
                 let now = RealEnv.boot_now();
-                if self.stop.is_told() {
+                // What is late by so much when the time is over is not begun any more: it would count for a time that it
+                // is not in.
+                if self.stop.is_told() || now > self.ends + NAP_MAX {
                     return;
                 }
                 if now >= meant {
@@ -372,5 +374,99 @@ async fn sleep_until(until: Duration, stop: &Stop) {
             return;
         }
         RealEnv.sleep(left.min(Duration::from_millis(50))).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::mix::Operation;
+
+    /// Answers after a while, and notes when calls began.
+    struct Slow {
+        takes: Duration,
+        began: Mutex<Vec<Duration>>,
+    }
+
+    impl Workload for Slow {
+        fn lanes(&self) -> usize {
+            1
+        }
+
+        fn draw(&self, _: u64, _: &mut ChaCha8Rng) -> Job {
+            Job { operation: Operation::Encrypt, lane: 0, key: 0, size: 0 }
+        }
+
+        async fn call(&self, _: Job) -> Result<(), CallError> {
+            self.began.lock().push(RealEnv.boot_now());
+            RealEnv.sleep(self.takes).await;
+            Ok(())
+        }
+    }
+
+    fn slow(takes: Duration) -> Arc<Slow> {
+        Arc::new(Slow { takes, began: Mutex::default() })
+    }
+
+    fn open(rate: f64, lasts: Duration, in_flight_max: usize) -> Plan {
+        let schedule = Schedule::steady(rate, lasts);
+        let pace = Pace::Open { schedule, spacing: Spacing::Uniform, in_flight_max };
+        let patience = Duration::from_secs(5);
+        Plan { pace, warm_up: Duration::from_millis(100), seed: 1, patience }
+    }
+
+    async fn measure(load: &Arc<Slow>, plan: &Plan) -> Measured {
+        run(Arc::clone(load), plan, None, Stop::default(), |_| {}).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn arrivals_wait_for_nobody_and_all_of_them_are_counted() {
+        // Each call takes as long as 30 gaps between them.
+        let load = slow(Duration::from_millis(300));
+        let measured = measure(&load, &open(100.0, Duration::from_millis(1000), 1000)).await;
+        let counts = &measured.tally[&Operation::Encrypt].counts;
+        assert!((99..=101).contains(&measured.meant), "{}", measured.meant);
+        assert_eq!((measured.offered, measured.held_back), (measured.meant, 0));
+        assert_eq!((counts.answered, counts.all()), (measured.meant, measured.meant));
+        assert!(load.began.lock().len() as u64 > measured.meant, "there was a warm-up");
+        assert!(!measured.cut_short);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn calls_that_are_held_back_are_told() {
+        let load = slow(Duration::from_millis(300));
+        let measured = measure(&load, &open(1000.0, Duration::from_millis(500), 10)).await;
+        assert!(measured.held_back > 300, "{}", measured.held_back);
+        assert_eq!(measured.offered + measured.held_back, measured.meant);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_late_when_the_time_is_over_is_not_begun_any_more() {
+        let load = slow(Duration::ZERO);
+        let plan = open(9_000_000.0, Duration::from_millis(300), 1000);
+        let measured = measure(&load, &plan).await;
+        assert!((measured.meant as f64) < 2_600_000.0, "{} were meant", measured.meant);
+        let ends = measured.began + plan.lasts();
+        let last = load.began.lock().iter().max().copied().unwrap();
+        assert!(last < ends + Duration::from_secs(1), "{:?} too late", last - ends);
+        let begun = load.began.lock().len();
+        RealEnv.sleep(Duration::from_millis(300)).await;
+        assert_eq!(load.began.lock().len(), begun, "and none goes on behind the run's back");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn callers_in_a_closed_loop_wait_for_their_answers_and_stop_when_told() {
+        let load = slow(Duration::from_millis(10));
+        let pace = Pace::Closed { in_flight: 3, lasts: Duration::from_secs(60) };
+        let plan = Plan { pace, ..open(1.0, Duration::from_secs(1), 1) };
+        let stop = Stop::default();
+        let measured = run(Arc::clone(&load), &plan, None, stop.clone(), |_| stop.tell());
+        let measured = measured.await.unwrap();
+        assert!(measured.cut_short && measured.lasted < Duration::from_secs(10));
+        // Three at a time, each at least 10 ms long.
+        let most = 3.0 * (measured.lasted.as_secs_f64() + 0.2) / 0.01;
+        assert!(measured.offered > 10 && (measured.offered as f64) < most, "{}", measured.offered);
     }
 }

@@ -5,28 +5,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use keyward_client::{CallError, Client, ClientConfig, Repeat};
-use keyward_env::{AsyncRuntime, Env, RealEnv};
+use keyward_client::{CallError, Client, ClientConfig};
+use keyward_env::{Env, RealEnv};
 use keyward_load::{
     Goal, Heading, IN_FLIGHT_MAX, Lane, Measured, Mix, Operation, Pace, Plan, Probe, Report,
-    Schedule, Search, Sizes, Spacing, Stop, Target, create_key, duration, observe, percentile,
-    prepare, run,
+    Schedule, Search, Sizes, Spacing, Stop, Target, duration, observe, percentile, prepare, run,
 };
 use keyward_proto::v1;
 
 use self::live::Live;
+use self::made::{Made, WHO_MAY, account_of, make_keys, make_principals};
 use super::connect::ConnectArgs;
 use super::output::{Format, sayln};
 use crate::error::Failure;
-use crate::pem;
 
 mod live;
+mod made;
 mod shown;
 
-/// Keys that are made or deleted side by side.
-const SIDE_BY_SIDE: usize = 32;
-/// Days that a key of a load waits for its deletion: the fewest there are.
-const DELETION_DAYS: i32 = 7;
 const KEYS_MAX: usize = 10_000_000;
 const PRINCIPALS_MAX: usize = 1000;
 const CONNECTIONS_MAX: usize = 10_000;
@@ -87,7 +83,7 @@ pub struct BenchCommand {
     /// Leave the keys that were made as they are
     #[arg(long)]
     keep_keys: bool,
-    /// Call as so many principals, user/bench-1 and so on, which an operator makes [default: as --cert]
+    /// Call as so many principals, user/keyward-bench-1 and so on, which an operator makes [default: as --cert]
     #[arg(long, value_name = "COUNT")]
     principals: Option<usize>,
     /// Connections in all; they begin at the endpoints in turn
@@ -238,16 +234,17 @@ pub async fn bench(
     let mut made = Made::default();
     let done =
         measure(&command, asked, &config, operator.as_ref(), warnings, &stop, &mut made).await;
-    made.clean_up(&config, operator.as_deref(), command.keep_keys).await?;
+    let cleaned = made.clean_up(&config, operator.as_deref(), command.keep_keys).await;
     let report = done?;
-    for path in &command.save {
-        std::fs::write(path, format_of(path)?(&report))
-            .map_err(|e| Failure::new(format!("cannot write {}: {e}", path.display())))?;
-    }
     match format {
         Format::Json => sayln!("{}", shown::json(&report)),
         Format::Table => shown::table(&report),
     }
+    for path in &command.save {
+        std::fs::write(path, format_of(path)?(&report))
+            .map_err(|e| Failure::new(format!("cannot write {}: {e}", path.display())))?;
+    }
+    cleaned?;
     match (report.answered, report.refusals.first()) {
         (0, Some(most)) => Err(Failure::new(format!("no call was answered: {}", most.reason))),
         (0, None) => Err(Failure::new("no call was answered")),
@@ -289,13 +286,6 @@ async fn reach(config: &ClientConfig) -> Result<Vec<String>, Failure> {
         Some(error) if away.len() == config.endpoints.len() => Err(error.into()),
         _ => Ok(away),
     }
-}
-
-/// What the bench has made, and cleans up.
-#[derive(Default)]
-struct Made {
-    keys: Vec<String>,
-    principals: Vec<String>,
 }
 
 async fn measure(
@@ -341,8 +331,9 @@ async fn measure(
     })?;
     first_calls(&target, &asked.mix).await?;
     let date = rfc3339();
-    let (plan, measured, search) = offer(&asked, &target, operator, stop).await?;
+    let offered = offer(&asked, &target, operator, stop).await;
     made.keys.extend(target.created());
+    let (plan, measured, search) = offered?;
     let heading = Heading {
         title: command.title.clone(),
         date,
@@ -373,9 +364,6 @@ async fn first_calls(target: &Arc<Target>, mix: &Mix) -> Result<(), Failure> {
     }
     Ok(())
 }
-
-const WHO_MAY: &str = "keys are made and changed by their administrators, and used by their users: give a principal \
-                       that may (--cert, --key), keys that there are (--key-id), or other operations (--mix)";
 
 /// The load, or as many as a search needs: the last plan, what came of it, and the search.
 async fn offer(
@@ -462,191 +450,6 @@ fn lanes(
         Ok(Lane::new(Arc::new(Client::new(&config)?), streams))
     };
     (0..connections.max(configs.len())).map(lane).collect()
-}
-
-/// Does something for each of `0..count`, side by side; what is done stays done when one fails.
-async fn side_by_side<T, F, Fut>(
-    count: usize,
-    live: &Live,
-    stop: &Stop,
-    done: &mut Vec<T>,
-    one: F,
-) -> Result<(), Failure>
-where
-    T: Send + 'static,
-    F: Fn(usize) -> Fut,
-    Fut: Future<Output = Result<T, Failure>> + Send + 'static,
-{
-    let mut under_way = std::collections::VecDeque::new();
-    let mut failed = None;
-    for number in 0..count {
-        if failed.is_some() || stop.is_told() {
-            break;
-        }
-        under_way.push_back(<RealEnv as Env>::Runtime::spawn(one(number)));
-        if under_way.len() == SIDE_BY_SIDE
-            && let Some(first) = under_way.pop_front()
-        {
-            failed = note(first.await, done);
-            live.at(done.len());
-        }
-    }
-    for rest in under_way {
-        failed = note(rest.await, done).or(failed);
-        live.at(done.len());
-    }
-    match failed {
-        Some(failure) => Err(failure),
-        None if stop.is_told() => Err(Failure::new("stopped")),
-        None => Ok(()),
-    }
-}
-
-fn note<T, E: std::fmt::Display>(
-    ended: Result<Result<T, Failure>, E>,
-    done: &mut Vec<T>,
-) -> Option<Failure> {
-    match ended {
-        Ok(Ok(one)) => done.push(one),
-        Ok(Err(failure)) => return Some(failure),
-        Err(error) => return Some(Failure::new(error.to_string())),
-    }
-    None
-}
-
-async fn make_keys(
-    config: &ClientConfig,
-    count: usize,
-    made: &mut Vec<String>,
-    live: &Live,
-    stop: &Stop,
-) -> Result<(), Failure> {
-    let client = Arc::new(Client::new(config)?);
-    side_by_side(count, live, stop, made, |_| {
-        let client = Arc::clone(&client);
-        async move {
-            create_key(&client, true).await.map_err(|error| {
-                let denied = error.code.as_deref() == Some("AccessDeniedException");
-                let failure = Failure::from(error);
-                if denied { failure.next(WHO_MAY) } else { failure }
-            })
-        }
-    })
-    .await
-}
-
-async fn account_of(client: &Client, key: &str) -> Result<String, Failure> {
-    let request = v1::DescribeKeyRequest { key_id: key.to_owned() };
-    let described = client
-        .key(Repeat::Safe, request, |mut c, r| async move { c.describe_key(r).await })
-        .await?;
-    Ok(described.key_metadata.unwrap_or_default().aws_account_id)
-}
-
-/// Principals of the account, each with a certificate of its own.
-async fn make_principals(
-    operator: &Arc<Client>,
-    config: &ClientConfig,
-    (account, changes): (&str, bool),
-    count: usize,
-    made: &mut Vec<String>,
-    live: &Live,
-) -> Result<Vec<ClientConfig>, Failure> {
-    let mut configs = Vec::with_capacity(count);
-    for number in 1..=count {
-        let arn = format!("arn:aws:iam::{account}:user/bench-{number}");
-        let (key, request) = keyward_service::signing_request().map_err(Failure::from_error)?;
-        let certificate = principal(operator, &arn, request, changes).await?;
-        made.push(arn);
-        live.at(number);
-        configs.push(ClientConfig {
-            certificate: pem::text("CERTIFICATE", &certificate).as_bytes().to_vec(),
-            private_key: pem::text("PRIVATE KEY", &key).as_bytes().to_vec().into(),
-            ..config.clone()
-        });
-    }
-    Ok(configs)
-}
-
-/// A certificate for a principal, which is made, or was by another bench.
-async fn principal(
-    operator: &Client,
-    arn: &str,
-    request: Vec<u8>,
-    changes: bool,
-) -> Result<Vec<u8>, Failure> {
-    let mut kinds = vec!["user".to_owned()];
-    kinds.extend(changes.then(|| "administrator".to_owned()));
-    let create = v1::CreatePrincipalRequest {
-        arn: arn.to_owned(),
-        kinds,
-        certificate_signing_request: Some(request.clone()),
-        validity_in_days: Some(1),
-    };
-    let created = operator
-        .operator(Repeat::IfUnsent, create, |mut c, r| async move { c.create_principal(r).await })
-        .await;
-    match created {
-        Ok(created) => return Ok(created.certificate.unwrap_or_default()),
-        Err(error) if error.code.as_deref() == Some("AlreadyExistsException") => {}
-        Err(error) => return Err(error.into()),
-    }
-    let enable = v1::EnablePrincipalRequest { arn: arn.to_owned() };
-    operator
-        .operator(Repeat::IfUnsent, enable, |mut c, r| async move { c.enable_principal(r).await })
-        .await?;
-    let issue = v1::IssueCertificateRequest {
-        arn: arn.to_owned(),
-        certificate_signing_request: request,
-        validity_in_days: Some(1),
-    };
-    let issued = operator
-        .operator(Repeat::IfUnsent, issue, |mut c, r| async move { c.issue_certificate(r).await })
-        .await?;
-    Ok(issued.certificate)
-}
-
-impl Made {
-    /// Schedules the deletion of keys, and disables principals.
-    async fn clean_up(
-        self,
-        config: &ClientConfig,
-        operator: Option<&Client>,
-        keep_keys: bool,
-    ) -> Result<(), Failure> {
-        if let Some(operator) = operator {
-            for arn in self.principals {
-                let request = v1::DisablePrincipalRequest { arn };
-                operator
-                    .operator(Repeat::IfUnsent, request, |mut c, r| async move {
-                        c.disable_principal(r).await
-                    })
-                    .await?;
-            }
-        }
-        if keep_keys || self.keys.is_empty() {
-            return Ok(());
-        }
-        let live = Live::count("scheduling the deletion of the keys", self.keys.len());
-        let client = Arc::new(Client::new(config)?);
-        let (keys, mut done, on) = (self.keys, Vec::new(), Stop::default());
-        let deleted = side_by_side(keys.len(), &live, &on, &mut done, |number| {
-            let client = Arc::clone(&client);
-            let request = v1::ScheduleKeyDeletionRequest {
-                key_id: keys[number].clone(),
-                pending_window_in_days: Some(DELETION_DAYS),
-            };
-            async move {
-                let call = client.key(Repeat::IfUnsent, request, |mut c, r| async move {
-                    c.schedule_key_deletion(r).await
-                });
-                Ok(call.await.map(drop)?)
-            }
-        });
-        deleted.await.map_err(|failure| {
-            failure.next("keys that the bench has made are left: `keyward key list` shows them, `keyward key delete` schedules their deletion")
-        })
-    }
 }
 
 /// The date and time.
