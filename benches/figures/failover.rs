@@ -83,6 +83,7 @@ pub async fn side_by_side() {
     let mut region = Region::start(3);
     region.wait_serving(3).await;
     let key = create_key(&region.client(&[])).await.expect("a key");
+    println!("OpenBao: three nodes are started");
     let bao = OpenBao::start(program, region.port_base + 40).await;
     let pids = bao.pids();
     let bao = Arc::new(RwLock::new(bao));
@@ -91,6 +92,7 @@ pub async fn side_by_side() {
     let our_load = target(&region, &[1, 2, 3], vec![key.clone()], "encrypt").await;
     let our_pids: Vec<u32> = (1..=3).map(|node| region.pid(node)).collect();
     let their_load = Encrypts::on(&bao, vec![0, 1, 2]).await;
+    println!("{ROUNDS} windows of each, in turn");
     for round in 0..=ROUNDS {
         if round % 2 == 0 {
             ours.window(&our_load, &our_pids).await;
@@ -104,8 +106,10 @@ pub async fn side_by_side() {
             (ours, theirs) = (Seen::new("Keyward"), Seen::new("OpenBao"));
         }
     }
+    println!("leaders die");
     our_leader_dies(&mut region, &key, &mut ours).await;
     their_leader_dies(&bao, &mut theirs).await;
+    println!("nodes are cut off");
     our_node_is_cut_off(&region, &key, &mut ours).await;
     their_node_is_cut_off(&bao, &mut theirs).await;
     print(&ours, &theirs);

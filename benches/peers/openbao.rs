@@ -122,7 +122,7 @@ impl OpenBao {
         let config = format!(
             "storage \"raft\" {{\n path = \"{data}\"\n node_id = \"n{node}\"\n {join}\n}}\n\
              listener \"tcp\" {{\n address = \"{api}\"\n cluster_address = \"{cluster}\"\n tls_cert_file = \"{}\"\n tls_key_file = \"{}\"\n}}\n\
-             audit \"file\" \"file\" {{\n options {{\n file_path = \"{data}/audit.log\"\n }}\n}}\n\
+             audit \"file\" \"file\" {{\n options {{\n file_path = \"audit.log\"\n }}\n}}\n\
              api_addr = \"https://{api}\"\ncluster_addr = \"https://{cluster}\"\ndisable_mlock = true\nlog_level = \"warn\"\n",
             at("node.pem"),
             at("node.key")
@@ -130,7 +130,9 @@ impl OpenBao {
         let path = at(&format!("n{node}.hcl"));
         fs::write(&path, config).expect("written");
         let log = fs::File::create(at(&format!("n{node}.log"))).expect("a log");
+        // The audit device is one and the same for all nodes, its path too: each writes where it runs.
         Command::new(&self.program)
+            .current_dir(&data)
             .args(["server", &format!("-config={path}")])
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
