@@ -2,6 +2,9 @@
 //! (`keyward` itself has no way to serve unrecorded), and an echo. Each is this program, started once more. They are
 //! called in turn, in windows, with the same calls from the same clients.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::DirEntry;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -36,7 +39,7 @@ const WINDOW: Duration = Duration::from_secs(3);
 /// A server is called for this long before it is measured.
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Calls one after the other, of which the median is taken.
-const ALONE: usize = 1000;
+pub const ALONE: usize = 1000;
 
 /// What a server is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -208,11 +211,6 @@ impl Called {
         Self::start(region, Kind::Echo, place, "").await
     }
 
-    /// User and system time of the process so far.
-    fn cpu(&self) -> Duration {
-        cpu_of(self.process.id())
-    }
-
     /// Microseconds of CPU an Encrypt of some bytes, and the part of calls that were refused for a quota.
     pub async fn window(&self) -> (f64, f64) {
         self.window_of(&Work::Encrypt(encrypts(&self.key, b"plaintext")), WINDOW).await
@@ -221,7 +219,7 @@ impl Called {
     /// Microseconds of CPU a call in a window of that length, and the part of calls that were refused for a quota.
     pub async fn window_of(&self, work: &Work, lasts: Duration) -> (f64, f64) {
         let stop = Arc::new(AtomicBool::new(false));
-        let before = self.cpu();
+        let before = ThreadTimes::of(self.process.id());
         let calls: Vec<_> = (0..IN_FLIGHT)
             .map(|call| {
                 let client = Arc::clone(&self.clients[call % CONNECTIONS]);
@@ -249,20 +247,20 @@ impl Called {
             all += f64::from(one_answered + one_refused);
             refused += f64::from(one_refused);
         }
-        ((self.cpu() - before).as_secs_f64() * 1e6 / all, refused / all)
+        (before.until_now().as_secs_f64() * 1e6 / all, refused / all)
     }
 }
 
 impl Called {
     /// Microseconds that an Encrypt of some bytes takes when there is no other call: the median of some.
     pub async fn alone(&self) -> f64 {
-        self.alone_of(&Work::Encrypt(encrypts(&self.key, b"plaintext"))).await
+        self.alone_of(&Work::Encrypt(encrypts(&self.key, b"plaintext")), ALONE).await
     }
 
-    /// Microseconds that a call takes when there is no other: the median of some.
-    pub async fn alone_of(&self, work: &Work) -> f64 {
+    /// Microseconds that a call takes when there is no other: the median of so many.
+    pub async fn alone_of(&self, work: &Work, calls: usize) -> f64 {
         let mut took = Vec::new();
-        for _ in 0..ALONE {
+        for _ in 0..calls {
             let began = RealEnv.boot_now();
             let ended = work.call(&self.clients[0], &self.streams[0]).await;
             took.push((RealEnv.boot_now() - began).as_secs_f64() * 1e6);
@@ -276,6 +274,34 @@ impl Drop for Called {
     fn drop(&mut self) {
         drop(self.process.kill());
         drop(self.process.wait());
+    }
+}
+
+/// What each thread of a process has run so far. In nanoseconds, where the process's own figure counts clock ticks: a
+/// window may be short, so that two servers are called close together on a machine that others use too.
+struct ThreadTimes {
+    pid: u32,
+    nanoseconds: BTreeMap<OsString, u64>,
+}
+
+impl ThreadTimes {
+    fn of(pid: u32) -> Self {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("/proc");
+        // The first field is the time on a CPU (Documentation/scheduler/sched-stats.rst). A thread may end meanwhile.
+        let time = |thread: DirEntry| {
+            let stat = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            Some((thread.file_name(), stat.split(' ').next()?.parse().ok()?))
+        };
+        Self { pid, nanoseconds: threads.filter_map(|thread| time(thread.ok()?)).collect() }
+    }
+
+    /// Time on CPUs since then, of the threads that there are now.
+    fn until_now(&self) -> Duration {
+        let now = Self::of(self.pid).nanoseconds;
+        let since = |(thread, time): (&OsString, &u64)| {
+            time - self.nanoseconds.get(thread).copied().unwrap_or(0)
+        };
+        Duration::from_nanos(now.iter().map(since).sum())
     }
 }
 
@@ -296,21 +322,24 @@ pub fn median(mut samples: Vec<f64>) -> f64 {
     f64::midpoint(samples[middle - 1], samples[middle])
 }
 
-/// The median of the pairs' differences, and the interval that has it with 96 % confidence: the third from either end
-/// of 12 (binomial distribution).
+/// The median of the pairs' differences, and its interval.
 pub fn difference(more: &[f64], less: &[f64]) -> (f64, f64, f64) {
-    let mut differences: Vec<f64> = more.iter().zip(less).map(|(more, less)| more - less).collect();
-    differences.sort_unstable_by(f64::total_cmp);
-    let (low, high) = (differences[2], differences[differences.len() - 3]);
-    (median(differences), low, high)
+    with_interval(more.iter().zip(less).map(|(more, less)| more - less).collect())
 }
 
-/// The median of the pairs' ratios, and its interval, as in [`difference`].
+/// The median of the pairs' ratios, and its interval.
 pub fn ratio(of: &[f64], to: &[f64]) -> (f64, f64, f64) {
-    let mut ratios: Vec<f64> = of.iter().zip(to).map(|(of, to)| of / to).collect();
-    ratios.sort_unstable_by(f64::total_cmp);
-    let (low, high) = (ratios[2], ratios[ratios.len() - 3]);
-    (median(ratios), low, high)
+    with_interval(of.iter().zip(to).map(|(of, to)| of / to).collect())
+}
+
+/// The median, and the interval that has it with 96 % confidence whatever the distribution is: from the binomial one,
+/// whose quantile is 2.05 standard deviations of `sqrt(n) / 2`. The third from either end of 12.
+fn with_interval(mut samples: Vec<f64>) -> (f64, f64, f64) {
+    samples.sort_unstable_by(f64::total_cmp);
+    let many = samples.len() as f64;
+    let left_out = f64::midpoint(many, -2.05 * many.sqrt()).max(0.0) as usize;
+    let (low, high) = (samples[left_out], samples[samples.len() - 1 - left_out]);
+    (median(samples), low, high)
 }
 
 /// What an interval says about a bar.
