@@ -228,8 +228,9 @@ fn print(ours: &Seen, theirs: &Seen) {
     for seen in [ours, theirs] {
         let (answered, lost) = seen.through.as_ref().map_or((0, 0), counted);
         println!(
-            "{}: leader killed at {RATE} calls a second: {answered} answered, {lost} lost; no changes for {} ms; a node cut off goes on for {:.1} s{}",
+            "{}: leader killed at {RATE} calls a second: {answered} answered, {lost} lost (about {:.0} asked the dead node); no changes for {} ms; a node cut off goes on for {:.1} s{}",
             seen.name,
+            RATE * (LASTS - KILLED_AFTER).as_secs_f64() / 3.0,
             seen.without_changes.as_millis(),
             seen.cut_off.unwrap_or_default().as_secs_f64(),
             if seen.cut_off.is_some_and(|on| on + Duration::from_secs(1) > WATCHED) {

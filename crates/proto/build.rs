@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "keyward/v1/peer.proto",
         "keyward/v1/join.proto",
         "keyward/v1/quota.proto",
+        "keyward/v1/region.proto",
         "keyward/v1/data_plane.proto",
         "google/rpc/status.proto",
     ];

@@ -10,6 +10,7 @@ use keyward_proto::v1::join_service_client::JoinServiceClient;
 use keyward_proto::v1::key_service_client::KeyServiceClient;
 use keyward_proto::v1::operator_service_client::OperatorServiceClient;
 use keyward_proto::v1::quota_service_client::QuotaServiceClient;
+use keyward_proto::v1::region_service_client::RegionServiceClient;
 use keyward_proto::{rpc, v1};
 use prost::Message;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -411,6 +412,8 @@ services! {
     operator: OperatorServiceClient,
     /// Calls the quota service.
     quota: QuotaServiceClient,
+    /// Calls the service about other Regions.
+    region: RegionServiceClient,
     /// Calls the service for joining.
     joining: JoinServiceClient,
 }

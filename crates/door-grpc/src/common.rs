@@ -27,6 +27,9 @@ pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, KmsError> {
         Some(Identity::Invitation(_)) => {
             refuse("an invitation is good for joining and for nothing else".to_owned())
         }
+        Some(Identity::Region(region, _)) => refuse(format!(
+            "a certificate of Region {region} is good for its link and for nothing else"
+        )),
         Some(Identity::Nobody(why)) => refuse(why.clone()),
         None => refuse("the connection has no identity".to_owned()),
     }

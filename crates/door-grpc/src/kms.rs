@@ -55,6 +55,7 @@ fn tags_in(tags: Vec<v1::Tag>) -> Vec<Tag> {
 }
 
 fn metadata(key: KeyMetadata) -> v1::KeyMetadata {
+    let own = key.arn.clone();
     v1::KeyMetadata {
         aws_account_id: key.account,
         key_id: key.key_id,
@@ -70,8 +71,20 @@ fn metadata(key: KeyMetadata) -> v1::KeyMetadata {
         key_spec: ALGORITHM.to_owned(),
         customer_master_key_spec: ALGORITHM.to_owned(),
         encryption_algorithms: vec![ALGORITHM.to_owned()],
-        multi_region: false,
+        multi_region: key.multi_region.is_some(),
         current_key_material_id: key.current_key_material_id,
+        pending_deletion_window_in_days: key
+            .pending_window_days
+            .map(|days| i32::try_from(days).unwrap_or(i32::MAX)),
+        multi_region_configuration: key.multi_region.map(|of| {
+            let one = |(arn, region): (String, String)| v1::MultiRegionKey { arn, region };
+            let primary = of.primary.0 == own;
+            v1::MultiRegionConfiguration {
+                multi_region_key_type: if primary { "PRIMARY" } else { "REPLICA" }.to_owned(),
+                primary_key: Some(one(of.primary)),
+                replica_keys: of.replicas.into_iter().map(one).collect(),
+            }
+        }),
     }
 }
 
@@ -202,8 +215,11 @@ impl KeyService for KeyDoor {
                 pending_window_in_days: r.pending_window_in_days,
             }.into(), when!(Reply::DeletionScheduled { key_arn, deletion_date, window_days } => v1::ScheduleKeyDeletionResponse {
                 key_id: key_arn,
-                deletion_date: Some(date(deletion_date)),
-                key_state: KeyState::PendingDeletion.name().to_owned(),
+                key_state: match deletion_date {
+                    Some(_) => KeyState::PendingDeletion,
+                    None => KeyState::PendingReplicaDeletion,
+                }.name().to_owned(),
+                deletion_date: deletion_date.map(date),
                 pending_window_in_days: window_days,
             })).await
     }
@@ -240,6 +256,74 @@ impl KeyService for KeyDoor {
                         address: node.address,
                         reachable: node.reachable,
                         gone: node.gone,
+                    })
+                    .collect(),
+            }),
+        )
+        .await
+    }
+
+    async fn replicate_key(
+        &self,
+        request: Request<v1::ReplicateKeyRequest>,
+    ) -> Result<Response<v1::ReplicateKeyResponse>, Status> {
+        self.run(
+            request,
+            |r| {
+                api::ReplicateKey {
+                    key_id: r.key_id,
+                    replica_region: r.replica_region,
+                    description: r.description,
+                    tags: tags_in(r.tags),
+                    policy: r.policy,
+                }
+                .into()
+            },
+            when!(Reply::Replicated(key) => v1::ReplicateKeyResponse {
+                replica_key_metadata: Some(metadata(*key)),
+            }),
+        )
+        .await
+    }
+
+    async fn update_primary_region(
+        &self,
+        request: Request<v1::UpdatePrimaryRegionRequest>,
+    ) -> Result<Response<v1::UpdatePrimaryRegionResponse>, Status> {
+        self.run(
+            request,
+            |r| {
+                api::UpdatePrimaryRegion { key_id: r.key_id, primary_region: r.primary_region }
+                    .into()
+            },
+            when!(Reply::Done => v1::UpdatePrimaryRegionResponse {}),
+        )
+        .await
+    }
+
+    async fn get_key_replication_status(
+        &self,
+        request: Request<v1::GetKeyReplicationStatusRequest>,
+    ) -> Result<Response<v1::GetKeyReplicationStatusResponse>, Status> {
+        self.run(
+            request,
+            |r| api::GetKeyReplicationStatus { key_id: r.key_id }.into(),
+            when!(Reply::Replication(status) => v1::GetKeyReplicationStatusResponse {
+                key_id: status.key_arn,
+                epoch: status.epoch,
+                primary_region: status.primary_region,
+                offered_to: status.offered_to,
+                rotation_waits: status.rotation_waits,
+                regions: status
+                    .regions
+                    .into_iter()
+                    .map(|one| v1::KeyReplica {
+                        region: one.region,
+                        arn: one.arn,
+                        primary: one.primary,
+                        being_made: one.being_made,
+                        up_to_date: one.up_to_date,
+                        behind_milliseconds: one.behind_ms,
                     })
                     .collect(),
             }),

@@ -14,14 +14,17 @@ mod data_plane;
 mod errors;
 mod join;
 mod kms;
+mod link;
 mod operator;
 mod peer;
 mod quota;
+mod region;
 mod server;
 mod tls;
 mod uses;
 
 pub use errors::status;
+pub use link::GrpcRegionTransport;
 pub use peer::GrpcTransport;
 pub use server::{Door, DoorConfig, DoorError};
 pub use tls::{

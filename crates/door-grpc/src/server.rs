@@ -12,9 +12,11 @@ use keyward_proto::DESCRIPTOR_SET;
 use keyward_proto::v1::data_plane_server::DataPlaneServer;
 use keyward_proto::v1::join_service_server::JoinServiceServer;
 use keyward_proto::v1::key_service_server::KeyServiceServer;
+use keyward_proto::v1::link_service_server::LinkServiceServer;
 use keyward_proto::v1::operator_service_server::OperatorServiceServer;
 use keyward_proto::v1::peer_service_server::PeerServiceServer;
 use keyward_proto::v1::quota_service_server::QuotaServiceServer;
+use keyward_proto::v1::region_service_server::RegionServiceServer;
 use keyward_service::{Kms, stack};
 use keyward_state::Timers;
 use tokio::net::TcpListener;
@@ -26,10 +28,12 @@ use tonic_health::ServingStatus;
 use crate::data_plane::DataPlaneDoor;
 use crate::join::JoinDoor;
 use crate::kms::KeyDoor;
+use crate::link::LinkDoor;
 use crate::operator::OperatorDoor;
 use crate::peer::{PEER_BYTES_MAX, PeerDoor};
 use crate::quota::QuotaDoor;
-use crate::tls::{Terminator, TlsFiles};
+use crate::region::RegionDoor;
+use crate::tls::{Terminator, TlsFiles, TrustedRegion};
 
 /// Calls under way on one connection.
 const STREAMS_PER_CONNECTION: u32 = 1024;
@@ -39,6 +43,9 @@ const HEADER_BYTES_MAX: u32 = 16 * 1024;
 const CONNECTIONS_WAITING_MAX: usize = 64;
 /// Between looks at whether this node serves, for `grpc.health.v1`.
 const HEALTH_ROUND: Duration = Duration::from_millis(250);
+
+/// Between looks at which other Regions are approved.
+const TRUST_ROUND: Duration = Duration::from_millis(100);
 
 /// What a door is opened with.
 pub struct DoorConfig {
@@ -99,6 +106,7 @@ impl Door {
     ) -> Result<(), DoorError> {
         let (connections, incoming) = mpsc::channel(CONNECTIONS_WAITING_MAX);
         self.terminator.time().follow(kms.node());
+        RealEnv.spawn(trust_regions(self.terminator.clone(), Arc::clone(&kms)));
         RealEnv.spawn(self.terminator.accept(self.listener, connections));
 
         let stack = stack(Arc::clone(&kms));
@@ -122,10 +130,15 @@ impl Door {
         });
         let quota = QuotaServiceServer::new(QuotaDoor(Arc::clone(&operator_door)))
             .max_decoding_message_size(REQUEST_BYTES_MAX);
-        let operator = OperatorServiceServer::from_arc(operator_door)
+        let operator = OperatorServiceServer::from_arc(Arc::clone(&operator_door))
             .max_decoding_message_size(REQUEST_BYTES_MAX);
         let join = JoinServiceServer::new(JoinDoor { kms: Arc::clone(&kms) })
             .max_decoding_message_size(REQUEST_BYTES_MAX);
+        let region = RegionServiceServer::new(RegionDoor(Arc::clone(&operator_door)))
+            .max_decoding_message_size(REQUEST_BYTES_MAX);
+        let link = LinkServiceServer::new(LinkDoor { kms: Arc::clone(&kms) })
+            .max_decoding_message_size(PEER_BYTES_MAX)
+            .max_encoding_message_size(PEER_BYTES_MAX);
         let peer = PeerServiceServer::new(PeerDoor { node: Arc::clone(kms.node()) })
             .max_decoding_message_size(PEER_BYTES_MAX)
             .max_encoding_message_size(PEER_BYTES_MAX);
@@ -145,6 +158,8 @@ impl Door {
             .add_service(reflection)
             .add_service(operator)
             .add_service(quota)
+            .add_service(region)
+            .add_service(link)
             .add_service(join)
             .add_service(peer)
             .add_service(data_plane)
@@ -152,6 +167,20 @@ impl Door {
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop)
             .await?;
         Ok(())
+    }
+}
+
+/// Nodes of Regions that are approved are let in; of others no more.
+async fn trust_regions(terminator: Terminator, kms: Arc<Kms<RealEnv>>) {
+    while !kms.node().is_stopped() {
+        let state = kms.node().state();
+        let trusted = state.peer_regions().map(|peer| TrustedRegion {
+            region: peer.region.clone(),
+            region_id: peer.region_id,
+            authority: peer.ca_certificate.clone(),
+        });
+        terminator.trust_regions(trusted.collect());
+        RealEnv.sleep(TRUST_ROUND).await;
     }
 }
 
@@ -163,6 +192,7 @@ async fn report_health(reporter: tonic_health::server::HealthReporter, kms: Arc<
         "keyward.v1.DataPlane",
         "keyward.v1.OperatorService",
         "keyward.v1.QuotaService",
+        "keyward.v1.RegionService",
     ];
     while !kms.node().is_stopped() {
         let serves = kms.node().admit_now().is_ok()

@@ -6,8 +6,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use keyward_env::{Env, RealEnv};
-use keyward_model::{NodeId, Timestamp};
+use keyward_model::{NodeId, Region, Timestamp};
 use keyward_raft::Node;
 use keyward_service::{Caller, Origin, Subject};
 use keyward_state::InvitationId;
@@ -83,6 +84,8 @@ pub enum Identity {
     Node(NodeId),
     /// A machine that was invited to become one.
     Invitation(InvitationId),
+    /// A node of another Region, which an operator approved.
+    Region(Region, [u8; 16]),
     /// A valid certificate that names nobody we know how to address, and why.
     Nobody(String),
 }
@@ -146,6 +149,21 @@ impl TimeProvider for HandshakeTime {
     }
 }
 
+/// Makes connections to nodes of another Region.
+pub(crate) fn region_connector(
+    authority: &[u8],
+    certificate: &[u8],
+    private_key: &[u8],
+    time: &Arc<HandshakeTime>,
+) -> Result<Connector, TlsError> {
+    let mut roots = RootCertStore::empty();
+    let what = "another Region's CA certificate";
+    roots.add(CertificateDer::from(authority.to_vec())).map_err(|e| tls_error(what)(&e))?;
+    let chain = vec![CertificateDer::from(certificate.to_vec())];
+    let key = PrivateKeyDer::Pkcs8(private_key.to_vec().into());
+    Connector::showing(roots, chain, key, Arc::clone(time))
+}
+
 /// Makes a node's connections to other nodes.
 #[derive(Clone)]
 pub(crate) struct Connector {
@@ -162,8 +180,16 @@ impl Connector {
             roots.add(der).map_err(|e| tls_error(what)(&e))?;
         }
         let (chain, key) = files.own()?;
+        Self::showing(roots, chain, key, Arc::default())
+    }
+
+    fn showing(
+        roots: RootCertStore,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        time: Arc<HandshakeTime>,
+    ) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let time = Arc::new(HandshakeTime::default());
         let clock: Arc<dyn TimeProvider> = Arc::<HandshakeTime>::clone(&time);
         let mut config = ClientConfig::builder_with_details(provider, clock)
             .with_safe_default_protocol_versions()
@@ -197,10 +223,26 @@ impl Connector {
 /// Terminates TLS and tells who is there.
 #[derive(Clone)]
 pub struct Terminator {
-    acceptor: TlsAcceptor,
+    files: Arc<TlsFiles>,
     time: Arc<HandshakeTime>,
     /// The Region's own authority, DER.
     authority: Arc<CertificateDer<'static>>,
+    trust: Arc<ArcSwap<Trust>>,
+}
+
+/// Whose certificates are let in. Changes as other Regions are approved.
+struct Trust {
+    acceptor: TlsAcceptor,
+    regions: Vec<TrustedRegion>,
+}
+
+/// Another Region, as far as TLS is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TrustedRegion {
+    pub(crate) region: Region,
+    pub(crate) region_id: [u8; 16],
+    /// Its authority, DER.
+    pub(crate) authority: Vec<u8>,
 }
 
 /// Peers would refuse a certificate that the Region's authority has not signed: better said at the start.
@@ -219,7 +261,44 @@ impl Terminator {
     /// Prepares TLS with a node's files. Every client must show a certificate.
     pub fn new(files: &TlsFiles) -> Result<Self, TlsError> {
         let own = certificates(&files.authority, "the Region's CA certificate")?;
+        let (chain, _) = files.own()?;
+        let authority = own
+            .into_iter()
+            .next()
+            .ok_or_else(|| tls_error("the Region's CA certificate")(&"no certificate in it"))?;
+        issued_by(&authority, &chain)?;
+        let time = Arc::new(HandshakeTime::default());
+        let trust = Self::trust(files, &time, Vec::new())?;
+        Ok(Self {
+            files: Arc::new(files.clone()),
+            time,
+            authority: Arc::new(authority),
+            trust: Arc::new(ArcSwap::from_pointee(trust)),
+        })
+    }
+
+    /// Lets nodes of these Regions in from now on, and of no others.
+    pub(crate) fn trust_regions(&self, regions: Vec<TrustedRegion>) {
+        if self.trust.load().regions == regions {
+            return;
+        }
+        match Self::trust(&self.files, &self.time, regions) {
+            Ok(trust) => self.trust.store(Arc::new(trust)),
+            Err(error) => tracing::error!(%error, "a Region that was approved cannot be let in"),
+        }
+    }
+
+    fn trust(
+        files: &TlsFiles,
+        time: &Arc<HandshakeTime>,
+        regions: Vec<TrustedRegion>,
+    ) -> Result<Trust, TlsError> {
+        let own = certificates(&files.authority, "the Region's CA certificate")?;
         let mut roots = RootCertStore::empty();
+        for other in &regions {
+            let der = CertificateDer::from(other.authority.clone());
+            roots.add(der).map_err(|e| tls_error("another Region's CA certificate")(&e))?;
+        }
         let mut trust = |list: &[CertificateDer<'static>], what| {
             list.iter().try_for_each(|der| roots.add(der.clone()).map_err(|e| tls_error(what)(&e)))
         };
@@ -234,25 +313,15 @@ impl Terminator {
                 .build()
                 .map_err(|e| tls_error("client certificates")(&e))?;
         let (chain, key) = files.own()?;
-        let time = Arc::new(HandshakeTime::default());
-        let clock: Arc<dyn TimeProvider> = Arc::<HandshakeTime>::clone(&time);
+        let clock: Arc<dyn TimeProvider> = Arc::<HandshakeTime>::clone(time);
         let mut config = ServerConfig::builder_with_details(provider, clock)
             .with_safe_default_protocol_versions()
             .map_err(|e| tls_error("TLS versions")(&e))?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(chain.clone(), key)
+            .with_single_cert(chain, key)
             .map_err(|e| tls_error("the node's certificate and key")(&e))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let authority = own
-            .into_iter()
-            .next()
-            .ok_or_else(|| tls_error("the Region's CA certificate")(&"no certificate in it"))?;
-        issued_by(&authority, &chain)?;
-        Ok(Self {
-            acceptor: TlsAcceptor::from(Arc::new(config)),
-            time,
-            authority: Arc::new(authority),
-        })
+        Ok(Trust { acceptor: TlsAcceptor::from(Arc::new(config)), regions })
     }
 
     /// The clock of handshakes.
@@ -293,7 +362,8 @@ impl Terminator {
 
     async fn handshake(&self, socket: TcpStream) -> io::Result<Connection> {
         socket.set_nodelay(true)?;
-        let stream = self.acceptor.accept(socket).await?;
+        let acceptor = self.trust.load().acceptor.clone();
+        let stream = acceptor.accept(socket).await?;
         let (socket, session) = stream.get_ref();
         let tls_version = match session.protocol_version() {
             Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
@@ -311,6 +381,15 @@ impl Terminator {
             None => Identity::Nobody("no client certificate was shown".to_owned()),
         };
         Ok(Connection { stream: BufWriter::new(stream), peer: Peer { identity, origin } })
+    }
+
+    /// Whether another Region's authority has issued it.
+    fn is_regional(&self, certificate: &X509Certificate<'_>) -> bool {
+        self.trust.load().regions.iter().any(|other| {
+            X509Certificate::from_der(&other.authority).is_ok_and(|(_, authority)| {
+                certificate.verify_signature(Some(authority.public_key())).is_ok()
+            })
+        })
     }
 
     /// Reads a certificate that was verified already.
@@ -337,6 +416,25 @@ impl Terminator {
             Some(Subject::Node(_) | Subject::Invitation(_)) => {
                 nobody("a node's certificate must be issued by the Region's own authority")
             }
+            Some(Subject::Region(region, region_id)) => {
+                let trust = self.trust.load();
+                let issued = |other: &&TrustedRegion| {
+                    other.region == region
+                        && other.region_id == region_id
+                        && X509Certificate::from_der(&other.authority).is_ok_and(
+                            |(_, authority)| {
+                                certificate.verify_signature(Some(authority.public_key())).is_ok()
+                            },
+                        )
+                };
+                match trust.regions.iter().find(issued) {
+                    Some(_) => Identity::Region(region, region_id),
+                    None => nobody("the certificate names a Region that is not approved here"),
+                }
+            }
+            Some(Subject::Principal(_)) if self.is_regional(&certificate) => nobody(
+                "the certificate was issued by another Region: ask an operator of this one for a certificate",
+            ),
             Some(Subject::Principal(principal)) => {
                 let serial = certificate.raw_serial().to_vec();
                 let not_after = Timestamp(certificate.validity().not_after.timestamp() * 1000);

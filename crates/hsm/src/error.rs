@@ -61,6 +61,17 @@ pub enum HsmError {
     /// A resealed domain key does not open.
     #[error("the resealed domain key does not open: it was altered, or sealed for another request")]
     ResealDoesNotOpen,
+    /// Another Region's public key that is not a point on the curve, or a private key that is none.
+    #[error(
+        "{0} is not a key for material between Regions: an uncompressed P-256 point is expected"
+    )]
+    TransferKey(&'static str),
+    /// Material from another Region does not open.
+    #[error(
+        "the material from another Region does not open: it was altered, or sealed by or for another Region, key or \
+         version"
+    )]
+    TransferDoesNotOpen,
     /// Something is longer, or shorter, than its limit.
     #[error("{what}: {bytes} bytes; allowed are {bytes_min} to {bytes_max}")]
     Length {

@@ -22,6 +22,7 @@ use crate::root::{RootFuture, RootId, RootProvider};
 use crate::sealing::SALT_BYTES;
 use crate::secret_vec::SecretVec;
 use crate::token::{self, Belongs, SealedToken};
+use crate::transfer;
 use crate::watch::{RootClock, RootHealth, RootStatus, RootWatchConfig, WatchedRoot, within};
 
 /// Backing keys that are kept unsealed unless the operator says otherwise: 2 MiB of slots.
@@ -543,6 +544,73 @@ impl Hsm {
     /// Drops an unsealed material; it is wiped when the last call that uses it ends.
     pub fn evict(&self, material: &KeyMaterialId) {
         self.cache.remove(material);
+    }
+
+    // --- Material for other Regions.
+
+    /// Makes a Region's key pair for material that comes from other Regions: the public key, an uncompressed P-256
+    /// point, and the private key, sealed under an open domain key.
+    ///
+    /// # Errors
+    /// [`HsmError::DomainKeyNotOpen`], [`HsmError::RootAway`].
+    pub fn generate_transfer_key(
+        &self,
+        domain: DomainKeyId,
+    ) -> Result<(Vec<u8>, SealedToken), HsmError> {
+        let (private, public) = transfer::key_pair(&*self.entropy);
+        let sealed = self.seal_secret(domain, transfer::KEY_LABEL, &private)?;
+        Ok((public, sealed))
+    }
+
+    /// Seals a material to another Region's public key, in a way that only the holder of `own` could have done. What
+    /// `info` says has to be known to the receiver: who sends what to whom, and for what.
+    ///
+    /// # Errors
+    /// As [`Hsm::unseal`] and [`Hsm::open_secret`]; [`HsmError::TransferKey`].
+    pub fn export_material(
+        &self,
+        own: &SealedToken,
+        to: &[u8],
+        key: KeyId,
+        material: KeyMaterialId,
+        sealed: &SealedToken,
+        info: &[u8],
+    ) -> Result<Vec<u8>, HsmError> {
+        let own = self.open_secret(own, transfer::KEY_LABEL)?;
+        let secret = self.open_token(key, material, sealed)?;
+        transfer::seal(&*self.entropy, own.expose(), to, info, secret.expose())
+    }
+
+    /// Opens a material that another Region sealed, and seals it under an open domain key of this one.
+    ///
+    /// # Errors
+    /// [`HsmError::TransferDoesNotOpen`], [`HsmError::WrongMaterial`], [`HsmError::TransferKey`], and as
+    /// [`Hsm::generate_backing_key`].
+    #[allow(clippy::too_many_arguments, reason = "each is checked against what the sender said")]
+    pub fn import_material(
+        &self,
+        own: &SealedToken,
+        from: &[u8],
+        key: KeyId,
+        material: KeyMaterialId,
+        message: &[u8],
+        info: &[u8],
+        domain: DomainKeyId,
+    ) -> Result<SealedToken, HsmError> {
+        let secret = {
+            let own = self.open_secret(own, transfer::KEY_LABEL)?;
+            let opened = transfer::open(own.expose(), from, info, message)?;
+            if opened.len() != BACKING_KEY_BYTES {
+                return Err(HsmError::WrongMaterial(material));
+            }
+            self.slot(|arena| arena.copy_in(&opened))?
+        };
+        if material_id(&*self.crypto, key, &secret) != material {
+            return Err(HsmError::WrongMaterial(material));
+        }
+        let sealer = self.domain(domain)?;
+        let belongs = Belongs::BackingKey(key, material);
+        token::seal(&*self.crypto, domain, &sealer, &self.salt(), belongs, secret.expose())
     }
 
     // --- Messages.

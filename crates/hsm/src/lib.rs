@@ -45,6 +45,7 @@ mod root;
 mod sealing;
 mod secret_vec;
 mod token;
+mod transfer;
 mod watch;
 
 pub mod testing;

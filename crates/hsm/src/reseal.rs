@@ -20,10 +20,10 @@ use crate::root::RootId;
 
 const INFO_LABEL: &[u8] = b"keyward reseal v1";
 /// An uncompressed P-256 point (RFC 9180, section 7.1).
-const ENCAPPED_BYTES: usize = 65;
+pub(crate) const ENCAPPED_BYTES: usize = 65;
 
-type PrivateKey = <DhP256HkdfSha256 as Kem>::PrivateKey;
-type PublicKey = <DhP256HkdfSha256 as Kem>::PublicKey;
+pub(crate) type PrivateKey = <DhP256HkdfSha256 as Kem>::PrivateKey;
+pub(crate) type PublicKey = <DhP256HkdfSha256 as Kem>::PublicKey;
 
 /// The joiner's half of a request: opens what a member seals. Lives for the minute that joining takes, on
 /// the heap or stack, and is wiped on drop by the library that made it. It cannot be printed or cloned.
@@ -86,7 +86,7 @@ pub(crate) fn request(entropy: &dyn Entropy, root: RootId) -> (ResealSecret, Res
 }
 
 #[inline(never)]
-fn key_pair(entropy: &dyn Entropy) -> (PrivateKey, PublicKey) {
+pub(crate) fn key_pair(entropy: &dyn Entropy) -> (PrivateKey, PublicKey) {
     // RFC 9180, section 7.1.3: at least Nsk bytes of keying material.
     let mut ikm = Zeroizing::new([0; 32]);
     entropy.fill(&mut *ikm);

@@ -85,6 +85,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Quota(command) => {
             cli::quotas::quota(&cli.connect.operator()?, format, command).await
         }
+        Command::Region(command) => {
+            cli::regions::region(&cli.connect.operator()?, format, command).await
+        }
         Command::Cluster(command) => cli::cluster::cluster(&cli.connect, format, command).await,
         Command::Root(command) => cli::roots::root(&cli.connect.operator()?, format, command).await,
         Command::Bench(command) => cli::bench::bench(&cli.connect, format, *command).await,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward_audit::{Keep, RealFiles, Trail, TrailConfig};
-use keyward_door_grpc::{Door, DoorConfig, GrpcTransport, Key, TlsFiles};
+use keyward_door_grpc::{Door, DoorConfig, GrpcRegionTransport, GrpcTransport, Key, TlsFiles};
 use keyward_env::{Env, RealEnv};
 use keyward_hsm::{ArenaConfig, EnvClock, Hsm, HsmConfig};
 use keyward_model::{NodeId, Timestamp};
@@ -128,6 +128,9 @@ pub async fn run(
     drop(state);
     let audit = open_trail(&config, id).await?;
     let kms = Kms::new(node, hsm, roots, audit, run_for == For::Good);
+    let links = Arc::new(GrpcRegionTransport::default());
+    links.follow(kms.node());
+    kms.set_region_transport(links);
     kms.start();
     if let Some(listener) = observer {
         RealEnv.spawn(observe::serve(listener, Arc::clone(&kms), metrics));

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{ErrorCode, KmsError};
 
 /// The state of a KMS key (AWS KMS developer guide, "Key states of AWS KMS keys"). States that come with
-/// imported material, key stores and multi-Region keys join when those do.
+/// imported material and key stores join when those do.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum KeyState {
     /// Usable.
@@ -14,11 +14,24 @@ pub enum KeyState {
     Disabled,
     /// Waiting for its deletion date.
     PendingDeletion,
+    /// A replica that its Region has not made yet.
+    Creating,
+    /// Being made primary, or giving that up. Cryptography goes on.
+    Updating,
+    /// A primary to be deleted, which waits until its last replica is gone.
+    PendingReplicaDeletion,
 }
 
 impl KeyState {
     /// All states.
-    pub const ALL: [Self; 3] = [Self::Enabled, Self::Disabled, Self::PendingDeletion];
+    pub const ALL: [Self; 6] = [
+        Self::Enabled,
+        Self::Disabled,
+        Self::PendingDeletion,
+        Self::Creating,
+        Self::Updating,
+        Self::PendingReplicaDeletion,
+    ];
 
     /// The name as AWS writes it.
     #[must_use]
@@ -27,6 +40,9 @@ impl KeyState {
             Self::Enabled => "Enabled",
             Self::Disabled => "Disabled",
             Self::PendingDeletion => "PendingDeletion",
+            Self::Creating => "Creating",
+            Self::Updating => "Updating",
+            Self::PendingReplicaDeletion => "PendingReplicaDeletion",
         }
     }
 }
@@ -124,22 +140,27 @@ operations! {
     GenerateDataKeyWithoutPlaintext: Use,
     /// Makes random bytes.
     GenerateRandom: Use,
+    /// Has another Region make a replica of a multi-Region key.
+    ReplicateKey: Manage,
+    /// Makes a replica the primary, and the primary a replica.
+    UpdatePrimaryRegion: Manage,
+    /// Tells how far each Region is with a multi-Region key. Keyward's own: AWS has no such call.
+    GetKeyReplicationStatus: Read,
 }
 
 /// Whether a key in `state` allows `operation`; otherwise AWS's refusal, which names the key by its ARN.
 /// (The state table of the AWS KMS developer guide; rows of operations that touch no single key are
 /// allowed.)
 pub fn check_state(operation: Operation, state: KeyState, key_arn: &str) -> Result<(), KmsError> {
-    use KeyState::{Disabled, Enabled, PendingDeletion};
+    use KeyState::{
+        Creating, Disabled, Enabled, PendingDeletion, PendingReplicaDeletion, Updating,
+    };
     use Operation as Op;
 
     let disabled =
         || Err(KmsError::new(ErrorCode::DisabledException, format!("{key_arn} is disabled.")));
-    let pending = || {
-        Err(KmsError::new(
-            ErrorCode::KMSInvalidStateException,
-            format!("{key_arn} is pending deletion."),
-        ))
+    let is = |what: &str| {
+        Err(KmsError::new(ErrorCode::KMSInvalidStateException, format!("{key_arn} is {what}.")))
     };
     match (operation, state) {
         (
@@ -152,11 +173,12 @@ pub fn check_state(operation: Operation, state: KeyState, key_arn: &str) -> Resu
             | Op::GetKeyRotationStatus
             | Op::ListKeyRotations
             | Op::GetKeyDeletionStatus
+            | Op::GetKeyReplicationStatus
             | Op::GenerateRandom,
             _,
         ) => Ok(()),
-        (Op::CancelKeyDeletion, PendingDeletion) => Ok(()),
-        (Op::CancelKeyDeletion, Enabled | Disabled) => Err(KmsError::new(
+        (Op::CancelKeyDeletion, PendingDeletion | PendingReplicaDeletion) => Ok(()),
+        (Op::CancelKeyDeletion, _) => Err(KmsError::new(
             ErrorCode::KMSInvalidStateException,
             format!("{key_arn} is not pending deletion"),
         )),
@@ -169,11 +191,32 @@ pub fn check_state(operation: Operation, state: KeyState, key_arn: &str) -> Resu
             | Op::GenerateDataKeyWithoutPlaintext
             | Op::EnableKeyRotation
             | Op::DisableKeyRotation
-            | Op::RotateKeyOnDemand,
+            | Op::RotateKeyOnDemand
+            | Op::ReplicateKey
+            | Op::UpdatePrimaryRegion,
             Disabled,
         ) => disabled(),
         (_, Disabled) => Ok(()),
-        (_, PendingDeletion) => pending(),
+        (_, PendingDeletion | PendingReplicaDeletion) => is("pending deletion"),
+        (
+            Op::CreateAlias
+            | Op::UpdateAlias
+            | Op::TagResource
+            | Op::UntagResource
+            | Op::UpdateKeyDescription
+            | Op::ScheduleKeyDeletion,
+            Creating,
+        ) => Ok(()),
+        (_, Creating) => is("creating"),
+        (
+            Op::EnableKey
+            | Op::DisableKey
+            | Op::RotateKeyOnDemand
+            | Op::ScheduleKeyDeletion
+            | Op::ReplicateKey,
+            Updating,
+        ) => is("updating"),
+        (_, Updating) => Ok(()),
     }
 }
 
@@ -181,42 +224,48 @@ pub fn check_state(operation: Operation, state: KeyState, key_arn: &str) -> Resu
 mod tests {
     use super::*;
 
-    /// The table of the developer guide, row by row: Enabled, Disabled, PendingDeletion.
+    /// The table of the developer guide, row by row: Enabled, Disabled, PendingDeletion and
+    /// PendingReplicaDeletion, Creating, Updating.
     #[test]
     fn the_state_table_is_the_published_one() {
         use ErrorCode::{DisabledException as D, KMSInvalidStateException as S};
         let table = [
-            ("DescribeKey", [None, None, None]),
-            ("ListAliases", [None, None, None]),
-            ("ListResourceTags", [None, None, None]),
-            ("DeleteAlias", [None, None, None]),
-            ("Encrypt", [None, Some(D), Some(S)]),
-            ("Decrypt", [None, Some(D), Some(S)]),
-            ("ReEncrypt", [None, Some(D), Some(S)]),
-            ("GenerateDataKey", [None, Some(D), Some(S)]),
-            ("GenerateDataKeyWithoutPlaintext", [None, Some(D), Some(S)]),
-            ("CreateAlias", [None, None, Some(S)]),
-            ("UpdateAlias", [None, None, Some(S)]),
-            ("TagResource", [None, None, Some(S)]),
-            ("UntagResource", [None, None, Some(S)]),
-            ("UpdateKeyDescription", [None, None, Some(S)]),
-            ("EnableKey", [None, None, Some(S)]),
-            ("DisableKey", [None, None, Some(S)]),
-            ("EnableKeyRotation", [None, Some(D), Some(S)]),
-            ("DisableKeyRotation", [None, Some(D), Some(S)]),
-            ("GetKeyRotationStatus", [None, None, None]),
-            ("RotateKeyOnDemand", [None, Some(D), Some(S)]),
-            ("ListKeyRotations", [None, None, None]),
-            ("ScheduleKeyDeletion", [None, None, Some(S)]),
-            ("CancelKeyDeletion", [Some(S), Some(S), None]),
-            ("GetKeyDeletionStatus", [None, None, None]),
-            ("CreateKey", [None, None, None]),
-            ("ListKeys", [None, None, None]),
-            ("GenerateRandom", [None, None, None]),
+            ("DescribeKey", [None, None, None, None, None]),
+            ("ListAliases", [None, None, None, None, None]),
+            ("ListResourceTags", [None, None, None, None, None]),
+            ("DeleteAlias", [None, None, None, None, None]),
+            ("Encrypt", [None, Some(D), Some(S), Some(S), None]),
+            ("Decrypt", [None, Some(D), Some(S), Some(S), None]),
+            ("ReEncrypt", [None, Some(D), Some(S), Some(S), None]),
+            ("GenerateDataKey", [None, Some(D), Some(S), Some(S), None]),
+            ("GenerateDataKeyWithoutPlaintext", [None, Some(D), Some(S), Some(S), None]),
+            ("CreateAlias", [None, None, Some(S), None, None]),
+            ("UpdateAlias", [None, None, Some(S), None, None]),
+            ("TagResource", [None, None, Some(S), None, None]),
+            ("UntagResource", [None, None, Some(S), None, None]),
+            ("UpdateKeyDescription", [None, None, Some(S), None, None]),
+            ("EnableKey", [None, None, Some(S), Some(S), Some(S)]),
+            ("DisableKey", [None, None, Some(S), Some(S), Some(S)]),
+            ("EnableKeyRotation", [None, Some(D), Some(S), Some(S), None]),
+            ("DisableKeyRotation", [None, Some(D), Some(S), Some(S), None]),
+            ("GetKeyRotationStatus", [None, None, None, None, None]),
+            ("RotateKeyOnDemand", [None, Some(D), Some(S), Some(S), Some(S)]),
+            ("ListKeyRotations", [None, None, None, None, None]),
+            ("ScheduleKeyDeletion", [None, None, Some(S), None, Some(S)]),
+            ("CancelKeyDeletion", [Some(S), Some(S), None, Some(S), Some(S)]),
+            ("GetKeyDeletionStatus", [None, None, None, None, None]),
+            ("CreateKey", [None, None, None, None, None]),
+            ("ListKeys", [None, None, None, None, None]),
+            ("GenerateRandom", [None, None, None, None, None]),
+            ("ReplicateKey", [None, Some(D), Some(S), Some(S), Some(S)]),
+            ("UpdatePrimaryRegion", [None, Some(D), Some(S), Some(S), None]),
+            ("GetKeyReplicationStatus", [None, None, None, None, None]),
         ];
         assert_eq!(table.len(), Operation::ALL.len());
         for (name, row) in table {
             let operation = *Operation::ALL.iter().find(|o| o.name() == name).expect(name);
+            let [enabled, disabled, pending, creating, updating] = row;
+            let row = [enabled, disabled, pending, creating, updating, pending];
             for (state, expected) in KeyState::ALL.into_iter().zip(row) {
                 let got = check_state(operation, state, "arn:x").err().map(|e| e.code);
                 assert_eq!(got, expected, "{name} in {state:?}");

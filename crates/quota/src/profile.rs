@@ -121,11 +121,13 @@ impl Profile {
             | Op::DisableKey
             | Op::DisableKeyRotation
             | Op::EnableKey
+            | Op::ReplicateKey
             | Op::RotateKeyOnDemand
             | Op::UntagResource
             | Op::UpdateAlias
-            | Op::UpdateKeyDescription => 5,
-            Op::GetKeyDeletionStatus => return None,
+            | Op::UpdateKeyDescription
+            | Op::UpdatePrimaryRegion => 5,
+            Op::GetKeyDeletionStatus | Op::GetKeyReplicationStatus => return None,
             // In the symmetric pool.
             Op::Encrypt
             | Op::Decrypt

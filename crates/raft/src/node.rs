@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use keyward_env::Env;
 use keyward_env::sabotage::{Bug, on};
-use keyward_model::{NodeId, Timestamp};
+use keyward_model::{KeyId, NodeId, Timestamp};
 use keyward_state::{
     Batch, Command, DiskMark, Envelope, Install, Outcome, State, Store, Table, Timers, codec,
 };

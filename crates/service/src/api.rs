@@ -199,6 +199,18 @@ requests! {
     }
     /// Makes random bytes.
     GenerateRandom { number_of_bytes: Option<i32>, }
+    /// Has another Region make a replica.
+    ReplicateKey {
+        key_id: String,
+        replica_region: String,
+        description: Option<String>,
+        tags: Vec<Tag>,
+        policy: Option<String>,
+    }
+    /// Makes a replica the primary.
+    UpdatePrimaryRegion { key_id: String, primary_region: String, }
+    /// Tells how far each Region is with a key.
+    GetKeyReplicationStatus { key_id: String, }
 }
 
 /// A caller's plaintext on its way through. Wiped on drop; shown nowhere.
@@ -242,7 +254,49 @@ pub struct KeyMetadata {
     pub description: String,
     pub state: KeyState,
     pub deletion_date: Option<Timestamp>,
+    /// Of a primary that waits for its replicas to be gone.
+    pub pending_window_days: Option<u32>,
     pub current_key_material_id: String,
+    /// Of a multi-Region key.
+    pub multi_region: Option<MultiRegionConfiguration>,
+}
+
+/// Where a multi-Region key is: ARN and Region of each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct MultiRegionConfiguration {
+    pub primary: (String, String),
+    pub replicas: Vec<(String, String)>,
+}
+
+/// How far each Region is with a multi-Region key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ReplicationStatus {
+    pub key_arn: String,
+    /// The number of the primary's epoch.
+    pub epoch: u64,
+    pub primary_region: String,
+    /// A Region that is about to become the primary's.
+    pub offered_to: Option<String>,
+    /// A new material waits until every Region has it.
+    pub rotation_waits: bool,
+    pub regions: Vec<RegionalKey>,
+}
+
+/// One Region of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct RegionalKey {
+    pub region: String,
+    pub arn: String,
+    pub primary: bool,
+    /// Its replica has not been made yet, as far as is known here.
+    pub being_made: bool,
+    /// It has taken over the key's last change.
+    pub up_to_date: bool,
+    /// How old that change is, in milliseconds, where it has not.
+    pub behind_ms: Option<u64>,
 }
 
 /// An entry of ListAliases.
@@ -311,9 +365,13 @@ pub enum Response {
     Keys(Listing<(String, String)>),
     DeletionScheduled {
         key_arn: String,
-        deletion_date: Timestamp,
+        /// None for a primary that waits for its replicas to be gone.
+        deletion_date: Option<Timestamp>,
         window_days: i32,
     },
+    /// ReplicateKey.
+    Replicated(Box<KeyMetadata>),
+    Replication(Box<ReplicationStatus>),
     DeletionStatus(Box<DeletionStatus>),
     /// CancelKeyDeletion, RotateKeyOnDemand.
     KeyArn(String),

@@ -4,12 +4,13 @@
 
 use keyward_env::Entropy;
 use keyward_model::limits::{CERTIFICATE_DAYS, CERTIFICATE_DAYS_DEFAULT};
-use keyward_model::{KmsError, NodeId, PrincipalArn, Timestamp};
+use keyward_model::{KmsError, NodeId, PrincipalArn, Region, Timestamp};
 use keyward_state::InvitationId;
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
@@ -19,6 +20,16 @@ pub const NODE_URN: &str = "urn:keyward:node:";
 
 /// Names an invitation in its certificate: `urn:keyward:invitation:<id>`.
 pub const INVITATION_URN: &str = "urn:keyward:invitation:";
+
+/// Names a Region in the certificate that its nodes show to other Regions: `urn:keyward:region:<name>:<id>`.
+pub const REGION_URN: &str = "urn:keyward:region:";
+/// A certificate of that kind lasts this long: it is made anew long before.
+const LINK_DAYS: u32 = 2;
+/// An uncompressed P-256 point as a SubjectPublicKeyInfo begins with this (RFC 5480, section 2).
+const P256_SPKI: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
+    0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
 
 /// A new certificate begins this much in the past, for callers whose clocks are behind.
 const BACKDATED_MS: i64 = 5 * 60 * 1000;
@@ -63,6 +74,8 @@ pub enum Subject {
     Node(NodeId),
     /// A machine that was invited to become one.
     Invitation(InvitationId),
+    /// A Region, to other Regions.
+    Region(Region, [u8; 16]),
 }
 
 impl Subject {
@@ -71,6 +84,7 @@ impl Subject {
             Self::Principal(arn) => arn.to_string(),
             Self::Node(node) => format!("{NODE_URN}{node}"),
             Self::Invitation(id) => format!("{INVITATION_URN}{}", hex::encode(id)),
+            Self::Region(name, id) => format!("{REGION_URN}{name}:{}", hex::encode(id)),
         }
     }
 
@@ -83,6 +97,12 @@ impl Subject {
         if let Some(id) = uri.strip_prefix(INVITATION_URN) {
             let mut bytes = [0; 16];
             return hex::decode_to_slice(id, &mut bytes).ok().map(|()| Self::Invitation(bytes));
+        }
+        if let Some(region) = uri.strip_prefix(REGION_URN) {
+            let (name, id) = region.split_once(':')?;
+            let mut bytes = [0; 16];
+            hex::decode_to_slice(id, &mut bytes).ok()?;
+            return name.parse().ok().map(|name| Self::Region(name, bytes));
         }
         uri.parse().ok().map(Self::Principal)
     }
@@ -182,6 +202,35 @@ impl Authority {
         self.sign(request, &Subject::Node(node), hosts, now.plus_days(NODE_DAYS), entropy, now)
     }
 
+    /// Issues the certificate with which a Region's nodes show who they are to other Regions.
+    pub fn issue_region(
+        &self,
+        request: &[u8],
+        region: &Region,
+        region_id: [u8; 16],
+        entropy: &dyn Entropy,
+        now: Timestamp,
+    ) -> Result<Issued, AuthorityError> {
+        let subject = Subject::Region(region.clone(), region_id);
+        self.sign(request, &subject, &[], now.plus_days(LINK_DAYS), entropy, now)
+    }
+
+    /// Attests the public key that material is sealed to (an uncompressed P-256 point) as a Region's. The key agrees on
+    /// secrets and signs nothing.
+    pub fn attest_region_key(
+        &self,
+        public_key: &[u8],
+        region: &Region,
+        region_id: [u8; 16],
+        entropy: &dyn Entropy,
+        now: Timestamp,
+    ) -> Result<Issued, AuthorityError> {
+        let der = [&P256_SPKI, public_key].concat();
+        let key = SubjectPublicKeyInfo::from_der(&der).map_err(AuthorityError::Request)?;
+        let subject = Subject::Region(region.clone(), region_id);
+        self.certify(&key, &subject, &[], now.plus_days(AUTHORITY_DAYS), entropy, now)
+    }
+
     fn sign(
         &self,
         request: &[u8],
@@ -195,6 +244,18 @@ impl Authority {
         // Checks the request's own signature: the sender holds the private key.
         let request =
             CertificateSigningRequestParams::from_der(&der).map_err(AuthorityError::Request)?;
+        self.certify(&request.public_key, subject, hosts, not_after, entropy, now)
+    }
+
+    fn certify(
+        &self,
+        public_key: &impl PublicKeyData,
+        subject: &Subject,
+        hosts: &[String],
+        not_after: Timestamp,
+        entropy: &dyn Entropy,
+        now: Timestamp,
+    ) -> Result<Issued, AuthorityError> {
         let serial = serial(entropy);
         // Nothing of what the request asks for is taken over but the key.
         let mut params = CertificateParams::default();
@@ -215,7 +276,7 @@ impl Authority {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = match subject {
-            Subject::Principal(_) | Subject::Invitation(_) => {
+            Subject::Principal(_) | Subject::Invitation(_) | Subject::Region(..) => {
                 vec![ExtendedKeyUsagePurpose::ClientAuth]
             }
             Subject::Node(_) => {
@@ -228,9 +289,45 @@ impl Authority {
         let own = CertificateDer::from(self.certificate.as_slice());
         let issuer = Issuer::from_ca_cert_der(&own, &self.key).map_err(AuthorityError::Internal)?;
         let certificate =
-            params.signed_by(&request.public_key, &issuer).map_err(AuthorityError::Internal)?;
+            params.signed_by(public_key, &issuer).map_err(AuthorityError::Internal)?;
         Ok(Issued { certificate: certificate.der().to_vec(), serial, not_after })
     }
+}
+
+/// What another Region is, as its card says and its authority vouches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attested {
+    /// Its name.
+    pub region: Region,
+    /// Which Region of that name.
+    pub region_id: [u8; 16],
+    /// The public key that material is sealed to: an uncompressed P-256 point.
+    pub public_key: Vec<u8>,
+}
+
+/// Reads an attestation ([`Authority::attest_region_key`]), if that authority made it.
+pub(crate) fn attested(certificate: &[u8], authority: &[u8]) -> Result<Attested, KmsError> {
+    let wrong = |why: &str| KmsError::validation(format!("the card of the other Region {why}"));
+    let read = |der| {
+        x509_parser::parse_x509_certificate(der)
+            .map(|(_, certificate)| certificate)
+            .map_err(|_| wrong("holds a certificate that cannot be read"))
+    };
+    let (own, authority) = (read(certificate)?, read(authority)?);
+    own.verify_signature(Some(authority.public_key()))
+        .map_err(|_| wrong("is not vouched for by the authority in it: it was altered"))?;
+    let names = own.subject_alternative_name().ok().flatten();
+    let subject = names.and_then(|names| {
+        names.value.general_names.iter().find_map(|name| match name {
+            x509_parser::extensions::GeneralName::URI(uri) => Subject::from_uri(uri),
+            _ => None,
+        })
+    });
+    let Some(Subject::Region(region, region_id)) = subject else {
+        return Err(wrong("attests no Region"));
+    };
+    let public_key = own.public_key().subject_public_key.data.to_vec();
+    Ok(Attested { region, region_id, public_key })
 }
 
 /// A fresh private key (PKCS #8 DER) and a signing request (DER) for it.

@@ -35,6 +35,7 @@ impl<E: Env> Kms<E> {
         self.node.env().spawn(async move { this.keep_memory_clean().await });
         self.node.env().spawn(Arc::clone(self).ask_for_shares());
         self.node.env().spawn(Arc::clone(self).keep_quotas());
+        self.node.env().spawn(Arc::clone(self).keep_links());
     }
 
     /// Material of deleted keys leaves memory. By itself: a round of housekeeping may have to wait for others.
@@ -164,7 +165,10 @@ impl<E: Env> Kms<E> {
 
     /// Rotations whose second half is missing: their first half is fenced now, then they complete.
     async fn complete_rotations(&self, state: &State) -> Result<(), KmsError> {
-        let open = state.rotations_open(ROTATIONS_A_ROUND);
+        let mut open = state.rotations_open(usize::MAX);
+        // A material encrypts once every Region that has the key has it too.
+        open.retain(|key| self.replicas_have(state, *key));
+        open.truncate(ROTATIONS_A_ROUND);
         if open.is_empty() {
             return Ok(());
         }

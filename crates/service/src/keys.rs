@@ -13,6 +13,7 @@ use crate::api::{
     TagResource, UntagResource, UpdateAlias, UpdateKeyDescription,
 };
 use crate::kms::{Kms, Serving, hsm_refused, internal};
+use crate::regions::configuration;
 use crate::resolve::{self, Forms};
 
 const USAGES: [&str; 4] =
@@ -71,9 +72,6 @@ impl<E: Env> Kms<E> {
         only("AWS_KMS", &ORIGINS, "origin", request.origin.as_deref())?;
         let unsupported =
             |message| Err(KmsError::new(ErrorCode::UnsupportedOperationException, message));
-        if request.multi_region == Some(true) {
-            return unsupported("multi-Region keys are not offered by this version");
-        }
         if request.policy.is_some() {
             return unsupported("key policies are not offered by this version: leave Policy out");
         }
@@ -82,7 +80,10 @@ impl<E: Env> Kms<E> {
         let domain_key = self.active_domain_key(s.state).await?;
         let mut bytes = [0; 16];
         self.entropy.fill(&mut bytes);
-        let key = KeyId::from_random(bytes);
+        let key = match request.multi_region {
+            Some(true) => KeyId::from_parts(true, bytes),
+            _ => KeyId::from_random(bytes),
+        };
         let (material, token) =
             self.hsm.generate_backing_key(domain_key, key).map_err(|e| hsm_refused(&e))?;
         let account = s.principal.arn.account();
@@ -95,7 +96,8 @@ impl<E: Env> Kms<E> {
                 "key {key} was created; this node has yet to learn it"
             ))
         })?;
-        Ok(Response::Key(Box::new(metadata(s, created))))
+        let s = Serving { state: &state, ..*s };
+        Ok(Response::Key(Box::new(metadata(&s, created))))
     }
 
     /// This node's state once `there` holds, or at the deadline.
@@ -188,9 +190,14 @@ impl<E: Env> Kms<E> {
             window_days: window_days.unsigned_abs(),
         };
         match self.change(s.deadline, command).await? {
-            Reply::DeletionDate(deletion_date) => Ok(Response::DeletionScheduled {
+            Reply::DeletionDate(date) => Ok(Response::DeletionScheduled {
                 key_arn: permitted.arn,
-                deletion_date,
+                deletion_date: Some(date),
+                window_days,
+            }),
+            Reply::WaitsForReplicas => Ok(Response::DeletionScheduled {
+                key_arn: permitted.arn,
+                deletion_date: None,
                 window_days,
             }),
             other => Err(internal("an unexpected reply", &format!("{other:?}"))),
@@ -333,6 +340,12 @@ fn metadata(s: &Serving<'_>, key: &Key) -> KeyMetadata {
         description: key.description.clone(),
         state: key.state,
         deletion_date: key.deletion_date,
+        pending_window_days: s
+            .state
+            .multi_region(&key.id)
+            .and_then(|row| row.here.as_ref())
+            .and_then(|here| here.window_days),
         current_key_material_id: key.current_material().id.to_string(),
+        multi_region: configuration(s.state, key),
     }
 }

@@ -20,6 +20,7 @@ use crate::audit::Audit;
 use crate::authorize::{Authorize, ByKind, Question, authenticate, note_refusal};
 use crate::deletion::Alarm;
 use crate::quota::Quotas;
+use crate::regions::RegionLinks;
 use crate::resolve::{Forms, View};
 use crate::roots::RootKeeper;
 
@@ -46,6 +47,8 @@ pub struct Kms<E: Env> {
     pub(crate) rounds_of_change: AtomicU32,
     /// Up to which deletion open material has left memory.
     pub(crate) evicted: AtomicU64,
+    /// Links with other Regions.
+    pub(crate) regions: RegionLinks,
 }
 
 /// What a call is served with: one immutable snapshot, and who asks.
@@ -93,6 +96,7 @@ impl<E: Env> Kms<E> {
             alarm: Alarm::default(),
             rounds_of_change: AtomicU32::new(0),
             evicted: AtomicU64::new(0),
+            regions: RegionLinks::default(),
         })
     }
 
@@ -124,7 +128,7 @@ impl<E: Env> Kms<E> {
     ///
     /// A call that was held up must not answer on a lease that is over, with a result or a refusal: it is
     /// decided anew, on what the node knows once it serves again. (A change was fenced: it needs no lease.)
-    pub async fn serve(&self, call: Call) -> Result<Response, KmsError> {
+    pub async fn serve(self: &Arc<Self>, call: Call) -> Result<Response, KmsError> {
         let mut now = self.node.env().boot_now();
         let deadline = now + call.patience;
         loop {
@@ -151,7 +155,7 @@ impl<E: Env> Kms<E> {
     }
 
     async fn decide(
-        &self,
+        self: &Arc<Self>,
         call: &Call,
         state: &State,
         now: Duration,
@@ -176,7 +180,11 @@ impl<E: Env> Kms<E> {
         self.node.admit(left.min(ADMIT_PATIENCE)).await.map_err(no_lease)
     }
 
-    async fn execute(&self, s: &Serving<'_>, request: &Request) -> Result<Response, KmsError> {
+    async fn execute(
+        self: &Arc<Self>,
+        s: &Serving<'_>,
+        request: &Request,
+    ) -> Result<Response, KmsError> {
         match request {
             Request::CreateKey(r) => self.create_key(s, r).await,
             Request::DescribeKey(r) => self.describe_key(s, r),
@@ -207,6 +215,12 @@ impl<E: Env> Kms<E> {
                 self.generate_data_key(s, r.into()).await
             }
             Request::GenerateRandom(r) => self.generate_random(s, r),
+            // Boxed, as whatever is rare: each call's future is as large as the largest of these.
+            Request::ReplicateKey(r) => Box::pin(self.replicate_key(s, r)).await,
+            Request::UpdatePrimaryRegion(r) => Box::pin(self.update_primary_region(s, r)).await,
+            Request::GetKeyReplicationStatus(r) => {
+                Box::pin(self.get_key_replication_status(s, r)).await
+            }
         }
     }
 

@@ -18,6 +18,7 @@ mod multiplex;
 mod operator;
 mod peer;
 mod quota;
+mod regions;
 mod resolve;
 mod roots;
 mod rotation;
@@ -25,12 +26,15 @@ mod stack;
 
 pub use api::{Call, Caller, Request, Response};
 pub use audit::{Audit, Origin, Recorded, Trace};
-pub use authority::{Authority, AuthorityError, Issued, NODE_URN, Subject, signing_request};
+pub use authority::{
+    Authority, AuthorityError, Issued, NODE_URN, REGION_URN, Subject, signing_request,
+};
 pub use authorize::{Authorize, ByKind, Question};
 pub use joining::{Invited, Joined};
 pub use kms::Kms;
 pub use multiplex::{Multiplex, Numbered, STREAM_CALLS_MAX};
 pub use operator::{ClusterStatus, FoundingRequest, MemberStatus};
 pub use quota::{BucketFigures, BucketUsage, NodeShare, PlanLine, QuotaUsage, Quotas};
+pub use regions::{Decision, RegionCard, RegionsStatus};
 pub use roots::{KeptRoot, RootCommand, RootInfo, RootKeeper, RootReply};
 pub use stack::{Deadline, Handler, Measure, Serve, Shed, Stack, stack};

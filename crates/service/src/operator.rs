@@ -370,6 +370,13 @@ impl<E: Env> Kms<E> {
                 self.await_active(id, deadline).await?;
                 Ok(LeaderReply::DomainKey(id))
             }
+            LeaderCommand::Links => Ok(LeaderReply::Links(self.links_told())),
+            LeaderCommand::PromoteRegion { lost, force } => {
+                self.lead_promotion(&lost, force, deadline).await.map(LeaderReply::Count)
+            }
+            LeaderCommand::FailOver { to } => {
+                self.lead_fail_over(&to, deadline).await.map(LeaderReply::Count)
+            }
         }
     }
 

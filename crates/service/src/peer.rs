@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use keyward_env::Env;
 use keyward_hsm::{ResealRequest, RootId};
-use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId};
+use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId, Region};
 use keyward_raft::{BoxFuture, PeerApp};
 use keyward_state::{DiskMark, Timers, codec};
 use serde::{Deserialize, Serialize};
 
 use crate::kms::Kms;
 use crate::quota::{QuotaAnswer, QuotaRequest};
+use crate::regions::ToldLink;
 use crate::roots::{RootCommand, RootReply};
 
 /// A message to the service layer of another node.
@@ -49,6 +50,15 @@ pub(crate) enum LeaderCommand {
         to: Option<NodeId>,
     },
     RotateDomainKey,
+    /// How the links with other Regions are: only the leader knows.
+    Links,
+    PromoteRegion {
+        lost: Region,
+        force: bool,
+    },
+    FailOver {
+        to: Region,
+    },
 }
 
 /// What came of a leader command.
@@ -57,6 +67,8 @@ pub(crate) enum LeaderReply {
     Done,
     NewLeader(NodeId),
     DomainKey(DomainKeyId),
+    Links(Vec<ToldLink>),
+    Count(u64),
 }
 
 /// An answer.

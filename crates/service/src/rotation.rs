@@ -72,6 +72,10 @@ impl<E: Env> Kms<E> {
         let permitted = self.usable_key(s, &request.key_id, "keyId", Forms::Key)?;
         let key = permitted.key.id;
         let material = self.introduce(s.state, s.deadline, key, RotationKind::OnDemand).await?;
+        // Where other Regions have the key, the leader goes on once they have the material.
+        if key.is_multi_region() {
+            return Ok(Response::KeyArn(permitted.arn));
+        }
         // The rotation stands from here on. If this node or the leader dies now, whoever leads next
         // completes it; as with AWS, GetKeyRotationStatus shows that it is under way.
         let activated = self.change(s.deadline, Command::ActivateMaterial { key, material }).await;

@@ -24,9 +24,11 @@ pub enum KeyView {
 impl From<keyward_model::KeyState> for KeyView {
     fn from(state: keyward_model::KeyState) -> Self {
         match state {
-            keyward_model::KeyState::Enabled => Self::Enabled,
+            keyward_model::KeyState::Enabled | keyward_model::KeyState::Updating => Self::Enabled,
             keyward_model::KeyState::Disabled => Self::Disabled,
-            keyward_model::KeyState::PendingDeletion => Self::Pending,
+            keyward_model::KeyState::PendingDeletion
+            | keyward_model::KeyState::PendingReplicaDeletion => Self::Pending,
+            keyward_model::KeyState::Creating => Self::Absent,
         }
     }
 }

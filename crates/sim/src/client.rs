@@ -195,7 +195,7 @@ impl Callers {
         let result = result.map(|response| match response {
             Response::Key(metadata) => Acknowledged::Created(metadata.key_id),
             Response::DeletionScheduled { deletion_date, .. } => {
-                Acknowledged::Date(deletion_date.0)
+                deletion_date.map_or(Acknowledged::Done, |date| Acknowledged::Date(date.0))
             }
             _ => Acknowledged::Done,
         });

@@ -11,7 +11,8 @@ use keyward_model::{
 use keyward_quota::{BucketId, Quota, QuotaName, WindowUse};
 use serde::{Deserialize, Serialize};
 
-use crate::rows::{DiskMark, InvitationId, Kinds, Purpose, RotationKind, Timers};
+use crate::multi_region::{Cursor, First, OfferId, PeerRegion, RegionKey, Told};
+use crate::rows::{DiskMark, InvitationId, Kinds, Purpose, Rotation, RotationKind, Timers};
 
 /// Names one attempt of a caller to change something. A retry carries the same id and gets the first
 /// outcome.
@@ -269,6 +270,69 @@ pub enum Command {
         /// The domain key.
         domain_key: DomainKeyId,
     },
+    /// Has another Region make a replica: it sees so in this Region's feed.
+    ReplicateKey {
+        /// The key, whose primary is here.
+        key: KeyId,
+        /// Where the replica is to be.
+        to: Region,
+        /// What it begins with.
+        first: First,
+    },
+    /// Offers the primary's place to a replica.
+    OfferPrimary {
+        /// The key, whose primary is here.
+        key: KeyId,
+        /// Whose place it is to be.
+        to: Region,
+        /// Names the offer.
+        offer: OfferId,
+    },
+    /// Takes over a part of another Region's feed. Refused whole where a material is missing.
+    Merge {
+        /// Who told it.
+        from: Region,
+        /// How far it goes.
+        cursor: Cursor,
+        /// What was told.
+        told: Vec<Told>,
+    },
+    /// Replicas here become primaries in the place of those of a Region that is lost.
+    Promote {
+        /// That Region.
+        lost: Region,
+        /// The keys. Those whose primary is elsewhere are left alone.
+        keys: Vec<KeyId>,
+    },
+    /// The key pair that other Regions seal material to. The first one stays.
+    SetRegionKey {
+        /// The key pair.
+        key: RegionKey,
+    },
+    /// An operator approves another Region, or what has changed of it.
+    AddRegion {
+        /// That Region. When it is approved and its cursor are the state's to set.
+        peer: PeerRegion,
+    },
+    /// A Region never comes back: nothing waits for it any more. Refused while it is the primary's Region of a key.
+    ForgetRegion {
+        /// That Region.
+        region: Region,
+    },
+    /// Somebody decided about what was lost of a key.
+    Reconciled {
+        /// The key.
+        key: KeyId,
+    },
+    /// What a Region had acknowledged and lost is made the primary's after all.
+    ApplyReconciled {
+        /// The key, whose primary is here.
+        key: KeyId,
+        /// The rotation setting that was lost.
+        rotation: Rotation,
+        /// The material that encrypted. It does so again once every Region has it.
+        current: KeyMaterialId,
+    },
 }
 
 impl Command {
@@ -283,6 +347,16 @@ impl Command {
             {
                 *token = SealedToken::from_bytes(Vec::new());
                 true
+            }
+            Self::Merge { told, .. } => {
+                let mut found = false;
+                for one in told.iter_mut().filter(|one| gone(&one.view.key)) {
+                    for (_, token) in &mut one.tokens {
+                        found |= !token.as_bytes().is_empty();
+                        *token = SealedToken::from_bytes(Vec::new());
+                    }
+                }
+                found
             }
             _ => false,
         }
@@ -340,4 +414,6 @@ pub enum Reply {
     /// IntroduceMaterial: the material that is now waiting to be used. Another one than the command's
     /// when a rotation was under way already.
     Introduced(KeyMaterialId),
+    /// ScheduleKeyDeletion of a primary: the waiting period begins when its last replica is gone.
+    WaitsForReplicas,
 }

@@ -9,13 +9,19 @@ mod apply;
 pub mod codec;
 mod command;
 mod mem;
+mod multi_region;
 mod rows;
 mod state;
 mod store;
 
 pub use apply::apply;
 pub use command::{Command, CommandId, Envelope, Founding, Outcome, Reply};
+pub use keyward_hsm::SealedToken;
 pub use mem::{DiskFaults, MemStore};
+pub use multi_region::{
+    Cursor, Epoch, First, Here, HistoryId, KeyView, MultiRegionKey, Offer, OfferId, PeerRegion,
+    Reconciliation, RegionKey, Related, Shared, Told, Version,
+};
 pub use rows::{
     Alias, CertificateRecord, DiskMark, DomainKey, Invitation, InvitationId, Key, Kinds, Material,
     Principal, Purpose, RegionFacts, Root, Rotation, RotationKind, Timers, Tombstone,

@@ -6,12 +6,18 @@ use std::io;
 use std::sync::Arc;
 
 use keyward_hsm::RootId;
-use keyward_model::{AccountId, AliasName, DomainKeyId, KeyId, NodeId, PrincipalArn, Timestamp};
+use keyward_model::{
+    AccountId, AliasName, DomainKeyId, KeyId, KeyMaterialId, NodeId, PrincipalArn, Region,
+    Timestamp,
+};
 use keyward_quota::{BucketId, Quota, QuotaName, WindowUse};
 use rpds::RedBlackTreeMapSync;
 
 use crate::codec;
 use crate::command::{CommandId, Outcome};
+use crate::multi_region::{
+    HistoryId, KeyView, MultiRegionKey, PeerRegion, Reconciliation, RegionKey, Shared,
+};
 use crate::rows::{
     Alias, DiskMark, DomainKey, Invitation, InvitationId, Key, Principal, RegionFacts, Root,
     Tombstone,
@@ -32,6 +38,9 @@ pub(crate) const META_HISTORY: &[u8] = b"history";
 pub(crate) const META_QUOTAS: &[u8] = b"quotas";
 /// Key of the row that holds how far the counters on the nodes' disks had come.
 pub(crate) const META_COUNTERS: &[u8] = b"counters";
+
+/// Key of the row that holds the Region's key pair for material from other Regions.
+pub(crate) const META_REGION_KEY: &[u8] = b"region_key";
 
 /// The whole state of a Region except for sealed tokens, as of one point in the log. Cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,6 +86,13 @@ pub struct State {
     pub quotas_revision: u64,
     pub(crate) quotas: RedBlackTreeMapSync<QuotaName, Arc<Quota>>,
     pub(crate) quota_use: RedBlackTreeMapSync<BucketId, WindowUse>,
+    /// The key pair that other Regions seal material to; none before there was a need.
+    pub region_key: Option<Arc<RegionKey>>,
+    pub(crate) peer_regions: Arc<BTreeMap<Region, Arc<PeerRegion>>>,
+    pub(crate) multi_region: RedBlackTreeMapSync<KeyId, Arc<MultiRegionKey>>,
+    /// Multi-Region keys by the number of their last change: what other Regions are told, each key once.
+    pub(crate) feed: RedBlackTreeMapSync<u64, KeyId>,
+    pub(crate) reconciliations: RedBlackTreeMapSync<KeyId, Arc<Reconciliation>>,
 }
 
 impl Default for State {
@@ -108,6 +124,11 @@ impl Default for State {
             quotas_revision: 0,
             quotas: RedBlackTreeMapSync::new_sync(),
             quota_use: RedBlackTreeMapSync::new_sync(),
+            region_key: None,
+            peer_regions: Arc::default(),
+            multi_region: RedBlackTreeMapSync::new_sync(),
+            feed: RedBlackTreeMapSync::new_sync(),
+            reconciliations: RedBlackTreeMapSync::new_sync(),
         }
     }
 }
@@ -158,6 +179,25 @@ impl State {
         if let Some(bytes) = store.get(Table::Meta, META_QUOTAS)? {
             state.quotas_revision = row(Table::Meta, &bytes)?;
         }
+        if let Some(bytes) = store.get(Table::Meta, META_REGION_KEY)? {
+            state.region_key = Some(Arc::new(row(Table::Meta, &bytes)?));
+        }
+        let mut peers = BTreeMap::new();
+        store.scan(Table::PeerRegions, &mut |_, bytes| {
+            let peer: PeerRegion = row(Table::PeerRegions, bytes)?;
+            peers.insert(peer.region.clone(), Arc::new(peer));
+            Ok(())
+        })?;
+        state.peer_regions = Arc::new(peers);
+        store.scan(Table::Reconciliations, &mut |_, bytes| {
+            let entry: Reconciliation = row(Table::Reconciliations, bytes)?;
+            state.reconciliations.insert_mut(entry.key, Arc::new(entry));
+            Ok(())
+        })?;
+        store.scan(Table::MultiRegionKeys, &mut |_, bytes| {
+            state.index_multi_region(Arc::new(row(Table::MultiRegionKeys, bytes)?));
+            Ok(())
+        })?;
         store.scan(Table::Quotas, &mut |_, bytes| {
             let quota: Quota = row(Table::Quotas, bytes)?;
             state.quotas.insert_mut(quota.name.clone(), Arc::new(quota));
@@ -233,16 +273,34 @@ impl State {
                 self.key_counts.insert_mut(key.account, count + 1);
             }
         }
-        if key.rotation.enabled && key.state == keyward_model::KeyState::Enabled {
+        // A replica's rotations are its primary's to make.
+        let follows =
+            self.multi_region.get(&key.id).and_then(|row| row.primary()).is_some_and(|primary| {
+                self.region.as_ref().is_some_and(|facts| facts.region != *primary)
+            });
+        if key.rotation.enabled && key.state == keyward_model::KeyState::Enabled && !follows {
             self.rotations_due.insert_mut((key.rotation.next, key.id), ());
         }
-        if key.introduced().is_some() {
+        if key.introduced().is_some() && !follows {
             self.rotations_open.insert_mut(key.id, ());
         }
         if let Some(date) = key.deletion_date {
             self.deletions_due.insert_mut((date, key.id), ());
         }
         self.keys.insert_mut(key.id, key);
+    }
+
+    pub(crate) fn index_multi_region(&mut self, row: Arc<MultiRegionKey>) {
+        if let Some(old) = self.multi_region.get(&row.key) {
+            self.feed.remove_mut(&old.changed);
+        }
+        self.feed.insert_mut(row.changed, row.key);
+        let key = self.keys.get(&row.key).cloned();
+        self.multi_region.insert_mut(row.key, row);
+        // Whether the primary is here decides who makes its rotations.
+        if let Some(key) = key {
+            self.index_key(key);
+        }
     }
 
     /// Takes a key and everything derived from it out of place.
@@ -445,10 +503,118 @@ impl State {
         self.quota_use.get(bucket).copied()
     }
 
-    /// What stayed of a key that is gone.
+    /// What stayed of a key that is gone. Of a replica that was made anew since, nothing.
     #[must_use]
     pub fn tombstone(&self, key: &KeyId) -> Option<&Arc<Tombstone>> {
-        self.tombstones.get(key)
+        self.tombstones.get(key).filter(|_| !self.keys.contains_key(key))
+    }
+
+    // --- Other Regions.
+
+    /// What is known of a multi-Region key beyond the key itself.
+    #[must_use]
+    pub fn multi_region(&self, key: &KeyId) -> Option<&Arc<MultiRegionKey>> {
+        self.multi_region.get(key)
+    }
+
+    /// The same of all of them, those that are gone too.
+    pub fn multi_region_keys(&self) -> impl Iterator<Item = &Arc<MultiRegionKey>> {
+        self.multi_region.values()
+    }
+
+    /// Another Region of that name, as an operator approved it.
+    #[must_use]
+    pub fn peer_region(&self, region: &Region) -> Option<&Arc<PeerRegion>> {
+        self.peer_regions.get(region)
+    }
+
+    /// All other Regions that are approved, by name.
+    pub fn peer_regions(&self) -> impl Iterator<Item = &Arc<PeerRegion>> {
+        self.peer_regions.values()
+    }
+
+    /// Tells one set of approved Regions from another: the same pointer, the same set.
+    #[must_use]
+    pub fn peer_regions_shared(&self) -> &Arc<BTreeMap<Region, Arc<PeerRegion>>> {
+        &self.peer_regions
+    }
+
+    /// Names this line of the Region's life.
+    #[must_use]
+    pub fn history_id(&self) -> HistoryId {
+        let founded = self.region.as_ref().map(|facts| facts.region_id);
+        self.history.or(founded).unwrap_or_default()
+    }
+
+    /// The number of the last change that other Regions are to be told of.
+    #[must_use]
+    pub fn feed_head(&self) -> u64 {
+        self.feed.last().map_or(0, |(number, _)| *number)
+    }
+
+    /// Keys that changed after `index`, in the order of their last changes. A key that changes again moves to the
+    /// end, so the feed is never longer than there are keys, and never has to be cut.
+    pub fn feed_after(&self, index: u64) -> impl Iterator<Item = &Arc<MultiRegionKey>> {
+        self.feed
+            .range((std::ops::Bound::Excluded(index), std::ops::Bound::Unbounded))
+            .filter_map(|(_, key)| self.multi_region.get(key))
+    }
+
+    /// What this Region tells others of a key.
+    #[must_use]
+    pub fn view_of(&self, id: &KeyId) -> Option<KeyView> {
+        let row = self.multi_region.get(id)?;
+        let shared = row.here.as_ref().zip(self.key(id)).map(|(here, key)| {
+            Box::new(Shared {
+                generation: here.generation,
+                version: here.version.clone(),
+                base: here.base.clone(),
+                generations: here.generations,
+                related: here.related.clone(),
+                offer: here.offer.clone(),
+                materials: key.materials.clone(),
+                current: key.current_material().id,
+                waiting: key.introduced().map(|material| material.id),
+                rotation: key.rotation,
+            })
+        });
+        Some(KeyView {
+            key: row.key,
+            account: row.account,
+            shared,
+            gone: row.gone.clone(),
+            refused: row.refused,
+            declined: row.declined.clone(),
+        })
+    }
+
+    /// The materials that this Region needs to take a telling over, and lacks.
+    #[must_use]
+    pub fn materials_missing(&self, view: &KeyView) -> Vec<KeyMaterialId> {
+        let (Some(shared), Some(facts)) = (&view.shared, &self.region) else { return Vec::new() };
+        let known = self.key(&view.key);
+        let row = self.multi_region.get(&view.key);
+        if known.is_none() {
+            let me = &facts.region;
+            let Some(related) = shared.related.get(me) else { return Vec::new() };
+            let gone = row.and_then(|row| row.gone.get(me)).max(view.gone.get(me)).copied();
+            if gone.is_some_and(|gone| gone >= related.generation) {
+                return Vec::new();
+            }
+        }
+        let lacks = |id: &KeyMaterialId| known.is_none_or(|key| key.material(id).is_none());
+        shared.materials.iter().map(|material| material.id).filter(lacks).collect()
+    }
+
+    /// What was lost of a key in a promotion, and waits for a decision.
+    #[must_use]
+    pub fn reconciliation(&self, key: &KeyId) -> Option<&Arc<Reconciliation>> {
+        self.reconciliations.get(key)
+    }
+
+    /// The same of all keys.
+    pub fn reconciliations(&self) -> impl Iterator<Item = &Arc<Reconciliation>> {
+        self.reconciliations.values()
     }
 
     /// The node's own roots, as registered.

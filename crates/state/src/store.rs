@@ -32,6 +32,12 @@ pub enum Table {
     Quotas,
     /// State: what is used up of quotas of a minute or a day.
     QuotaUse,
+    /// State: what is known of multi-Region keys beyond the keys themselves.
+    MultiRegionKeys,
+    /// State: other Regions.
+    PeerRegions,
+    /// State: what was lost in promotions, and waits for a decision.
+    Reconciliations,
     /// Log: entries by index.
     Log,
     /// Log: vote, committed, purged.
@@ -40,7 +46,7 @@ pub enum Table {
 
 impl Table {
     /// The tables of a state store.
-    pub const STATE: [Self; 12] = [
+    pub const STATE: [Self; 15] = [
         Self::Meta,
         Self::Keys,
         Self::Tokens,
@@ -53,6 +59,9 @@ impl Table {
         Self::Invitations,
         Self::Quotas,
         Self::QuotaUse,
+        Self::MultiRegionKeys,
+        Self::PeerRegions,
+        Self::Reconciliations,
     ];
     /// The tables of a log store.
     pub const LOG: [Self; 2] = [Self::Log, Self::LogMeta];
@@ -73,6 +82,9 @@ impl Table {
             Self::Invitations => "invitations",
             Self::Quotas => "quotas",
             Self::QuotaUse => "quota_use",
+            Self::MultiRegionKeys => "multi_region_keys",
+            Self::PeerRegions => "peer_regions",
+            Self::Reconciliations => "reconciliations",
             Self::Log => "log",
             Self::LogMeta => "log_meta",
         }

@@ -39,7 +39,32 @@ pub enum KeyCommand {
         /// A tag; may be given several times
         #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = pair)]
         tags: Vec<(String, String)>,
+        /// A multi-Region key: other Regions can have replicas of it. Cannot be changed later
+        #[arg(long)]
+        multi_region: bool,
     },
+    /// Have another Region make a replica of a multi-Region key
+    #[command(after_help = "Example:\n  keyward key replicate mrk-1234... us-east-1")]
+    Replicate {
+        key_id: String,
+        /// The other Region
+        region: String,
+        /// The replica's own description
+        #[arg(long, default_value = "")]
+        description: String,
+        /// A tag of the replica; may be given several times
+        #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = pair)]
+        tags: Vec<(String, String)>,
+    },
+    /// Make the replica in another Region the primary
+    #[command(after_help = "Example:\n  keyward key update-primary mrk-1234... us-east-1")]
+    UpdatePrimary {
+        key_id: String,
+        /// The other Region
+        region: String,
+    },
+    /// How far each Region is with a multi-Region key
+    Replication { key_id: String },
     /// List the account's keys
     List,
     /// Show a key
@@ -220,7 +245,92 @@ fn show_key(format: Format, key: Option<v1::KeyMetadata>) {
     if key.deletion_date.is_some() {
         fields.push(("DeletionDate", json!(date(key.deletion_date.as_ref()))));
     }
+    if let Some(days) = key.pending_deletion_window_in_days {
+        fields.push(("PendingDeletionWindowInDays", json!(days)));
+    }
+    if let Some(of) = key.multi_region_configuration {
+        let one = |key: v1::MultiRegionKey| json!({"Arn": key.arn, "Region": key.region});
+        let regions = |keys: Vec<v1::MultiRegionKey>| match format {
+            Format::Json => json!(keys.into_iter().map(one).collect::<Vec<_>>()),
+            Format::Table => json!(keys.into_iter().map(|key| key.region).collect::<Vec<_>>()),
+        };
+        if format == Format::Table {
+            fields.push(("Type", json!(of.multi_region_key_type)));
+            fields.push(("Primary", json!(of.primary_key.unwrap_or_default().region)));
+            fields.push(("Replicas", regions(of.replica_keys)));
+        } else {
+            fields.push((
+                "MultiRegionConfiguration",
+                json!({
+                    "MultiRegionKeyType": of.multi_region_key_type,
+                    "PrimaryKey": one(of.primary_key.unwrap_or_default()),
+                    "ReplicaKeys": regions(of.replica_keys),
+                }),
+            ));
+        }
+    }
     one(format, &fields);
+}
+
+fn show_replication(format: Format, status: &v1::GetKeyReplicationStatusResponse) {
+    if format == Format::Json {
+        let regions: Vec<Value> = status
+            .regions
+            .iter()
+            .map(|one| {
+                json!({
+                    "Region": one.region,
+                    "Arn": one.arn,
+                    "Primary": one.primary,
+                    "BeingMade": one.being_made,
+                    "UpToDate": one.up_to_date,
+                    "BehindMilliseconds": one.behind_milliseconds,
+                })
+            })
+            .collect();
+        one(
+            format,
+            &[
+                ("KeyId", json!(status.key_id)),
+                ("Epoch", json!(status.epoch)),
+                ("PrimaryRegion", json!(status.primary_region)),
+                ("OfferedTo", json!(status.offered_to)),
+                ("RotationWaits", json!(status.rotation_waits)),
+                ("Regions", json!(regions)),
+            ],
+        );
+        return;
+    }
+    let mut fields = vec![
+        ("KeyId", json!(status.key_id)),
+        ("Primary", json!(format!("{} (epoch {})", status.primary_region, status.epoch))),
+    ];
+    if let Some(to) = &status.offered_to {
+        fields.push(("OfferedTo", json!(to)));
+    }
+    if status.rotation_waits {
+        fields.push(("Rotation", json!("waits until every Region has the new material")));
+    }
+    one(format, &fields);
+    sayln!("");
+    let rows: Vec<Vec<Value>> = status
+        .regions
+        .iter()
+        .map(|one| {
+            let is = match (one.up_to_date, one.being_made, one.behind_milliseconds) {
+                (true, _, _) => "up to date".to_owned(),
+                (_, true, _) => "being made".to_owned(),
+                (_, _, Some(ms)) => format!("behind by {:.1} s", ms as f64 / 1000.0),
+                _ => "behind".to_owned(),
+            };
+            vec![
+                json!(one.region),
+                json!(if one.primary { "primary" } else { "replica" }),
+                json!(is),
+            ]
+        })
+        .collect();
+    list(format, "Regions", &["Region", "Role", "State"], &rows);
 }
 
 fn show_deletion(format: Format, status: v1::GetKeyDeletionStatusResponse) {
@@ -289,10 +399,35 @@ macro_rules! ask {
 
 pub async fn key(client: &Client, format: Format, command: KeyCommand) -> Result<(), Failure> {
     match command {
-        KeyCommand::Create { description, alias, tags: pairs } => {
+        KeyCommand::Replicate { key_id, region, description, tags: pairs } => {
+            let request = v1::ReplicateKeyRequest {
+                key_id,
+                replica_region: region,
+                description: Some(description),
+                tags: tags(pairs),
+                policy: None,
+            };
+            show_key(format, change!(client, replicate_key, request).replica_key_metadata);
+        }
+        KeyCommand::UpdatePrimary { key_id, region } => {
+            let request = v1::UpdatePrimaryRegionRequest { key_id, primary_region: region.clone() };
+            change!(client, update_primary_region, request);
+            done(
+                format,
+                &format!(
+                    "the primary moves to {region}: `keyward key replication` shows when it has"
+                ),
+            );
+        }
+        KeyCommand::Replication { key_id } => {
+            let request = v1::GetKeyReplicationStatusRequest { key_id };
+            show_replication(format, &ask!(client, get_key_replication_status, request));
+        }
+        KeyCommand::Create { description, alias, tags: pairs, multi_region } => {
             let request = v1::CreateKeyRequest {
                 description: Some(description),
                 tags: tags(pairs),
+                multi_region: multi_region.then_some(true),
                 ..v1::CreateKeyRequest::default()
             };
             let created = change!(client, create_key, request).key_metadata;

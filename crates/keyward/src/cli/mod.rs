@@ -9,6 +9,7 @@ pub mod keys;
 pub mod output;
 pub mod principals;
 pub mod quotas;
+pub mod regions;
 pub mod roots;
 
 use std::path::PathBuf;
@@ -80,6 +81,9 @@ pub enum Command {
     /// The nodes of the Region (operators only)
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Other Regions: links, failover, and what was lost (operators only)
+    #[command(subcommand)]
+    Region(regions::RegionCommand),
     /// The roots that everything is sealed for (operators only)
     #[command(subcommand)]
     Root(roots::RootCommand),

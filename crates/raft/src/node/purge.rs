@@ -28,7 +28,10 @@ impl<E: Env> Node<E> {
         // What was received of a snapshot and not taken over holds files of before the deletion. Who is still sending
         // it begins anew.
         drop(self.incoming.lock().take());
-        let gone: BTreeSet<_> = state.deleted_after(done).map(|tomb| tomb.key).collect();
+        // A replica that was made anew has its old material again.
+        let alive = |key: &KeyId| state.key(key).is_some();
+        let gone = state.deleted_after(done).map(|tomb| tomb.key).filter(|key| !alive(key));
+        let gone: BTreeSet<_> = gone.collect();
         if !on(Bug::StateNotPurged) {
             self.stand.purge(&self.env, &self.state_store, &[Table::Tokens]).await?;
         }

@@ -129,6 +129,22 @@ pub(super) fn with_parameters<T>(request: &Request, record: impl FnOnce(&[Pair<'
             ("dryRun", flag(r.dry_run)),
         ]),
         Request::GenerateRandom(r) => record(&[("numberOfBytes", r.number_of_bytes.into())]),
+        Request::ReplicateKey(r) => {
+            let tags: Vec<(&str, &str)> =
+                r.tags.iter().map(|tag| (tag.key.as_str(), tag.value.as_str())).collect();
+            record(&[
+                ("keyId", r.key_id.as_str().into()),
+                ("replicaRegion", r.replica_region.as_str().into()),
+                ("description", r.description.as_deref().into()),
+                ("tags", if tags.is_empty() { Value::Absent } else { Value::Tags(&tags) }),
+                ("policy", r.policy.as_deref().into()),
+            ])
+        }
+        Request::UpdatePrimaryRegion(r) => record(&[
+            ("keyId", r.key_id.as_str().into()),
+            ("primaryRegion", r.primary_region.as_str().into()),
+        ]),
+        Request::GetKeyReplicationStatus(r) => record(&[("keyId", r.key_id.as_str().into())]),
     }
 }
 
@@ -162,6 +178,9 @@ pub(super) fn named_key(request: &Request) -> Option<&str> {
         Request::ReEncrypt(r) => Some(&r.destination_key_id),
         Request::GenerateDataKey(r) => Some(&r.key_id),
         Request::GenerateDataKeyWithoutPlaintext(r) => Some(&r.key_id),
+        Request::ReplicateKey(r) => Some(&r.key_id),
+        Request::UpdatePrimaryRegion(r) => Some(&r.key_id),
+        Request::GetKeyReplicationStatus(r) => Some(&r.key_id),
     }
 }
 

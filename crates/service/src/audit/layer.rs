@@ -56,9 +56,11 @@ impl<E: Env> Pending<E> {
             Ok(Response::ReEncrypted { source_key_arn, key_arn, .. }) => {
                 (Some(source_key_arn.as_str()), Some(key_arn.as_str()))
             }
-            Ok(Response::Key(metadata)) => (Some(metadata.arn.as_str()), None),
+            Ok(Response::Key(metadata) | Response::Replicated(metadata)) => {
+                (Some(metadata.arn.as_str()), None)
+            }
             Ok(Response::DeletionScheduled { key_arn, deletion_date, .. }) => {
-                date = Value::Date(*deletion_date);
+                date = deletion_date.map_or(Value::Absent, Value::Date);
                 (Some(key_arn.as_str()), None)
             }
             Ok(Response::DeletionStatus(status)) => (Some(status.key_arn.as_str()), None),

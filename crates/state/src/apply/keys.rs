@@ -18,7 +18,7 @@ use crate::command::{Outcome, Reply};
 use crate::rows::{Alias, Key, Material, Rotation, RotationKind, Tombstone};
 
 impl Tx<'_> {
-    fn key_arn(&self, key: &Key) -> String {
+    pub(super) fn key_arn(&self, key: &Key) -> String {
         match &self.state.region {
             Some(facts) => key_arn(&facts.region, key.account, key.id),
             None => key.id.to_string(),
@@ -33,7 +33,7 @@ impl Tx<'_> {
     }
 
     /// The key, if it exists and its state allows the operation.
-    fn key_for(&self, operation: Operation, id: KeyId) -> Result<Arc<Key>, KmsError> {
+    pub(super) fn key_for(&self, operation: Operation, id: KeyId) -> Result<Arc<Key>, KmsError> {
         let key = self.state.key(&id).ok_or_else(|| {
             KmsError::new(ErrorCode::NotFoundException, format!("Key '{id}' does not exist"))
         })?;
@@ -77,7 +77,7 @@ impl Tx<'_> {
             ));
         }
         self.take_token(&material, token)?;
-        self.put_key(Key {
+        let key = Key {
             id,
             account,
             description: description.to_owned(),
@@ -94,13 +94,24 @@ impl Tx<'_> {
             current: 0,
             rotation: Rotation::default(),
             aliases: 0,
-        });
+        };
+        if id.is_multi_region() {
+            self.create_primary(&key)?;
+        }
+        self.put_key(key);
         DONE
+    }
+
+    /// The key, if this Region may change what all Regions share of it.
+    fn shared_key_for(&self, operation: Operation, id: KeyId) -> Result<Arc<Key>, KmsError> {
+        let key = self.key_for(operation, id)?;
+        self.check_primary(&key)?;
+        Ok(key)
     }
 
     /// Material must be sealed under a domain key that the Region knows, or nobody could open it. An empty
     /// token was scrubbed from the log: its key's deletion follows in the same log.
-    fn take_token(
+    pub(super) fn take_token(
         &mut self,
         material: &KeyMaterialId,
         token: &SealedToken,
@@ -136,6 +147,10 @@ impl Tx<'_> {
     }
 
     pub(super) fn schedule_deletion(&mut self, key: KeyId, window_days: u32) -> Outcome {
+        let present = self.key_for(Operation::ScheduleKeyDeletion, key)?;
+        if self.wait_for_replicas(&present, window_days)? {
+            return Ok(Reply::WaitsForReplicas);
+        }
         let date = self.now.plus_days(window_days);
         self.edit(Operation::ScheduleKeyDeletion, key, |key| {
             key.state = KeyState::PendingDeletion;
@@ -145,6 +160,8 @@ impl Tx<'_> {
     }
 
     pub(super) fn cancel_deletion(&mut self, key: KeyId) -> Outcome {
+        let present = self.key_for(Operation::CancelKeyDeletion, key)?;
+        self.wait_no_more(&present)?;
         self.edit(Operation::CancelKeyDeletion, key, |key| {
             key.state = KeyState::Disabled;
             key.deletion_date = None;
@@ -165,6 +182,7 @@ impl Tx<'_> {
                 format!("{} is not due for deletion", self.key_arn(&key)),
             ));
         }
+        self.note_gone(&id)?;
         self.remove_key(&key);
         self.put_tombstone(Tombstone {
             key: id,
@@ -282,12 +300,14 @@ impl Tx<'_> {
 
     pub(super) fn enable_rotation(&mut self, key: KeyId, period_days: u32) -> Outcome {
         let next = self.now.plus_days(period_days);
+        self.shared_key_for(Operation::EnableKeyRotation, key)?;
         self.edit(Operation::EnableKeyRotation, key, |key| {
             key.rotation = Rotation { enabled: true, period_days, next, ..key.rotation };
         })
     }
 
     pub(super) fn disable_rotation(&mut self, key: KeyId) -> Outcome {
+        self.shared_key_for(Operation::DisableKeyRotation, key)?;
         self.edit(Operation::DisableKeyRotation, key, |key| key.rotation.enabled = false)
     }
 
@@ -298,7 +318,7 @@ impl Tx<'_> {
         token: &SealedToken,
         kind: RotationKind,
     ) -> Outcome {
-        let key = self.key_for(Operation::RotateKeyOnDemand, id)?;
+        let key = self.shared_key_for(Operation::RotateKeyOnDemand, id)?;
         let arn = self.key_arn(&key);
         if let Some(waiting) = key.introduced() {
             if kind == RotationKind::Automatic {

@@ -2,6 +2,7 @@
 //! changes the state in memory and records the row for the store, so that the two cannot part.
 
 mod keys;
+mod multi_region;
 mod quotas;
 mod region;
 
@@ -9,18 +10,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use keyward_model::limits::{OUTCOME_KEPT_MS, OUTCOMES_KEPT_MAX};
-use keyward_model::{ErrorCode, KmsError, NodeId, Timestamp};
+use keyward_model::{ErrorCode, KeyId, KmsError, NodeId, Region, Timestamp};
 
 use keyward_quota::{BucketId, Quota, QuotaName, WindowUse};
 
 use crate::codec;
 use crate::command::{Command, Envelope, Outcome, Reply};
+use crate::multi_region::{MultiRegionKey, PeerRegion, Reconciliation, RegionKey};
 use crate::rows::{
     Alias, DiskMark, DomainKey, Invitation, InvitationId, Key, Principal, RegionFacts, Root,
     Tombstone,
 };
 use crate::state::{
-    META_COUNTERS, META_HISTORY, META_LOST, META_OFFSET, META_QUOTAS, META_REGION, META_TIME, State,
+    META_COUNTERS, META_HISTORY, META_LOST, META_OFFSET, META_QUOTAS, META_REGION, META_REGION_KEY,
+    META_TIME, State,
 };
 use crate::store::{Batch, Table};
 
@@ -120,12 +123,59 @@ impl Tx<'_> {
             Command::DeleteQuota { name } => self.delete_quota(name),
             Command::NoteQuotaUse { used } => self.note_quota_use(used),
             Command::ActivateDomainKey { domain_key } => self.activate_domain_key(*domain_key),
+            Command::ReplicateKey { key, to, first } => self.replicate_key(*key, to, first),
+            Command::OfferPrimary { key, to, offer } => self.offer_primary(*key, to, *offer),
+            Command::Merge { from, cursor, told } => self.merge(from, cursor, told),
+            Command::Promote { lost, keys } => self.promote(lost, keys),
+            Command::SetRegionKey { key } => self.set_region_key(key),
+            Command::AddRegion { peer } => self.add_region(peer),
+            Command::ForgetRegion { region } => self.forget_region(region),
+            Command::Reconciled { key } => self.reconciled(*key),
+            Command::ApplyReconciled { key, rotation, current } => {
+                self.apply_reconciled(*key, *rotation, *current)
+            }
         }
     }
 
     pub(crate) fn put_key(&mut self, key: Key) {
         self.batch.put(Table::Keys, key_row(&key), codec::encode(&key));
-        self.state.index_key(Arc::new(key));
+        let before = self.state.key(&key.id).cloned();
+        let key = Arc::new(key);
+        self.state.index_key(Arc::clone(&key));
+        if let Some(before) = before.filter(|_| key.id.is_multi_region()) {
+            self.note_shared(&before, &key);
+        }
+    }
+
+    pub(crate) fn put_multi_region(&mut self, row: MultiRegionKey) {
+        self.batch.put(Table::MultiRegionKeys, *row.key.bytes(), codec::encode(&row));
+        self.state.index_multi_region(Arc::new(row));
+    }
+
+    pub(crate) fn put_peer_region(&mut self, peer: PeerRegion) {
+        let row = peer.region.as_str().as_bytes();
+        self.batch.put(Table::PeerRegions, row, codec::encode(&peer));
+        Arc::make_mut(&mut self.state.peer_regions).insert(peer.region.clone(), Arc::new(peer));
+    }
+
+    pub(crate) fn remove_peer_region(&mut self, region: &Region) {
+        self.batch.delete(Table::PeerRegions, region.as_str().as_bytes());
+        Arc::make_mut(&mut self.state.peer_regions).remove(region);
+    }
+
+    pub(crate) fn put_region_key(&mut self, key: RegionKey) {
+        self.batch.put(Table::Meta, META_REGION_KEY, codec::encode(&key));
+        self.state.region_key = Some(Arc::new(key));
+    }
+
+    pub(crate) fn put_reconciliation(&mut self, entry: Reconciliation) {
+        self.batch.put(Table::Reconciliations, *entry.key.bytes(), codec::encode(&entry));
+        self.state.reconciliations.insert_mut(entry.key, Arc::new(entry));
+    }
+
+    pub(crate) fn remove_reconciliation(&mut self, key: &KeyId) {
+        self.batch.delete(Table::Reconciliations, *key.bytes());
+        self.state.reconciliations.remove_mut(key);
     }
 
     pub(crate) fn put_token(&mut self, material: &keyward_model::KeyMaterialId, token: &[u8]) {

@@ -1,6 +1,10 @@
 //! `keyward dev`: a Region on this machine. One node runs in this process; more run as processes of their
 //! own under a supervisor. Data is kept and used again.
 
+pub mod fault;
+mod proxy;
+pub mod regions;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -42,6 +46,8 @@ pub enum DevCommand {
     #[command(after_help = "Examples:
   keyward dev up                      one node, in ./keyward-dev
   keyward dev up --nodes 3            three processes with real consensus
+  keyward dev up --regions us-east-1,eu-west-1,ap-southeast-2 --nodes 3
+                                      three Regions, linked, of three processes each
   eval \"$(keyward dev env)\"           in another terminal: point the other commands at it")]
     Up {
         /// How many nodes
@@ -56,6 +62,14 @@ pub enum DevCommand {
         /// The Region's name
         #[arg(long, default_value = "eu-west-1")]
         region: Region,
+        /// Several Regions, linked with each other, instead of one
+        #[arg(
+            long,
+            value_delimiter = ',',
+            value_name = "REGION,REGION",
+            conflicts_with = "region"
+        )]
+        regions: Vec<Region>,
         /// The account of the principal that is made
         #[arg(long, default_value = "111122223333")]
         account: AccountId,
@@ -65,6 +79,17 @@ pub enum DevCommand {
         /// The folder of `dev up`
         #[arg(long, default_value = "keyward-dev", value_name = "DIR")]
         data: PathBuf,
+        /// Which Region, of several
+        #[arg(long)]
+        region: Option<String>,
+    },
+    /// Faults of Regions that `dev up --regions` has brought up: cut links, stop nodes and Regions
+    Fault {
+        /// The folder of `dev up`
+        #[arg(long, global = true, default_value = "keyward-dev", value_name = "DIR")]
+        data: PathBuf,
+        #[command(subcommand)]
+        command: fault::FaultCommand,
     },
     /// Move the Region's clock ahead, so that waiting periods and rotations can be rehearsed
     #[command(subcommand)]
@@ -130,12 +155,30 @@ pub async fn run(command: DevCommand, connect: &ConnectArgs) -> Result<(), Failu
             done(connect.output, &format!("the Region's clock is {hours} h ahead of the real one"));
             Ok(())
         }
-        DevCommand::Up { nodes, data, port_base, region, account } => {
+        DevCommand::Up { nodes, data, port_base, region: _, regions, account }
+            if !regions.is_empty() || regions::World::is_in(&data) =>
+        {
+            let world = if regions.is_empty() {
+                regions::World::open(&data)?
+            } else {
+                regions::world(&regions, account, nodes, port_base)?
+            };
+            regions::up(world, &data).await
+        }
+        DevCommand::Up { nodes, data, port_base, region, regions: _, account } => {
             let plan = Plan { region, account, nodes, port_base, ready: false };
             up(plan, &data).await
         }
-        DevCommand::Env { data } => {
-            print!("{}", Home::open(&data)?.exports());
+        DevCommand::Fault { data, command } => fault::run(&data, command, connect.output),
+        DevCommand::Env { data, region } => {
+            let home = if regions::World::is_in(&data) {
+                let world = regions::World::open(&data)?;
+                let region = region.as_ref().unwrap_or(&world.regions[0]);
+                world.home(&data, region)?
+            } else {
+                Home::open(&data)?
+            };
+            print!("{}", home.exports());
             Ok(())
         }
         DevCommand::Demo { data, port_base, file } => demo::run(data, port_base, file).await,
@@ -515,6 +558,29 @@ impl Fleet {
                 .map_err(|e| Failure::new(format!("cannot kill node {node}: {e}")))?;
         }
         Ok(())
+    }
+
+    /// Sends a node a signal, if it runs.
+    pub fn signal(&self, node: u16, signal: rustix::process::Signal) {
+        let child = self.children[usize::from(node) - 1].as_ref();
+        if let Some(pid) = child
+            .and_then(Child::id)
+            .and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()))
+        {
+            // One that has ended hears nothing.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// Sends every node a signal.
+    pub fn tell_all(&self, signal: rustix::process::Signal) {
+        (1..=self.home.plan.nodes).for_each(|node| self.signal(node, signal));
+    }
+
+    /// How a node has ended, if it has.
+    pub fn has_ended(&mut self, node: u16) -> Option<std::process::ExitStatus> {
+        let child = self.children[usize::from(node) - 1].as_mut();
+        child.and_then(|child| child.try_wait().ok().flatten())
     }
 
     /// Tells every node to stop, and waits.
