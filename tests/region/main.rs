@@ -21,6 +21,7 @@ mod moods;
 mod quotas;
 mod recover;
 mod refusals;
+mod regions;
 mod roots;
 mod secrets;
 mod streams;

@@ -4,6 +4,7 @@
 
 pub mod load;
 pub mod machines;
+pub mod regions;
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -36,6 +36,7 @@ fn described(status: RegionsStatus) -> v1::DescribeRegionsResponse {
         primaries: status.primaries,
         links: links.collect(),
         reconciliations: status.reconciliations,
+        admitted: status.admitted,
     }
 }
 
@@ -146,6 +147,16 @@ impl RegionService for RegionDoor {
         let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let keys = self.0.kms.fail_over(&caller, &to, patience).await;
         call.end(keys.map(|keys| v1::FailOverRegionResponse { keys })).await
+    }
+
+    async fn admit_region(
+        &self,
+        request: Request<v1::AdmitRegionRequest>,
+    ) -> Answer<v1::AdmitRegionResponse> {
+        let call = self.0.begin(&request, ("AdmitRegion", true), Vec::new()).await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
+        let admitted = self.0.kms.admit_region(&caller, patience).await;
+        call.end(admitted.map(|()| v1::AdmitRegionResponse {})).await
     }
 
     async fn list_reconciliations(

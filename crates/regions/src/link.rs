@@ -22,6 +22,10 @@ pub struct Link {
     pub pulled: Option<Duration>,
     /// How far it has taken over this Region's feed, and fenced it.
     pub taken: Cursor,
+    /// How far its feed went when it was first heard.
+    pub first_head: Option<u64>,
+    /// All that it knew then is here.
+    pub caught_up: bool,
 }
 
 /// All links of this node's Region.
@@ -61,6 +65,12 @@ impl Links {
     /// Notes something about one.
     pub fn note(&self, region: &Region, change: impl FnOnce(&mut Link)) {
         change(self.links.lock().entry(region.clone()).or_default());
+    }
+
+    /// Whether this Region has what any other one knew after it had started.
+    #[must_use]
+    pub fn has_caught_up(&self) -> bool {
+        self.links.lock().values().any(|link| link.caught_up)
     }
 
     /// Whether a Region has taken over, and fenced, this Region's change of that number.

@@ -61,6 +61,8 @@ pub trait Local: Send + Sync + 'static {
     fn links(&self) -> &Links;
     /// Makes a change; it is fenced when this returns.
     fn change(&self, command: Command) -> BoxFuture<'_, Result<(), KmsError>>;
+    /// Another Region has been told more than this one has: it begins a new line of life.
+    fn is_behind_what_was_told(&self) -> BoxFuture<'_, ()>;
     /// Everything that this node has applied is fenced when this returns.
     fn fence(&self) -> BoxFuture<'_, Result<(), KmsError>>;
     /// Has this Region's HSM take over materials of a key that `peer` sealed to it.
@@ -144,7 +146,12 @@ impl<L: Local> Puller<L> {
             self.take_over(peer, &page).await?;
         }
         let heard = self.local.env().boot_now();
+        let taken = self.local.state().peer_region(&self.region).map(|peer| peer.cursor);
         self.local.links().note(&self.region, |link| {
+            let first_head = *link.first_head.get_or_insert(page.head);
+            link.caught_up |= taken
+                .is_some_and(|taken| taken.history == page.history && taken.index >= first_head)
+                || page.head == 0;
             link.heard = Some(heard);
             link.failing = None;
             link.head = page.head;
@@ -262,6 +269,11 @@ pub async fn answer_pull<L: Local>(
     let env = local.env();
     let began = env.boot_now();
     let have = request.have;
+    let state = local.state();
+    if have.history == state.history_id() && have.index > state.feed_head() {
+        // What comes next would bear numbers that it takes for known.
+        local.is_behind_what_was_told().await;
+    }
     local.links().note(from, |link| {
         link.pulled = Some(began);
         link.taken = have;

@@ -269,6 +269,7 @@ impl<E: Env> Kms<E> {
     /// must hear of while it can still be cancelled: it is counted and logged. (AWS's recipe raises an alarm on
     /// the audit record of the same refusal.)
     pub(crate) fn check_state(&self, s: &Serving<'_>, on: &Permitted) -> Result<(), KmsError> {
+        self.check_admitted(&on.key.id)?;
         let allowed = check_state(s.operation, on.key.state, &on.arn);
         if allowed.is_err()
             && s.operation.plane() == Plane::Use

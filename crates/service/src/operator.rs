@@ -374,6 +374,10 @@ impl<E: Env> Kms<E> {
             LeaderCommand::PromoteRegion { lost, force } => {
                 self.lead_promotion(&lost, force, deadline).await.map(LeaderReply::Count)
             }
+            LeaderCommand::Admit => {
+                self.lead_admission();
+                Ok(LeaderReply::Done)
+            }
             LeaderCommand::FailOver { to } => {
                 self.lead_fail_over(&to, deadline).await.map(LeaderReply::Count)
             }

@@ -29,6 +29,8 @@ pub(crate) enum AppRequest {
     Operate { command: LeaderCommand, patience_ms: u64 },
     /// About quotas.
     Quota(QuotaRequest),
+    /// May you use multi-Region keys?
+    Admitted,
 }
 
 /// Operator commands that only a leader can carry out.
@@ -59,6 +61,8 @@ pub(crate) enum LeaderCommand {
     FailOver {
         to: Region,
     },
+    /// The Region's disks are the latest, an operator says.
+    Admit,
 }
 
 /// What came of a leader command.
@@ -85,6 +89,7 @@ pub(crate) enum AppResponse {
     Operated(Result<LeaderReply, KmsError>),
     Roots(Result<RootReply, KmsError>),
     Quota(QuotaAnswer),
+    Admitted(bool),
 }
 
 impl<E: Env> Kms<E> {
@@ -115,6 +120,7 @@ impl<E: Env> Kms<E> {
             AppRequest::Reseal { request, domain_keys } => {
                 self.reseal(from, &request, &domain_keys).await.map(AppResponse::Resealed)
             }
+            AppRequest::Admitted => Ok(AppResponse::Admitted(self.is_admitted())),
             // What a node says that was removed is nobody's word any more.
             AppRequest::Roots(_) | AppRequest::Operate { .. } | AppRequest::Quota(_)
                 if !self.node.has_member(from) =>

@@ -2,6 +2,7 @@
 //! over, is `keyward_regions` and `state/src/apply/multi_region.rs`.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use crate::api::{
 use crate::authority::{self, signing_request};
 use crate::kms::{Kms, Serving, hsm_refused, internal, not_founded};
 use crate::operator::{host_of, refused};
-use crate::peer::{LeaderCommand, LeaderReply};
+use crate::peer::{AppRequest, AppResponse, LeaderCommand, LeaderReply};
 use crate::resolve::{self, Forms};
 
 /// Between looks at which links there should be.
@@ -50,6 +51,8 @@ pub(crate) struct RegionLinks {
     pub(crate) links: Links,
     transport: OnceLock<Arc<dyn RegionTransport>>,
     pulling: Mutex<BTreeSet<Region>>,
+    /// This Region is known not to be older than what it had told others: multi-Region keys may be used.
+    admitted: AtomicBool,
 }
 
 /// A Region, as its own operator shows it to another's.
@@ -80,6 +83,8 @@ pub struct RegionsStatus {
     pub links: Vec<(LinkStatus, Vec<String>, u64)>,
     /// Keys that wait for a decision.
     pub reconciliations: u64,
+    /// This node uses multi-Region keys.
+    pub admitted: bool,
 }
 
 /// What the leader knows of links: the parts of [`RegionsStatus`] that only it has.
@@ -130,6 +135,69 @@ impl<E: Env> Kms<E> {
             }
             self.node.env().sleep(LOOK).await;
         }
+    }
+
+    /// Whether this node may use multi-Region keys. A Region whose nodes all start anew, on old disks maybe, could bring
+    /// back what it had deleted: it asks another Region first how far it had come (DESIGN section 9).
+    pub(crate) fn check_admitted(&self, key: &KeyId) -> Result<(), KmsError> {
+        if !key.is_multi_region() || self.regions.admitted.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(KmsError::new(
+            ErrorCode::KeyUnavailableException,
+            "this Region has just started and has not heard yet from another one how far it had come; it tries. If no \
+             other Region will answer, an operator can say that these disks are the latest (`keyward region admit`)",
+        ))
+    }
+
+    /// Learns whether this node may use multi-Region keys, then ends.
+    pub(crate) async fn ask_for_admission(self: Arc<Self>) {
+        while !self.node.is_stopped() && !self.regions.admitted.load(Ordering::Relaxed) {
+            let state = self.node.state();
+            // Before it has heard from its own Region a node knows nothing of links.
+            let lone = self.node.admit_now().is_ok()
+                && state.region.is_some()
+                && state.peer_regions().next().is_none();
+            if lone || (self.node.leads() && self.regions.links.has_caught_up()) {
+                self.regions.admitted.store(true, Ordering::Relaxed);
+                return;
+            }
+            // One that has been up all the time knows that nothing was lost.
+            for member in self.node.members() {
+                if member.node == self.node.id() {
+                    continue;
+                }
+                let request = AppRequest::Admitted;
+                let asked = self.ask_peer(member.node, &member.address, &request, LOOK * 5).await;
+                if matches!(asked, Ok(AppResponse::Admitted(true))) {
+                    self.regions.admitted.store(true, Ordering::Relaxed);
+                    return;
+                }
+            }
+            self.node.env().sleep(LOOK).await;
+        }
+    }
+
+    /// Whether this node may use multi-Region keys.
+    #[must_use]
+    pub fn is_admitted(&self) -> bool {
+        self.regions.admitted.load(Ordering::Relaxed)
+    }
+
+    /// An operator says that these disks are the latest.
+    pub async fn admit_region(
+        self: &Arc<Self>,
+        caller: &Caller,
+        patience: Duration,
+    ) -> Result<(), KmsError> {
+        self.operator(caller, patience).await?;
+        self.have_led(LeaderCommand::Admit, patience).await.map(drop)
+    }
+
+    /// The leader's part of it. Other nodes ask it.
+    pub(crate) fn lead_admission(&self) {
+        tracing::warn!("an operator has said that the Region's disks are the latest");
+        self.regions.admitted.store(true, Ordering::Relaxed);
     }
 
     // --- What other Regions ask.
@@ -365,6 +433,7 @@ impl<E: Env> Kms<E> {
             primaries,
             links: links.collect(),
             reconciliations: state.reconciliations().count() as u64,
+            admitted: self.is_admitted(),
         })
     }
 
@@ -736,6 +805,26 @@ impl<E: Env> Local for Kms<E> {
                 self.note_event("SynchronizeMultiRegionKey", &state, key, &[]);
             }
             Ok(())
+        })
+    }
+
+    fn is_behind_what_was_told(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let mut history = [0; 16];
+            self.entropy.fill(&mut history);
+            tracing::error!(
+                history = hex::encode(history),
+                "another Region has been told more than this one has: its disks are older than what it had \
+                 acknowledged. It begins a new history"
+            );
+            let begun = Self::change(
+                self,
+                self.node.env().boot_now() + STEP,
+                Command::BeginHistory { history },
+            );
+            if let Err(error) = begun.await {
+                tracing::warn!(%error, "no new history could be begun; it is tried again");
+            }
         })
     }
 

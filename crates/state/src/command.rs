@@ -11,7 +11,7 @@ use keyward_model::{
 use keyward_quota::{BucketId, Quota, QuotaName, WindowUse};
 use serde::{Deserialize, Serialize};
 
-use crate::multi_region::{Cursor, First, OfferId, PeerRegion, RegionKey, Told};
+use crate::multi_region::{Cursor, First, HistoryId, OfferId, PeerRegion, RegionKey, Told};
 use crate::rows::{DiskMark, InvitationId, Kinds, Purpose, Rotation, RotationKind, Timers};
 
 /// Names one attempt of a caller to change something. A retry carries the same id and gets the first
@@ -318,6 +318,12 @@ pub enum Command {
     ForgetRegion {
         /// That Region.
         region: Region,
+    },
+    /// Other Regions have been told more than this one has: its disks are older than what it had acknowledged. They are
+    /// told from the start.
+    BeginHistory {
+        /// Names the history.
+        history: HistoryId,
     },
     /// Somebody decided about what was lost of a key.
     Reconciled {

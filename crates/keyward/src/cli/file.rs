@@ -124,7 +124,7 @@ impl DataKeyOpener for Service {
         encrypted: &EncryptedDataKey,
         context: &EncryptionContext,
     ) -> Result<PlaintextDataKey, ServiceError> {
-        let key_id = encrypted.key_arn().ok_or(ServiceError::NoKey)?.to_owned();
+        let key_id = here(encrypted.key_arn().ok_or(ServiceError::NoKey)?).to_owned();
         let request = v1::DecryptRequest {
             ciphertext_blob: encrypted.ciphertext.clone(),
             encryption_context: context.clone(),
@@ -138,6 +138,15 @@ impl DataKeyOpener for Service {
         ))?;
         let plaintext = zeroize::Zeroizing::new(answer.plaintext);
         Ok(PlaintextDataKey::from_slice(&plaintext)?)
+    }
+}
+
+/// A key as this Region knows it. A multi-Region key is another Region's related key just as well: the rule of the AWS
+/// Encryption SDK's multi-Region-key-aware keyrings (specification, "AWS KMS MRK aware symmetric keyring").
+fn here(arn: &str) -> &str {
+    match arn.rsplit_once(":key/") {
+        Some((_, id)) if id.starts_with("mrk-") => id,
+        _ => arn,
     }
 }
 

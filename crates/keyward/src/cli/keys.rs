@@ -487,7 +487,10 @@ pub async fn key(client: &Client, format: Format, command: KeyCommand) -> Result
                 &[
                     ("KeyId", json!(answer.key_id)),
                     ("KeyState", json!(answer.key_state)),
-                    ("DeletionDate", json!(date(answer.deletion_date.as_ref()))),
+                    (
+                        "DeletionDate",
+                        answer.deletion_date.map_or(Value::Null, |at| json!(date(Some(&at)))),
+                    ),
                     ("PendingWindowInDays", json!(answer.pending_window_in_days)),
                 ],
             );
@@ -501,8 +504,14 @@ pub async fn key(client: &Client, format: Format, command: KeyCommand) -> Result
             show_deletion(format, ask!(client, get_key_deletion_status, request));
         }
         KeyCommand::Rotate { key_id } => {
+            let multi_region = key_id.contains("mrk-");
             change!(client, rotate_key_on_demand, v1::RotateKeyOnDemandRequest { key_id });
-            done(format, "rotated: new ciphertexts use the new material, old ones still open");
+            let said = if multi_region {
+                "under way: the new material is used once every Region has it (`keyward key replication`)"
+            } else {
+                "rotated: new ciphertexts use the new material, old ones still open"
+            };
+            done(format, said);
         }
         KeyCommand::Rotations { key_id } => rotations(client, format, key_id).await?,
         KeyCommand::EnableRotation { key_id, days } => {

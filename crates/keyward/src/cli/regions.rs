@@ -71,6 +71,13 @@ lives this is refused: `keyward region fail-over` moves keys without loss.")]
         /// The Region
         region: String,
     },
+    /// After all nodes have started anew and no other Region answers: say that these disks are the latest
+    #[command(
+        after_help = "A Region whose nodes have all started anew asks another Region how far it had come before it uses
+multi-Region keys: its disks could be copies of earlier ones, and bring back what was deleted. Say this only if you
+know that they are not."
+    )]
+    Admit,
     /// List what this Region had acknowledged, and another Region's promotion has overtaken
     Report,
     /// Decide about a line of the report
@@ -78,7 +85,7 @@ lives this is refused: `keyward region fail-over` moves keys without loss.")]
   keyward region reconcile mrk-1234... apply       where its primary is")]
     Reconcile {
         /// The key
-        key: String,
+        key_id: String,
         /// discard: it stays lost, and material is kept; apply: rotation setting and material are the key's again
         #[arg(value_parser = ["discard", "apply"])]
         decision: String,
@@ -237,6 +244,10 @@ pub async fn region(
                 ),
             );
         }
+        RegionCommand::Admit => {
+            change!(client, admit_region, v1::AdmitRegionRequest {});
+            done(format, "multi-Region keys may be used");
+        }
         RegionCommand::Report => {
             let request = v1::ListReconciliationsRequest {};
             let told = client.region(Repeat::Safe, request, |mut c, r| async move {
@@ -244,10 +255,11 @@ pub async fn region(
             });
             show_report(format, &told.await?.reconciliations);
         }
-        RegionCommand::Reconcile { key, decision } => {
-            let request = v1::ReconcileRequest { key_id: key.clone(), decision: decision.clone() };
+        RegionCommand::Reconcile { key_id, decision } => {
+            let request =
+                v1::ReconcileRequest { key_id: key_id.clone(), decision: decision.clone() };
             change!(client, reconcile, request);
-            done(format, &format!("{key}: {decision}"));
+            done(format, &format!("{key_id}: {decision}"));
         }
     }
     Ok(())
@@ -320,6 +332,7 @@ fn show_status(format: Format, status: &v1::DescribeRegionsResponse) {
                 ("Keys", json!(status.keys)),
                 ("Primaries", json!(status.primaries)),
                 ("Reconciliations", json!(status.reconciliations)),
+                ("Admitted", json!(status.admitted)),
                 ("Links", json!(links)),
             ],
         );
@@ -332,6 +345,11 @@ fn show_status(format: Format, status: &v1::DescribeRegionsResponse) {
         status.keys,
         status.primaries
     );
+    if !status.admitted {
+        sayln!(
+            "Multi-Region keys are not used yet: all nodes have started anew, and no other Region has answered since"
+        );
+    }
     if status.reconciliations > 0 {
         sayln!("{} keys wait for a decision: keyward region report", status.reconciliations);
     }

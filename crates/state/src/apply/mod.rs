@@ -130,6 +130,10 @@ impl Tx<'_> {
             Command::SetRegionKey { key } => self.set_region_key(key),
             Command::AddRegion { peer } => self.add_region(peer),
             Command::ForgetRegion { region } => self.forget_region(region),
+            Command::BeginHistory { history } => {
+                self.put_history(*history);
+                DONE
+            }
             Command::Reconciled { key } => self.reconciled(*key),
             Command::ApplyReconciled { key, rotation, current } => {
                 self.apply_reconciled(*key, *rotation, *current)
@@ -211,8 +215,12 @@ impl Tx<'_> {
 
     pub(crate) fn put_recovery(&mut self, history: [u8; 16], lost: BTreeMap<NodeId, String>) {
         self.batch.put(Table::Meta, META_LOST, codec::encode(&lost));
-        self.batch.put(Table::Meta, META_HISTORY, codec::encode(&history));
         self.state.lost = Arc::new(lost);
+        self.put_history(history);
+    }
+
+    pub(crate) fn put_history(&mut self, history: [u8; 16]) {
+        self.batch.put(Table::Meta, META_HISTORY, codec::encode(&history));
         self.state.history = Some(history);
     }
 

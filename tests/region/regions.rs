@@ -1,0 +1,307 @@
+//! Several Regions of real processes: a key that lives in all of them, a Region that is lost and comes back, links that
+//! are cut.
+
+use std::time::Duration;
+
+use keyward_client::Repeat;
+use keyward_env::{Env, RealEnv};
+use keyward_proto::v1;
+
+use crate::support::regions::{NAMES, Regions, describe, primary, state};
+use crate::support::{Load, code, decrypt, encrypt, wait_until};
+
+const SYDNEY: &str = NAMES[0];
+const IRELAND: &str = NAMES[1];
+const VIRGINIA: &str = NAMES[2];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_lives_in_three_regions() {
+    let regions = Regions::start(1);
+    let began = RealEnv.boot_now();
+    let key = regions.key_everywhere(VIRGINIA).await;
+    assert!(RealEnv.boot_now() - began < Duration::from_secs(5));
+    assert!(key.starts_with("mrk-"));
+    let clients = NAMES.map(|region| regions.client(region, Duration::from_secs(5)));
+
+    // What one encrypts, each opens, byte for byte the same; each answers with its own ARN.
+    for (from, client) in NAMES.iter().zip(&clients) {
+        let sealed = encrypt(client, &key).await.expect("a ciphertext");
+        assert!(sealed.key_id.contains(&format!(":kms:{from}:")), "{}", sealed.key_id);
+        for (to, client) in NAMES.iter().zip(&clients) {
+            let opened = decrypt(client, &sealed.ciphertext_blob).await.expect("it opens");
+            assert_eq!(opened.plaintext, b"plaintext");
+            assert!(opened.key_id.contains(&format!(":kms:{to}:")));
+        }
+    }
+
+    // DescribeKey tells the same of where it is, and of each what it is.
+    for (region, client) in NAMES.iter().zip(&clients) {
+        let told = describe(client, &key).await.expect("described");
+        assert!(told.multi_region && told.key_state == "Enabled");
+        let of = told.multi_region_configuration.expect("a configuration");
+        let kind = if *region == VIRGINIA { "PRIMARY" } else { "REPLICA" };
+        assert_eq!(of.multi_region_key_type, kind, "{region}");
+        assert_eq!(of.primary_key.expect("a primary").region, VIRGINIA);
+        let replicas: Vec<_> = of.replica_keys.iter().map(|key| key.region.as_str()).collect();
+        assert_eq!(replicas, [SYDNEY, IRELAND]);
+    }
+
+    // Shared properties are the primary's to change, and refused elsewhere; independent ones stay where they are.
+    let refused = regions.refused(IRELAND, &["key", "rotate", &key]);
+    assert!(refused.contains("UnsupportedOperationException"), "{refused}");
+    assert!(refused.contains("is not a multi-region primary key"), "{refused}");
+    let before = describe(&clients[2], &key).await.expect("a key").current_key_material_id;
+    regions.ok(VIRGINIA, &["key", "rotate", &key]);
+    for (region, client) in NAMES.iter().zip(&clients) {
+        wait_until(
+            &format!("{region} uses the new material"),
+            Duration::from_secs(5),
+            async || {
+                describe(client, &key).await.is_some_and(|k| k.current_key_material_id != before)
+            },
+        )
+        .await;
+    }
+    regions.ok(IRELAND, &["key", "disable", &key]);
+    assert_eq!(code(encrypt(&clients[1], &key).await), "DisabledException");
+    encrypt(&clients[0], &key).await.expect("it works in the others");
+    regions.ok(IRELAND, &["key", "enable", &key]);
+
+    // A primary waits for its replicas, and one of them goes on its own.
+    let scheduled = regions.json(VIRGINIA, &["key", "schedule-deletion", &key, "--days", "7"]);
+    assert_eq!(scheduled["KeyState"], "PendingReplicaDeletion");
+    assert!(scheduled["DeletionDate"].is_null());
+    assert_eq!(code(encrypt(&clients[2], &key).await), "KMSInvalidStateException");
+    encrypt(&clients[0], &key).await.expect("replicas go on");
+    for region in [SYDNEY, IRELAND] {
+        regions.ok(region, &["key", "schedule-deletion", &key, "--days", "7"]);
+        regions.ok(region, &["dev", "clock", "advance", "8d"]);
+    }
+    regions
+        .wait(VIRGINIA, "its own waiting period begins", async |client| {
+            state(client, &key).await == "PendingDeletion"
+        })
+        .await;
+    // A replica that is gone can be made anew, and only so.
+    regions.ok(VIRGINIA, &["key", "cancel-deletion", &key]);
+    regions.ok(VIRGINIA, &["key", "enable", &key]);
+    RealEnv.sleep(Duration::from_millis(500)).await;
+    assert!(describe(&clients[0], &key).await.is_none(), "it came back by itself");
+    regions.ok(VIRGINIA, &["key", "replicate", &key, SYDNEY, "--description", "anew"]);
+    regions
+        .wait(SYDNEY, "it is made anew", async |client| {
+            describe(client, &key).await.is_some_and(|key| key.description == "anew")
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_is_lost_and_comes_back_behind() {
+    let regions = Regions::start(1);
+    let key = regions.key_everywhere(VIRGINIA).await;
+    let ireland = regions.client(IRELAND, Duration::from_secs(5));
+    let virginia = regions.client(VIRGINIA, Duration::from_secs(5));
+    let sealed = encrypt(&virginia, &key).await.expect("a ciphertext").ciphertext_blob;
+
+    let refused = regions.refused(IRELAND, &["region", "promote", VIRGINIA]);
+    assert!(refused.contains("lives"), "{refused}");
+    // What it acknowledges from here on it can hand on to nobody.
+    for other in [SYDNEY, IRELAND] {
+        regions.fault(&["cut", VIRGINIA, other]);
+    }
+    regions.ok(VIRGINIA, &["key", "enable-rotation", &key, "--days", "100"]);
+    let unshipped = regions.json(VIRGINIA, &["region", "status"]);
+    assert_eq!(unshipped["Links"][0]["Unshipped"], 1, "{unshipped}");
+    let load = Load::start(vec![ireland.clone()], &key, Duration::from_millis(2));
+    regions.fault(&["down", VIRGINIA]);
+    wait_until("the loss is noticed", Duration::from_secs(20), async || {
+        regions.run(IRELAND, &["region", "promote", VIRGINIA]).status.success()
+    })
+    .await;
+    assert_eq!(primary(&ireland, &key).await, IRELAND);
+    decrypt(&ireland, &sealed).await.expect("what the lost one encrypted opens");
+    regions.ok(IRELAND, &["key", "rotate", &key]);
+    regions
+        .wait(SYDNEY, "it follows the new primary", async |client| {
+            primary(client, &key).await == IRELAND
+        })
+        .await;
+    let calls = load.end_well().await;
+    assert!(calls.answered > 100, "{calls:?}");
+
+    // It comes back, demotes itself, and says what it had.
+    regions.fault(&["heal"]);
+    regions
+        .wait(VIRGINIA, "it gives way", async |client| primary(client, &key).await == IRELAND)
+        .await;
+    let report = regions.json(VIRGINIA, &["region", "report"]);
+    let lines = report["Reconciliations"].as_array().expect("lines");
+    assert_eq!(lines.len(), 1, "{report}");
+    assert!(lines[0]["Rotation"].as_str().is_some_and(|text| text.contains("100 days")));
+    let refused = regions.refused(VIRGINIA, &["region", "reconcile", &key, "apply"]);
+    assert!(refused.contains("primary is in eu-west-1"), "{refused}");
+    regions
+        .wait(IRELAND, "the rotation goes on", async |client| {
+            let told = client
+                .key(
+                    Repeat::Safe,
+                    v1::GetKeyReplicationStatusRequest { key_id: key.clone() },
+                    |mut c, r| async move { c.get_key_replication_status(r).await },
+                )
+                .await;
+            told.is_ok_and(|told| !told.rotation_waits)
+        })
+        .await;
+    // Moved back, it can take up what it had.
+    regions.ok(IRELAND, &["region", "fail-over", VIRGINIA]);
+    regions
+        .wait(VIRGINIA, "it is primary again", async |client| {
+            primary(client, &key).await == VIRGINIA && state(client, &key).await == "Enabled"
+        })
+        .await;
+    regions.ok(VIRGINIA, &["region", "reconcile", &key, "apply"]);
+    let rotations = regions.ok(VIRGINIA, &["key", "rotations", &key]);
+    assert!(rotations.contains("100"), "{rotations}");
+    let report = regions.json(VIRGINIA, &["region", "report"]);
+    assert_eq!(report["Reconciliations"].as_array().map(Vec::len), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_waits_for_its_link() {
+    let regions = Regions::start(1);
+    let key = regions.key_everywhere(VIRGINIA).await;
+    let virginia = regions.client(VIRGINIA, Duration::from_secs(5));
+    let ireland = regions.client(IRELAND, Duration::from_secs(5));
+    // Ireland hears Virginia by way of Sydney still, and Virginia hears neither.
+    regions.fault(&["cut", IRELAND, VIRGINIA, "--one-way"]);
+    regions.fault(&["cut", SYDNEY, VIRGINIA, "--one-way"]);
+    regions.ok(VIRGINIA, &["key", "update-primary", &key, IRELAND]);
+    assert_eq!(state(&virginia, &key).await, "Updating");
+    RealEnv.sleep(Duration::from_secs(1)).await;
+    for client in [&virginia, &ireland] {
+        encrypt(client, &key).await.expect("cryptography goes on");
+    }
+    assert_eq!(state(&virginia, &key).await, "Updating");
+    let refused = regions.refused(VIRGINIA, &["key", "rotate", &key]);
+    assert!(refused.contains("is updating"), "{refused}");
+    regions.fault(&["heal"]);
+    for region in [VIRGINIA, IRELAND] {
+        regions
+            .wait(region, "the hand-over is done", async |client| {
+                primary(client, &key).await == IRELAND && state(client, &key).await == "Enabled"
+            })
+            .await;
+    }
+    regions.ok(IRELAND, &["key", "rotate", &key]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn regions_start_cold_together_and_not_alone() {
+    let mut regions = Regions::start(1);
+    let key = regions.key_everywhere(VIRGINIA).await;
+    regions.down();
+    regions.up();
+    for region in NAMES {
+        regions.wait(region, "it serves again", async |c| encrypt(c, &key).await.is_ok()).await;
+    }
+    // One that starts while no other answers could be older than it knows.
+    regions.fault(&["down", SYDNEY]);
+    regions.fault(&["down", IRELAND]);
+    regions.fault(&["kill", VIRGINIA]);
+    let virginia = regions.client(VIRGINIA, Duration::from_secs(2));
+    wait_until("it is back", Duration::from_secs(20), async || {
+        describe(&virginia, &key).await.is_some()
+    })
+    .await;
+    assert_eq!(code(encrypt(&virginia, &key).await), "KeyUnavailableException");
+    let single = regions.json(VIRGINIA, &["key", "create"])["KeyId"].as_str().map(str::to_owned);
+    encrypt(&virginia, &single.expect("an id")).await.expect("single-Region keys work");
+    let status = regions.ok(VIRGINIA, &["region", "status"]);
+    assert!(status.contains("are not used yet"), "{status}");
+    regions.ok(VIRGINIA, &["region", "admit"]);
+    encrypt(&virginia, &key).await.expect("an operator has said so");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_region_takes() {
+    let regions = Regions::start(1);
+    let key = regions.key_everywhere(VIRGINIA).await;
+    for (arguments, says) in [
+        (vec!["key", "replicate", &key, "mars-north-1"], "has no link with mars-north-1"),
+        (vec!["key", "replicate", &key, "Mars"], "not a valid Region"),
+        (vec!["key", "replicate", &key, VIRGINIA], "the primary's own Region"),
+        (vec!["key", "replicate", &key, IRELAND], "AlreadyExistsException"),
+        (vec!["key", "update-primary", &key, VIRGINIA], "UnsupportedOperationException"),
+        (vec!["region", "promote", "mars-north-1"], "NotFoundException"),
+        (vec!["region", "forget", "mars-north-1"], "NotFoundException"),
+        (vec!["region", "reconcile", &key, "discard"], "NotFoundException"),
+    ] {
+        let refused = regions.refused(VIRGINIA, &arguments);
+        assert!(refused.contains(says), "{arguments:?}: {refused}");
+    }
+    let refused = regions.refused(IRELAND, &["key", "replicate", &key, SYDNEY]);
+    assert!(refused.contains("is not a multi-region primary key"), "{refused}");
+    let refused = regions.refused(IRELAND, &["region", "forget", VIRGINIA]);
+    assert!(refused.contains("promote"), "{refused}");
+    let single = regions.json(VIRGINIA, &["key", "create"])["KeyId"].as_str().map(str::to_owned);
+    let single = single.expect("an id");
+    for arguments in [
+        vec!["key", "replicate", &single, IRELAND],
+        vec!["key", "update-primary", &single, IRELAND],
+        vec!["key", "replication", &single],
+    ] {
+        let refused = regions.refused(VIRGINIA, &arguments);
+        assert!(refused.contains("is not a multi-region key"), "{arguments:?}: {refused}");
+    }
+
+    // Cards: of itself, damaged, of another Region that bears a known name.
+    let folder = tempfile::tempdir().expect("a folder");
+    let add = |region: &str, card: &str| {
+        let path = folder.path().join("card");
+        std::fs::write(&path, card).expect("written");
+        regions.refused(region, &["region", "add", path.to_str().expect("a path")])
+    };
+    let card = regions.ok(VIRGINIA, &["region", "card"]);
+    let card = card.trim();
+    assert!(add(VIRGINIA, card).contains("own name"));
+    for damaged in ["", "keyward-region-1.", &card[..card.len() - 3], &card.replacen('A', "B", 1)] {
+        let refused = add(IRELAND, damaged);
+        assert!(refused.contains("no Region's card"), "{damaged:.40}: {refused}");
+    }
+    drop(regions);
+    let others = Regions::start(1);
+    let path = folder.path().join("card");
+    std::fs::write(&path, card).expect("written");
+    let refused = others.refused(IRELAND, &["region", "add", path.to_str().expect("a path")]);
+    assert!(refused.contains("AlreadyExistsException"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_dies_costs_other_regions_nothing() {
+    let regions = Regions::start(3);
+    let key = regions.key_everywhere(VIRGINIA).await;
+    let clients = [IRELAND, SYDNEY].map(|region| regions.client(region, Duration::from_secs(5)));
+    let load = Load::start(clients.to_vec(), &key, Duration::from_millis(5));
+    let leader = regions.json(VIRGINIA, &["cluster", "status"])["Nodes"]
+        .as_array()
+        .and_then(|nodes| nodes.iter().find(|node| node["Leader"] == true).cloned())
+        .and_then(|node| node["Node"].as_u64().or(node["NodeId"].as_u64()))
+        .expect("a leader");
+    regions.fault(&["kill", &format!("{VIRGINIA}/{leader}")]);
+    // The link is taken up by whoever leads next.
+    let virginia = regions.client(VIRGINIA, Duration::from_secs(10));
+    let made = virginia
+        .key(
+            Repeat::Safe,
+            v1::RotateKeyOnDemandRequest { key_id: key.clone() },
+            |mut c, r| async move { c.rotate_key_on_demand(r).await },
+        )
+        .await;
+    made.expect("the next leader takes changes");
+    let before = describe(&clients[0], &key).await.expect("a key").current_key_material_id;
+    wait_until("the rotation is there", Duration::from_secs(10), async || {
+        describe(&clients[0], &key).await.is_some_and(|k| k.current_key_material_id != before)
+    })
+    .await;
+    load.end_well().await;
+}
