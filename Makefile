@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build test test-rust test-loom test-sabotage test-clients check fmt clippy docs deny advisories bench bench-quick chaos sim clean
+.PHONY: help setup demo demo-regions build test test-rust test-loom test-sabotage test-clients check fmt clippy docs deny advisories bench bench-quick chaos sim clean
 
 # Filled in by the recipes: every cargo call below finds the one RocksDB.
 ROCKS = ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR="$$(deploy/rocksdb.sh)"
@@ -24,6 +24,10 @@ setup:
 demo: setup ## Bring up a three-node Region and do the main job
 	$(CARGO) build --release --locked -p keyward
 	target/release/keyward dev demo
+
+demo-regions: setup ## Bring up three Regions, lose one, and see it back
+	$(CARGO) build --release --locked -p keyward
+	target/release/keyward dev demo-regions
 
 build: setup ## Build the binary for use: target/release/keyward
 	$(CARGO) build --release --locked -p keyward

@@ -1,6 +1,7 @@
 //! `keyward dev`: a Region on this machine. One node runs in this process; more run as processes of their
 //! own under a supervisor. Data is kept and used again.
 
+mod demo_regions;
 pub mod fault;
 mod proxy;
 pub mod regions;
@@ -94,6 +95,12 @@ pub enum DevCommand {
     /// Move the Region's clock ahead, so that waiting periods and rotations can be rehearsed
     #[command(subcommand)]
     Clock(ClockCommand),
+    /// Show what happens when a Region is lost: a file opened elsewhere, promotion, its return and its report
+    DemoRegions {
+        /// The first Region's node N listens on this port + N; the rest follows
+        #[arg(long, default_value_t = 7400, value_parser = clap::value_parser!(u16).range(1024..=60000))]
+        port_base: u16,
+    },
     /// Show the main job: a three-node Region, a real file, a killed leader, a disabled key, a restart
     Demo {
         /// Where to work; a fresh temporary folder when absent
@@ -181,6 +188,7 @@ pub async fn run(command: DevCommand, connect: &ConnectArgs) -> Result<(), Failu
             print!("{}", home.exports());
             Ok(())
         }
+        DevCommand::DemoRegions { port_base } => demo_regions::run(port_base).await,
         DevCommand::Demo { data, port_base, file } => demo::run(data, port_base, file).await,
     }
 }
@@ -386,16 +394,21 @@ impl Home {
         Ok(Client::new(&config)?)
     }
 
-    fn exports(&self) -> String {
+    /// What points other commands at this Region.
+    pub fn environment(&self) -> [(&'static str, String); 6] {
         let path = |name: &str| self.pki(name).display().to_string();
-        let pairs = [
+        [
             ("KEYWARD_ENDPOINTS", self.endpoints().join(",")),
             ("KEYWARD_CA", path("ca.pem")),
             ("KEYWARD_CERT", path("dev.pem")),
             ("KEYWARD_KEY", path("dev.key")),
             ("KEYWARD_OPERATOR_CERT", path("operator.pem")),
             ("KEYWARD_OPERATOR_KEY", path("operator.key")),
-        ];
+        ]
+    }
+
+    fn exports(&self) -> String {
+        let pairs = self.environment();
         let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
         pairs.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect()
     }
