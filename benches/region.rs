@@ -19,6 +19,8 @@ mod quick;
 mod quotas;
 #[path = "figures/recording.rs"]
 mod recording;
+#[path = "figures/regions.rs"]
+mod regions;
 #[path = "figures/roots.rs"]
 mod roots;
 #[path = "figures/scale.rs"]
@@ -86,6 +88,9 @@ async fn main() {
     }
     if wanted("interference") {
         control::interference().await;
+    }
+    if wanted("regions") {
+        regions::lag_and_failover(option("--replicated", 1000)).await;
     }
     if wanted("failover") {
         failover::side_by_side().await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use keyward_client::Repeat;
+use keyward_client::{FailoverConfig, RegionalClient, Repeat};
 use keyward_env::{Env, RealEnv};
 use keyward_proto::v1;
 
@@ -304,4 +304,47 @@ async fn a_leader_that_dies_costs_other_regions_nothing() {
     })
     .await;
     load.end_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_does_not_notice_that_a_region_dies() {
+    let regions = Regions::start(1);
+    let key = regions.key_everywhere(VIRGINIA).await;
+    let patience = Duration::from_millis(500);
+    let order = [VIRGINIA, IRELAND, SYDNEY];
+    let legs = order.map(|region| (region.to_owned(), regions.config(region, patience)));
+    let regional = RegionalClient::new(legs.to_vec(), FailoverConfig::default()).expect("a client");
+    let alone = regions.client(VIRGINIA, patience);
+    let request = v1::EncryptRequest {
+        key_id: key.clone(),
+        plaintext: b"plaintext".to_vec(),
+        ..v1::EncryptRequest::default()
+    };
+    let (mut with, mut without) = (0, 0);
+    for call in 0..300 {
+        if call == 50 {
+            regions.fault(&["down", VIRGINIA]);
+        }
+        let once =
+            alone.key_once(request.clone(), |mut c, r| async move { c.encrypt(r).await }).await;
+        without += u32::from(once.is_err());
+        with += u32::from(regional.encrypt(request.clone()).await.is_err());
+    }
+    assert_eq!(with, 0, "calls failed although other Regions have the key");
+    assert!(without > 200, "only {without} calls failed without them: was the Region down?");
+    assert_eq!(regional.passed_over(), [VIRGINIA]);
+    println!(
+        "of 300 calls, 250 of them after the Region's death, fail: {without} alone, {with} with other Regions"
+    );
+    // A refusal is one everywhere, and a Region that refuses is well.
+    let unknown = v1::EncryptRequest {
+        key_id: "mrk-00000000000000000000000000000000".to_owned(),
+        ..request.clone()
+    };
+    assert_eq!(code(regional.encrypt(unknown).await), "NotFoundException");
+    regions.fault(&["heal"]);
+    wait_until("the preferred Region is used again", Duration::from_secs(20), async || {
+        regional.encrypt(request.clone()).await.is_ok_and(|sealed| sealed.key_id.contains(VIRGINIA))
+    })
+    .await;
 }

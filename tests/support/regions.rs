@@ -120,15 +120,19 @@ impl Regions {
 
     /// A client that manages and uses keys.
     pub fn client(&self, region: &str, patience: Duration) -> Arc<Client> {
+        Arc::new(Client::new(&self.config(region, patience)).expect("a client"))
+    }
+
+    /// What such a client is made of.
+    pub fn config(&self, region: &str, patience: Duration) -> ClientConfig {
         let read = |name: &str| std::fs::read(self.pki(region, name)).expect("a PEM file");
-        let config = ClientConfig {
+        ClientConfig {
             endpoints: self.endpoints(region),
             authority: read("ca.pem"),
             certificate: read("dev.pem"),
             private_key: read("dev.key").into(),
             patience,
-        };
-        Arc::new(Client::new(&config).expect("a client"))
+        }
     }
 
     /// A multi-Region key whose primary is there, with replicas in the two others.

@@ -73,7 +73,13 @@ struct Shown {
 pub struct GrpcRegionTransport {
     time: Arc<HandshakeTime>,
     shown: Mutex<Option<Shown>>,
-    channels: Mutex<BTreeMap<(Region, String), (Vec<u8>, Channel)>>,
+    channels: Mutex<BTreeMap<(Region, String), Dialled>>,
+}
+
+/// A connection to an endpoint, and the authority that was trusted there.
+struct Dialled {
+    authority: Vec<u8>,
+    channel: Channel,
 }
 
 impl GrpcRegionTransport {
@@ -84,10 +90,10 @@ impl GrpcRegionTransport {
 
     fn channel(&self, peer: &PeerRegion, endpoint: &str) -> Result<Channel, String> {
         let slot = (peer.region.clone(), endpoint.to_owned());
-        if let Some((authority, channel)) = self.channels.lock().get(&slot)
-            && *authority == peer.ca_certificate
+        if let Some(dialled) = self.channels.lock().get(&slot)
+            && dialled.authority == peer.ca_certificate
         {
-            return Ok(channel.clone());
+            return Ok(dialled.channel.clone());
         }
         let connector = {
             let shown = self.shown.lock();
@@ -118,7 +124,9 @@ impl GrpcRegionTransport {
             .keep_alive_timeout(Duration::from_secs(3))
             .keep_alive_while_idle(true)
             .connect_with_connector_lazy(connect);
-        self.channels.lock().insert(slot, (peer.ca_certificate.clone(), channel.clone()));
+        let dialled =
+            Dialled { authority: peer.ca_certificate.clone(), channel: channel.clone() };
+        self.channels.lock().insert(slot, dialled);
         Ok(channel)
     }
 }

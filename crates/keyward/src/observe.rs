@@ -69,6 +69,16 @@ pub fn start_metrics() -> Option<PrometheusHandle> {
         "keyward_deletions_unpurged",
         "Deletions whose key may still be in a file of this node"
     );
+    for (name, what) in [
+        ("keyward_multi_region_admitted", "1 while this node uses multi-Region keys"),
+        ("keyward_region_heard_seconds", "Since a Region last answered; told by the leader"),
+        ("keyward_region_behind", "Changes of a Region that are not here yet"),
+        ("keyward_region_behind_seconds", "The age of what is here of a Region"),
+        ("keyward_region_unshipped", "Changes here that a Region has not taken over yet"),
+        ("keyward_region_unshipped_seconds", "The age of the oldest of them"),
+    ] {
+        metrics::describe_gauge!(name, what);
+    }
     metrics::describe_gauge!("keyward_raft_term", "Raft term");
     metrics::describe_gauge!("keyward_raft_is_leader", "1 on the leader");
     metrics::describe_gauge!("keyward_raft_leader_id", "Node id of the leader, 0 when unknown");
@@ -108,6 +118,7 @@ pub async fn read_gauges(kms: Arc<Kms<RealEnv>>) {
         metrics::gauge!("keyward_unsealed_misses").set(cache.misses as f64);
         metrics::gauge!("keyward_unsealed_evictions").set(cache.evictions as f64);
         read_quotas(&kms);
+        read_links(&kms);
         RealEnv.sleep(GAUGE_ROUND).await;
     }
 }
@@ -128,6 +139,25 @@ fn read_quotas(kms: &Kms<RealEnv>) {
             .absolute(refused);
         metrics::gauge!("keyward_quota_share", "quota" => quota.clone()).set(share as f64);
         metrics::gauge!("keyward_quota_tokens", "quota" => quota).set(tokens as f64);
+    }
+}
+
+/// Links with other Regions, as the leader sees them; 0 on every other node.
+fn read_links(kms: &Kms<RealEnv>) {
+    metrics::gauge!("keyward_multi_region_admitted").set(f64::from(u8::from(kms.is_admitted())));
+    let leads = kms.node().leads();
+    for link in kms.link_status() {
+        let region = link.region.to_string();
+        let set = |name: &'static str, value: f64| {
+            let value = if leads { value } else { 0.0 };
+            metrics::gauge!(name, "region" => region.clone()).set(value);
+        };
+        let seconds = |ms: Option<u64>| ms.unwrap_or(0) as f64 / 1000.0;
+        set("keyward_region_heard_seconds", seconds(link.heard_ms));
+        set("keyward_region_behind", link.behind as f64);
+        set("keyward_region_behind_seconds", seconds(link.behind_ms));
+        set("keyward_region_unshipped", link.unshipped as f64);
+        set("keyward_region_unshipped_seconds", seconds(link.unshipped_ms));
     }
 }
 

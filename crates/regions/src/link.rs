@@ -7,6 +7,9 @@ use keyward_model::Region;
 use keyward_state::{Cursor, State};
 use parking_lot::Mutex;
 
+/// Changes that are counted as unshipped at most: more are as bad.
+const UNSHIPPED_MAX: usize = 100_000;
+
 /// One link, as this node last saw it.
 #[derive(Clone, Debug, Default)]
 pub struct Link {
@@ -49,7 +52,7 @@ pub struct LinkStatus {
     pub behind: u64,
     /// The age of what is here of it, in milliseconds; none while there is nothing to take over.
     pub behind_ms: Option<u64>,
-    /// Changes here that are not there yet, as far as is known: lost if this Region vanished now.
+    /// Changes here that are not there yet, as far as is known: lost if this Region vanished now. At most 100,000 are counted.
     pub unshipped: u64,
     /// The age of the oldest of them, in milliseconds.
     pub unshipped_ms: Option<u64>,
@@ -94,7 +97,7 @@ impl Links {
                 true => link.taken.index,
                 false => 0,
             };
-            let mut unshipped = state.feed_after(taken);
+            let mut unshipped = state.feed_after(taken).take(UNSHIPPED_MAX);
             let oldest = unshipped.next();
             let behind = link.head.saturating_sub(peer.cursor.index);
             LinkStatus {

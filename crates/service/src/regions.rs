@@ -444,10 +444,16 @@ impl<E: Env> Kms<E> {
         }
     }
 
+    /// How the links are. Only a leader knows: what another node sees is of a time when it led.
+    #[must_use]
+    pub fn link_status(&self) -> Vec<LinkStatus> {
+        let (state, now) = (self.node.state(), self.node.env().boot_now());
+        self.regions.links.status(&state, now, self.node.region_now().0)
+    }
+
     /// The leader's part of it.
     pub(crate) fn links_told(&self) -> Vec<ToldLink> {
-        let (state, now) = (self.node.state(), self.node.env().boot_now());
-        let links = self.regions.links.status(&state, now, self.node.region_now().0);
+        let links = self.link_status();
         let told = |link: LinkStatus| ToldLink {
             taken: self.regions.links.of(&link.region).taken,
             region: link.region,

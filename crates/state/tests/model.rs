@@ -176,7 +176,8 @@ impl Model {
         let only_enabled = |state: KeyState| match state {
             Enabled => Ok(()),
             Disabled => Err(ErrorCode::DisabledException),
-            PendingDeletion => Err(ErrorCode::KMSInvalidStateException),
+            // Of a single-Region key this is the only other one.
+            _ => Err(ErrorCode::KMSInvalidStateException),
         };
         match step {
             Step::Create(k) => {

@@ -14,7 +14,7 @@ use keyward_client::esdk::{
     self, DataKey, DataKeyOpener, DataKeySource, DecryptOptions, EncryptOptions, EncryptedDataKey,
     EncryptionContext, EsdkError, PlaintextDataKey, Suite,
 };
-use keyward_client::{CallError, Client, Repeat};
+use keyward_client::{CallError, Client, Repeat, in_any_region};
 use keyward_env::{Env, RealEnv};
 use keyward_proto::v1;
 use serde_json::json;
@@ -124,7 +124,9 @@ impl DataKeyOpener for Service {
         encrypted: &EncryptedDataKey,
         context: &EncryptionContext,
     ) -> Result<PlaintextDataKey, ServiceError> {
-        let key_id = here(encrypted.key_arn().ok_or(ServiceError::NoKey)?).to_owned();
+        // A multi-Region key is another Region's related key just as well: the rule of the AWS Encryption SDK's keyrings
+        // that know multi-Region keys (specification, "AWS KMS MRK aware symmetric keyring").
+        let key_id = in_any_region(encrypted.key_arn().ok_or(ServiceError::NoKey)?).to_owned();
         let request = v1::DecryptRequest {
             ciphertext_blob: encrypted.ciphertext.clone(),
             encryption_context: context.clone(),
@@ -138,15 +140,6 @@ impl DataKeyOpener for Service {
         ))?;
         let plaintext = zeroize::Zeroizing::new(answer.plaintext);
         Ok(PlaintextDataKey::from_slice(&plaintext)?)
-    }
-}
-
-/// A key as this Region knows it. A multi-Region key is another Region's related key just as well: the rule of the AWS
-/// Encryption SDK's multi-Region-key-aware keyrings (specification, "AWS KMS MRK aware symmetric keyring").
-fn here(arn: &str) -> &str {
-    match arn.rsplit_once(":key/") {
-        Some((_, id)) if id.starts_with("mrk-") => id,
-        _ => arn,
     }
 }
 
