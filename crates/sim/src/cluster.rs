@@ -34,8 +34,7 @@ use crate::trail::AuditDisk;
 use crate::walls::Walls;
 
 use audits::lose_power;
-use disks::Copied;
-pub use disks::Refusal;
+pub use disks::{Copied, Refusal};
 pub use operator::{client, expired_client, metered, operator};
 
 /// Machines that every Region begins with, unless it has fewer.

@@ -9,6 +9,7 @@ mod ledger;
 mod plan;
 mod roads;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -53,6 +54,8 @@ pub struct Regions {
     rules: Mutex<RegionRules>,
     /// Set once nothing may break any more.
     healed: AtomicBool,
+    /// Regions that came back with old disks.
+    restored: Mutex<BTreeSet<usize>>,
     schedule: Schedule,
     caller: Arc<Caller>,
     dice: Mutex<Dice>,
@@ -98,6 +101,7 @@ impl Regions {
             ledger: Mutex::default(),
             rules: Mutex::default(),
             healed: AtomicBool::new(false),
+            restored: Mutex::default(),
             schedule,
             caller: client(),
             dice: Mutex::new(Dice::new(seed, Stream::Client(0))),
@@ -127,6 +131,11 @@ impl Regions {
         }
         let dates = faults::reach_dates(Arc::clone(self), Dice::new(seed, Stream::Deletions), plan);
         callers.push(self.world.spawn_in(HARNESS, dates));
+        if plan.old_disks && !self.schedule.is_spared(FaultKind::Lies) {
+            let dice = Dice::new(seed, Stream::Lies);
+            let old = faults::come_back_old(Arc::clone(self), dice, plan);
+            callers.push(self.world.spawn_in(HARNESS, old));
+        }
         faults::break_things(Arc::clone(self), seed, plan).await;
         faults::heal(self);
         ended.store(true, Ordering::Relaxed);
@@ -195,13 +204,12 @@ impl Regions {
         (0..self.clusters.len()).filter(|n| epoch(*n).is_some()).max_by_key(|n| epoch(*n))
     }
 
-    /// An operator is about to promote: any key there is may be concerned.
-    fn note_promotion(&self) {
+    /// Every key that some Region has now.
+    fn keys_of_all(&self) -> BTreeSet<KeyId> {
         let states = (0..self.clusters.len()).filter_map(|number| self.leaders_state(number));
         let keys = states
             .flat_map(|state| state.multi_region_keys().map(|row| row.key).collect::<Vec<_>>());
-        let keys: Vec<KeyId> = keys.collect();
-        self.ledger.lock().promoted.extend(keys);
+        keys.chain(self.ledger.lock().keys.clone()).collect()
     }
 
     /// Notes a broken rule.

@@ -1,5 +1,6 @@
 //! **A deleted replica never comes back**: once a Region has shown that its key of some generation is gone, it has none
-//! of that generation or an earlier one, whatever other Regions tell. And none goes that nobody wanted gone there.
+//! of that generation or an earlier one, whatever other Regions tell. (With old disks
+//! it may have one until it has heard: `regions_agree.rs` looks at that in the end.) And none goes that nobody wanted gone there.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,11 @@ pub struct GoneInARegion {
 }
 
 impl GoneInARegion {
+    /// The Region of that number comes back with old disks: what it has deleted since, others must tell it.
+    pub(super) fn forget(&mut self, number: usize) {
+        self.keys.retain(|(region, _), _| *region != number);
+    }
+
     /// Looks at one node of the Region of that number.
     pub(super) fn look(&mut self, number: usize, state: &State, ledger: &mut Ledger) {
         for row in state.multi_region_keys() {

@@ -1,5 +1,6 @@
 //! **A material encrypts only once every Region that has its key has it too**, so that no Region meets a ciphertext that
-//! it cannot open. A promotion may come between: a lost Region may have had made a replica that nobody else knew.
+//! it cannot open. A promotion may come between: a lost Region may have had made a replica that nobody else knew; and a Region
+//! that comes back with old disks lacks what it had.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +23,10 @@ impl MaterialEverywhere {
             for row in state.multi_region_keys() {
                 let Some(key) = state.key(&row.key) else { continue };
                 let material = key.current_material().id;
-                if !self.current.insert((row.key, material)) || ledger.promoted.contains(&row.key) {
+                let new = self.current.insert((row.key, material));
+                let excused =
+                    ledger.promoted.contains(&row.key) || ledger.restored.contains(&row.key);
+                if !new || excused {
                     continue;
                 }
                 for (other, state) in latest.iter() {

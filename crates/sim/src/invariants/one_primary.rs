@@ -70,6 +70,10 @@ impl OnePrimary {
         ledger: &mut Ledger,
     ) {
         let (id, version, word) = (row.key, &here.version, Word::of(here, key));
+        // A primary with old disks counts again from where they are.
+        if ledger.restored.contains(&id) {
+            return;
+        }
         let known = self.words.entry(id).or_default();
         match known.get(version) {
             Some(other) if *other == word => return,

@@ -10,7 +10,7 @@ use super::material_everywhere::MaterialEverywhere;
 use super::one_primary::OnePrimary;
 use crate::regions::Regions;
 
-/// The furthest state that any node of each Region has shown.
+/// The latest state that any node of each Region has shown.
 #[derive(Debug, Default)]
 pub struct Latest(Vec<(Region, Option<Arc<State>>)>);
 
@@ -40,6 +40,13 @@ pub struct RegionRules {
 }
 
 impl RegionRules {
+    /// The Region of that number comes back with old disks.
+    pub fn forget(&mut self, number: usize) {
+        self.latest.0[number].1 = None;
+        self.looked[number].fill(0);
+        self.gone.forget(number);
+    }
+
     /// Looks at every node that has changed since the last look.
     pub fn look(&mut self, regions: &Regions) {
         let mut ledger = regions.ledger.lock();

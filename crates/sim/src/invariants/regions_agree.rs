@@ -52,7 +52,23 @@ pub fn differences(regions: &Regions) -> Vec<String> {
             }
         }
     }
-    keys.iter().filter_map(|(id, held)| difference(held).map(|d| format!("{id}: {d}"))).collect()
+    let of_key = |(id, held): (&KeyId, &Vec<Held<'_>>)| {
+        let difference = difference(held).or_else(|| came_back(id, held, &states))?;
+        Some(format!("{id}: {difference}"))
+    };
+    keys.iter().filter_map(of_key).collect()
+}
+
+/// A replica that another Region knows to be gone.
+fn came_back(id: &KeyId, held: &[Held<'_>], states: &[(&Region, Arc<State>)]) -> Option<String> {
+    held.iter().find_map(|one| {
+        let knows = |(_, state): &&(&Region, Arc<State>)| {
+            let gone = state.multi_region(id).and_then(|row| row.gone.get(one.region).copied());
+            gone >= Some(one.here.generation)
+        };
+        let (other, _) = states.iter().find(knows)?;
+        Some(format!("its replica in {} came back: {other} knows that it is gone", one.region))
+    })
 }
 
 fn difference(held: &[Held<'_>]) -> Option<String> {
@@ -60,7 +76,7 @@ fn difference(held: &[Held<'_>]) -> Option<String> {
     for one in held {
         let name = one.region;
         if let Some(what) = one.unfinished() {
-            return Some(format!("{what} in {name}, {:?}", one.here.version));
+            return Some(format!("{what} in {name}: {:?}, {:?}", one.key.state, one.here));
         }
         let differs = [
             (one.here.version != first.here.version, "version"),

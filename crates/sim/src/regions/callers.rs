@@ -190,6 +190,12 @@ impl Regions {
                 }
                 ErrorCode::DisabledException | ErrorCode::KMSInvalidStateException => return false,
                 _ if !had => return false,
+                // It has yet to hear again what it lost with its disks.
+                _ if self.restored.lock().contains(&number)
+                    && !self.healed.load(Ordering::Relaxed) =>
+                {
+                    return false;
+                }
                 _ => format!("{error:?}"),
             },
         };

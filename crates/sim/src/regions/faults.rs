@@ -6,10 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keyward_model::Timestamp;
+use keyward_raft::{go_on_alone, survey};
 
 use super::{Regions, RegionsPlan};
 use crate::cluster::{Death, operator};
 use crate::dice::{Dice, Stream};
+use crate::env::SimEnv;
 use crate::faults::FaultKind;
 use crate::network::Weather;
 use crate::sleep;
@@ -68,6 +70,21 @@ pub(super) async fn break_things(regions: Arc<Regions>, seed: u64, plan: &Region
                 regions.clusters.iter().for_each(|cluster| cluster.net.mend());
             }
         }
+    }
+}
+
+impl Regions {
+    /// What a Region alone has, or has lately done, is about to be lost.
+    fn give_up_on(&self, number: usize) {
+        let keys = self.keys_of_all();
+        let others = (0..self.clusters.len()).filter(|other| *other != number);
+        let others: Vec<_> = others.filter_map(|other| self.leaders_state(other)).collect();
+        self.rules.lock().forget(number);
+        self.restored.lock().insert(number);
+        let mut ledger = self.ledger.lock();
+        ledger.counters.old_copies += 1;
+        ledger.restored.extend(keys);
+        ledger.samples.retain(|sample| others.iter().any(|o| o.key(&sample.key).is_some()));
     }
 }
 
@@ -160,7 +177,9 @@ fn part(regions: &Regions, dice: &mut Dice, number: usize) {
 fn promote(regions: &Arc<Regions>, at: usize, lost: usize) {
     let this = Arc::clone(regions);
     drop(regions.world.spawn_in(crate::runtime::HARNESS, async move {
-        this.note_promotion();
+        // Any key there is may be concerned.
+        let keys = this.keys_of_all();
+        this.ledger.lock().promoted.extend(keys);
         let Some(index) = this.some_node(at) else { return };
         let lost = this.name(lost).to_string();
         let promoted = this.clusters[at].operate(index, |kms| async move {
@@ -170,6 +189,45 @@ fn promote(regions: &Arc<Regions>, at: usize, lost: usize) {
             this.ledger.lock().counters.promoted += 1;
         }
     }));
+}
+
+/// A Region of one machine comes back with what its disks held a while ago, in a new history, as an operator does it who
+/// restores a backup.
+pub(super) fn come_back_old(
+    regions: Arc<Regions>,
+    mut dice: Dice,
+    plan: &RegionsPlan,
+) -> impl Future<Output = ()> + Send + use<> {
+    let seconds = plan.faults.as_secs();
+    async move {
+        let single = |number: &usize| regions.clusters[*number].size() == 1;
+        let small: Vec<usize> = (0..regions.clusters.len()).filter(single).collect();
+        if small.is_empty() {
+            return;
+        }
+        let number = dice.pick(&small);
+        let cluster = &regions.clusters[number];
+        sleep(dice.between_ms(50 * seconds, 400 * seconds)).await;
+        let copy = cluster.copy_of(0);
+        sleep(dice.between_ms(50 * seconds, 400 * seconds)).await;
+        if regions.healed.load(Ordering::Relaxed) {
+            return;
+        }
+        let name = regions.name(number);
+        regions.tell(FaultKind::Lies, format!("{name} comes back with old disks"));
+        regions.look();
+        regions.give_up_on(number);
+        cluster.swap_disks(0, Some(&copy), false);
+        let (log, state) = (cluster.log_store(0), cluster.state_store(0));
+        let mut history = [0; 16];
+        dice.fill(&mut history);
+        let alone = survey::<SimEnv>(&log, &state)
+            .and_then(|survey| go_on_alone::<SimEnv>(&log, &survey, cluster.id(0), history));
+        if let Err(why) = alone {
+            regions.violate(format!("{name} COULD NOT GO ON with old disks: {why}"));
+        }
+        start_after(&regions, number, 0, dice.between_ms(100, 3000));
+    }
 }
 
 /// Has dates come while faults go on: operators move the clocks of all Regions ahead.

@@ -33,6 +33,8 @@ pub struct Ledger {
     pub unwanted: BTreeSet<(usize, KeyId)>,
     /// Keys of which a replica was promoted, or may have been.
     pub promoted: BTreeSet<KeyId>,
+    /// Keys that were there when a Region came back with old disks.
+    pub restored: BTreeSet<KeyId>,
     /// Numbers.
     pub counters: Counters,
     /// Broken rules.

@@ -29,6 +29,8 @@ pub struct RegionsPlan {
     pub faults: Duration,
     /// Whether operators promote Regions.
     pub promotions: bool,
+    /// Whether a Region comes back with old disks.
+    pub old_disks: bool,
     /// How often waiting periods come to their end.
     pub dates: u64,
 }
@@ -60,6 +62,7 @@ impl RegionsPlan {
             pace_ms: dice.pick(&[(40, 300), (100, 800)]),
             faults: faults.unwrap_or(Duration::from_secs(20 + dice.below(21))),
             promotions: dice.permille(400),
+            old_disks: dice.permille(300),
             dates: dice.pick(&[0, 1, 2]),
         }
     }
