@@ -128,6 +128,30 @@ bugs! {
     // Streams.
     /// The answer to a call that waited goes to another call of its stream.
     StreamMixesAnswers "stream-mixes-answers"
+
+    // Regions.
+    /// A Region does not tell where a key is gone.
+    GoneNotTold "gone-not-told"
+    /// A Region does not tell that it refused to become the primary's.
+    RefusalNotTold "refusal-not-told"
+    /// A page leaves out its first change where it has others, and its cursor runs past it.
+    PageSkips "page-skips"
+    /// A follower answers pulls.
+    FollowerAnswersPulls "follower-answers-pulls"
+    /// The cursor of one history is used in another.
+    CursorOverHistories "cursor-over-histories"
+    /// A pull says that changes are taken over before they are.
+    TakenTooEarly "taken-too-early"
+    /// A Region takes the word of an earlier epoch for the latest.
+    OldEpochAccepted "old-epoch-accepted"
+    /// Materials that only an outdated telling names are not taken over.
+    LosersMaterialDropped "losers-material-dropped"
+    /// The tokens of materials that come together change places.
+    TokensMixedUp "tokens-mixed-up"
+    /// New material encrypts before other Regions have it.
+    RotationBeforeReplicas "rotation-before-replicas"
+    /// New material does not wait for Regions that cannot be reached.
+    RotationWithoutTheLost "rotation-without-the-lost"
 }
 
 impl Bug {

@@ -1,10 +1,12 @@
 //! Pulling another Region's feed: one task a link, on the leader.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use keyward_env::Env;
+use keyward_env::sabotage::{Bug, on};
 use keyward_model::{KeyMaterialId, KmsError, Region};
 use keyward_raft::BoxFuture;
 use keyward_state::{Command, Cursor, KeyView, PeerRegion, SealedToken, State, Told};
@@ -143,6 +145,10 @@ impl<L: Local> Puller<L> {
             other => return Err(Setback::Refused(format!("an odd answer: {other:?}"))),
         };
         if !page.views.is_empty() || page.upto != have {
+            if on(Bug::TakenTooEarly) {
+                let early = PullRequest { have: page.upto, wait_ms: 0, limit: 1 };
+                self.ask(peer, &RegionRequest::Pull(early), PATIENCE).await?;
+            }
             self.take_over(peer, &page).await?;
         }
         let heard = self.local.env().boot_now();
@@ -163,7 +169,7 @@ impl<L: Local> Puller<L> {
     async fn take_over(&mut self, peer: &Arc<PeerRegion>, page: &Page) -> Result<(), Setback> {
         let state = self.local.state();
         let mut told = Vec::with_capacity(page.views.len());
-        for view in &page.views {
+        for view in spoilt(&state, &page.views).iter() {
             let missing = state.materials_missing(view);
             let mut tokens = BTreeMap::new();
             for some in missing.chunks(MATERIALS_AT_ONCE) {
@@ -236,17 +242,55 @@ impl<L: Local> Puller<L> {
 fn page(state: &State, request: &PullRequest, now_ms: i64) -> Page {
     let history = state.history_id();
     // A feed of another line of life says nothing about this one: it is told from the start.
-    let index = if request.have.history == history { request.have.index } else { 0 };
+    let known = request.have.history == history || on(Bug::CursorOverHistories);
+    let index = if known { request.have.index } else { 0 };
     let head = state.feed_head();
     let limit = request.limit.clamp(1, PAGE_KEYS_MAX) as usize;
     let rows: Vec<_> = state.feed_after(index).take(limit).collect();
-    let views = rows.iter().filter_map(|row| state.view_of(&row.key)).collect();
+    let skipped = usize::from(on(Bug::PageSkips) && rows.len() > 1);
+    let views = rows[skipped..].iter().filter_map(|row| state.view_of(&row.key));
+    let views = views.map(untold).collect();
     let upto = match rows.last() {
         Some(last) => Cursor { history, index: last.changed, made: last.changed_at },
         None if request.have.history == history => request.have,
         None => Cursor { history, index: 0, made: request.have.made },
     };
     Page { history, views, upto, head, now_ms }
+}
+
+/// A view without what a known bug does not tell.
+fn untold(mut view: KeyView) -> KeyView {
+    if on(Bug::GoneNotTold) {
+        view.gone.clear();
+    }
+    if on(Bug::RefusalNotTold) {
+        view.refused = None;
+    }
+    view
+}
+
+/// Views as a known bug takes them over; without one, as they are.
+fn spoilt<'a>(state: &State, views: &'a [KeyView]) -> Cow<'a, [KeyView]> {
+    if !on(Bug::OldEpochAccepted) && !on(Bug::LosersMaterialDropped) {
+        return Cow::Borrowed(views);
+    }
+    let mut views = views.to_vec();
+    for view in &mut views {
+        let Some(here) = state.multi_region(&view.key).and_then(|row| row.here.as_ref()) else {
+            continue;
+        };
+        let Some(shared) = view.shared.as_mut().filter(|s| s.version < here.version) else {
+            continue;
+        };
+        if on(Bug::OldEpochAccepted) && shared.version.epoch < here.version.epoch {
+            shared.version.epoch.number = here.version.epoch.number + 1;
+        }
+        if on(Bug::LosersMaterialDropped) {
+            let key = state.key(&view.key);
+            shared.materials.retain(|m| key.is_some_and(|key| key.material(&m.id).is_some()));
+        }
+    }
+    Cow::Owned(views)
 }
 
 /// Whether there is something to tell.
@@ -263,7 +307,7 @@ pub async fn answer_pull<L: Local>(
     from: &Region,
     request: &PullRequest,
 ) -> RegionResponse {
-    if !local.leads() {
+    if !local.leads() && !on(Bug::FollowerAnswersPulls) {
         return RegionResponse::NotLeader;
     }
     let env = local.env();

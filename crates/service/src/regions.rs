@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use keyward_env::Env;
+use keyward_env::sabotage::{Bug, on};
 use keyward_model::{
     ErrorCode, KeyId, KeyMaterialId, KeyState, KmsError, Region, Timestamp, key_arn,
 };
@@ -728,15 +729,24 @@ impl<E: Env> Kms<E> {
         })))
     }
 
-    /// Whether every Region that has the key has taken over its last change, and fenced it.
+    /// Whether every Region that has the key has taken over its last change, and fenced it; and its primary stays here.
     pub(crate) fn replicas_have(&self, state: &State, key: KeyId) -> bool {
         let (Some(row), Some(facts)) = (state.multi_region(&key), &state.region) else {
             return true;
         };
         let Some(here) = &row.here else { return true };
+        if here.offer.is_some() || here.waits_for.is_some() {
+            return false;
+        }
+        if on(Bug::RotationBeforeReplicas) {
+            return true;
+        }
+        let lost = |region: &Region| {
+            on(Bug::RotationWithoutTheLost) && self.regions.links.of(region).failing.is_some()
+        };
         here.related
             .keys()
-            .filter(|region| **region != facts.region)
+            .filter(|region| **region != facts.region && !lost(region))
             .all(|region| self.regions.links.has_taken(region, state, row.changed))
     }
 }
@@ -879,6 +889,11 @@ impl<E: Env> Local for Kms<E> {
                     )
                     .map_err(|e| hsm_refused(&e))?;
                 tokens.push((material, token));
+            }
+            if on(Bug::TokensMixedUp)
+                && let [(_, first), .., (_, last)] = &mut tokens[..]
+            {
+                std::mem::swap(first, last);
             }
             Ok(tokens)
         })

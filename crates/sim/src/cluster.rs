@@ -16,7 +16,7 @@ use keyward_env::{AsyncRuntime, Env};
 use keyward_hsm::{
     ARENA_BYTES_MIN, ArenaConfig, EnvClock, Hsm, HsmConfig, RootId, RootWatchConfig,
 };
-use keyward_model::NodeId;
+use keyward_model::{NodeId, Region};
 use keyward_raft::{BoxFuture, Node, NodeConfig, SnapshotPace, StartError};
 use keyward_service::{Kms, Stack, stack};
 use keyward_state::{MemStore, Purpose, Timers};
@@ -25,19 +25,19 @@ use parking_lot::Mutex;
 use crate::check::Step;
 use crate::dice::{Dice, Stream};
 use crate::env::{Drawn, SimEntropy, SimEnv};
-use crate::network::{Net, SimTransport};
+use crate::network::{Net, SimTransport, answers_of};
 use crate::plan::Plan;
+use crate::regions::Roads;
 use crate::roots::{Cabinet, MayDie, SimRoots, recorded};
 use crate::runtime::{ClockId, Group, SimRuntime, World};
 use crate::trail::AuditDisk;
 use crate::walls::Walls;
 
 use audits::lose_power;
-use disks::Copied;
-pub use disks::Refusal;
+pub use disks::{Copied, Refusal};
 pub use operator::{client, expired_client, metered, operator};
 
-/// Machines that every Region begins with.
+/// Machines that every Region begins with, unless it has fewer.
 pub const FOUNDERS: usize = 3;
 
 /// How roots are watched: faster than in the server, as runs are short.
@@ -123,6 +123,9 @@ pub struct Cluster {
     /// The machines' wall clocks.
     pub walls: Arc<Walls>,
     seed: u64,
+    region: Region,
+    /// The way to other Regions, if there are any.
+    roads: Option<Arc<Roads>>,
     timers: Timers,
     rates_ppm: Vec<i64>,
     snapshots: SnapshotPace,
@@ -149,7 +152,7 @@ fn start_node<E: Env>(
 }
 
 /// Where a machine's node is reached.
-fn address_of(index: usize) -> String {
+pub fn address_of(index: usize) -> String {
     format!("machine-{index}:4410")
 }
 
@@ -157,6 +160,22 @@ impl Cluster {
     /// The machines of that plan, switched off.
     #[must_use]
     pub fn new(seed: u64, plan: &Plan, world: &Arc<World>) -> Arc<Self> {
+        let region = match "eu-west-1".parse() {
+            Ok(region) => region,
+            Err(_) => unreachable!("the name above is well formed"),
+        };
+        Self::of_region(seed, plan, world, region, None)
+    }
+
+    /// The same, of one Region among others.
+    #[must_use]
+    pub fn of_region(
+        seed: u64,
+        plan: &Plan,
+        world: &Arc<World>,
+        region: Region,
+        roads: Option<Arc<Roads>>,
+    ) -> Arc<Self> {
         let slots = plan
             .clocks
             .iter()
@@ -192,6 +211,8 @@ impl Cluster {
             net: Net::new(Arc::clone(world), seed),
             walls: Walls::new(Arc::clone(world), plan.clocks.iter().map(|(_, error_ms)| *error_ms)),
             seed,
+            region,
+            roads,
             timers: plan.timers,
             rates_ppm: plan.clocks.iter().map(|(clock, _)| clock.rate_ppm()).collect(),
             snapshots: plan.snapshots,
@@ -211,6 +232,18 @@ impl Cluster {
     #[must_use]
     pub fn size(&self) -> usize {
         self.slots.lock().len()
+    }
+
+    /// The machines that the Region is founded on.
+    #[must_use]
+    pub fn founders(&self) -> usize {
+        FOUNDERS.min(self.size())
+    }
+
+    /// The Region.
+    #[must_use]
+    pub fn region(&self) -> &Region {
+        &self.region
     }
 
     /// The machines that have come into use: those of members, and of nodes that were removed and still run.
@@ -334,13 +367,17 @@ impl Cluster {
         config.snapshots = self.snapshots;
         let transport = SimTransport::new(Arc::clone(&self.net), id, group);
         let node = start_node(config, env, log, state, transport).await.map_err(Refusal::from)?;
-        let region = "eu-west-1".parse().map_err(|_| "a Region's name")?;
+        let region = self.region.clone();
         let audit =
             self.audit_disk(index).open(&seams, id, region).await.map_err(Refusal::NoAuditTrail)?;
         self.is_moving(index);
         let kms = Kms::new(Arc::clone(&node), hsm, kept, audit, true);
+        if let Some(roads) = &self.roads {
+            kms.set_region_transport(roads.end_of(&self.region, index, group));
+            roads.listen(&self.region, index, group, &kms);
+        }
         kms.start();
-        self.net.listen(id, group, node);
+        self.net.listen(id, group, answers_of(node));
         Ok(Running { group, stack: Arc::new(stack(Arc::clone(&kms))), kms })
     }
 
@@ -365,6 +402,9 @@ impl Cluster {
         let (id, clock) = (slot.id, slot.clock);
         drop(slots);
         self.net.hang_up(id);
+        if let Some(roads) = &self.roads {
+            roads.hang_up(&self.region, index);
+        }
         self.world.kill(group);
         drop(running);
         if death == Death::PowerCut {

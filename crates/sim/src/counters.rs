@@ -97,6 +97,22 @@ pub struct Counters {
     pub measured: u64,
     /// Calls that were wrong on purpose, and answered.
     pub misused: u64,
+    /// Replicas asked for, and acknowledged.
+    pub replicated: u64,
+    /// Primaries offered to another Region.
+    pub moved: u64,
+    /// Multi-Region keys rotated.
+    pub rotated: u64,
+    /// Promotions that made some replica a primary.
+    pub promoted: u64,
+    /// Multi-Region keys gone in one Region.
+    pub replicas_gone: u64,
+    /// Ciphertexts of one Region opened in another.
+    pub opened_elsewhere: u64,
+    /// Ways between Regions cut.
+    pub roads_cut: u64,
+    /// Whole Regions stopped.
+    pub region_stops: u64,
     /// Messages delivered.
     pub messages: u64,
     /// Simulated time, in milliseconds.
@@ -155,6 +171,14 @@ impl Counters {
         self.audit_faults += other.audit_faults;
         self.measured += other.measured;
         self.misused += other.misused;
+        self.replicated += other.replicated;
+        self.moved += other.moved;
+        self.rotated += other.rotated;
+        self.promoted += other.promoted;
+        self.replicas_gone += other.replicas_gone;
+        self.opened_elsewhere += other.opened_elsewhere;
+        self.roads_cut += other.roads_cut;
+        self.region_stops += other.region_stops;
         self.messages += other.messages;
         self.simulated_ms += other.simulated_ms;
         self.steps += other.steps;

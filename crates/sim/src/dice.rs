@@ -53,6 +53,8 @@ pub enum Stream {
     Entropy(u32, u32),
     /// A client.
     Client(u32),
+    /// The seed of one of several Regions, and of what lies between them.
+    Region(u32),
 }
 
 impl Stream {
@@ -78,6 +80,7 @@ impl Stream {
             Self::Streams => 24,
             Self::Misuse => 21,
             Self::QuotaMisuse => 22,
+            Self::Region(number) => (1 << 34) | number as u64,
             Self::Client(client) => (1 << 32) | client as u64,
             Self::Entropy(node, boot) => (1 << 63) | ((node as u64) << 32) | boot as u64,
         }

@@ -7,14 +7,19 @@ pub mod bad_input;
 pub mod ciphertexts;
 mod deletion_dates;
 mod gone_from_disks;
+mod gone_in_a_region;
 mod linearizability;
+mod material_everywhere;
 pub mod never_opens;
 mod no_resurrection;
 pub mod no_secrets;
+mod one_primary;
 mod one_vote;
 mod permissions;
 mod quotas;
 mod region_time;
+mod regions;
+pub mod regions_agree;
 mod roots;
 
 use std::time::Duration;
@@ -34,6 +39,7 @@ use one_vote::OneVote;
 pub use permissions::Seen;
 pub use quotas::{Meter, Meters};
 use region_time::RegionTime;
+pub use regions::RegionRules;
 pub use roots::Began;
 
 /// Between looks.

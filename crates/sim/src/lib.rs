@@ -23,6 +23,7 @@ mod metered;
 mod misuse;
 pub mod network;
 pub mod plan;
+pub mod regions;
 pub mod roots;
 pub mod runtime;
 mod scenario;

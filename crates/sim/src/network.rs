@@ -33,10 +33,14 @@ impl Weather {
 /// What comes back: the answer, or word that nobody listens there.
 type Answer = oneshot::Sender<Option<Vec<u8>>>;
 
+/// How a process answers a message of that sender. None: as if nobody listened.
+pub type Answers =
+    Arc<dyn Fn(NodeId, Vec<u8>) -> BoxFuture<'static, Option<Vec<u8>>> + Send + Sync>;
+
 struct Member {
     id: NodeId,
     group: Group,
-    node: Arc<Node<SimEnv>>,
+    answers: Answers,
 }
 
 struct Links {
@@ -89,10 +93,10 @@ impl Net {
     }
 
     /// A process listens from now on.
-    pub fn listen(&self, id: NodeId, group: Group, node: Arc<Node<SimEnv>>) {
+    pub fn listen(&self, id: NodeId, group: Group, answers: Answers) {
         let mut links = self.links.lock();
         links.members.retain(|member| member.id != id);
-        links.members.push(Member { id, group, node });
+        links.members.push(Member { id, group, answers });
     }
 
     /// Nobody listens there any more.
@@ -148,23 +152,63 @@ impl Net {
             let _ = answer.send(None);
             return;
         };
-        let (node, group) = (Arc::clone(&member.node), member.group);
+        let (answers, group) = (Arc::clone(&member.answers), member.group);
         links.delivered += 1;
         drop(links);
         self.world.note(from << 8 | to << 4 | body.len() as u64);
         let this = Arc::clone(self);
         drop(self.world.spawn_in(group, async move {
-            let response = node.answer(from, body).await;
+            let response = answers(from, body).await;
             this.answer(to, from, response, answer);
         }));
     }
 
-    fn answer(&self, from: NodeId, to: NodeId, response: Vec<u8>, answer: Answer) {
+    fn answer(&self, from: NodeId, to: NodeId, response: Option<Vec<u8>>, answer: Answer) {
         let fate = Self::fate(&mut self.links.lock(), from, to);
         if let Some(delay) = fate {
-            self.world.after(delay, move || drop(answer.send(Some(response))));
+            self.world.after(delay, move || drop(answer.send(response)));
         }
     }
+
+    /// Sends a message of that process, and waits for its answer.
+    pub async fn call(
+        self: &Arc<Self>,
+        (from, group): (NodeId, Group),
+        to: NodeId,
+        body: Vec<u8>,
+        patience: Duration,
+    ) -> Result<Vec<u8>, TransportError> {
+        let (answer, answered) = oneshot::channel();
+        if self.world.is_alive(group) {
+            self.send(from, to, body, answer);
+        }
+        let waiting = async move {
+            match answered.await {
+                Ok(answer) => answer,
+                // Lost: silence.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        match SimRuntime::timeout(patience, waiting).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(TransportError::Unreachable {
+                node: to,
+                reason: "connection refused".to_owned(),
+            }),
+            Err(_) => {
+                Err(TransportError::NoAnswer { node: to, reason: "the time was up".to_owned() })
+            }
+        }
+    }
+}
+
+/// A node's answers to the other nodes of its Region.
+#[must_use]
+pub fn answers_of(node: Arc<Node<SimEnv>>) -> Answers {
+    Arc::new(move |from, body| {
+        let node = Arc::clone(&node);
+        Box::pin(async move { Some(node.answer(from, body).await) })
+    })
 }
 
 /// One process's end of the network.
@@ -190,29 +234,6 @@ impl Transport for SimTransport {
         body: Vec<u8>,
         patience: Duration,
     ) -> BoxFuture<'_, Result<Vec<u8>, TransportError>> {
-        Box::pin(async move {
-            let (answer, answered) = oneshot::channel();
-            if self.net.world.is_alive(self.group) {
-                self.net.send(self.me, target, body, answer);
-            }
-            let waiting = async move {
-                match answered.await {
-                    Ok(answer) => answer,
-                    // Lost: silence.
-                    Err(_) => std::future::pending().await,
-                }
-            };
-            match SimRuntime::timeout(patience, waiting).await {
-                Ok(Some(answer)) => Ok(answer),
-                Ok(None) => Err(TransportError::Unreachable {
-                    node: target,
-                    reason: "connection refused".to_owned(),
-                }),
-                Err(_) => Err(TransportError::NoAnswer {
-                    node: target,
-                    reason: "the time was up".to_owned(),
-                }),
-            }
-        })
+        Box::pin(self.net.call((self.me, self.group), target, body, patience))
     }
 }

@@ -21,6 +21,7 @@ use crate::metered::MeteredCallers;
 use crate::misuse::{misuse, misuse_quotas};
 use crate::network::Weather;
 use crate::plan::{Deletions, Plan};
+use crate::regions;
 use crate::runtime::{HARNESS, JoinHandle, World};
 use crate::sleep;
 
@@ -40,6 +41,8 @@ pub struct Options {
     pub faults: Option<Duration>,
     /// What does not go wrong.
     pub without: Spared,
+    /// Several Regions, and what goes wrong between them.
+    pub regions: bool,
 }
 
 /// What came of a run.
@@ -60,6 +63,9 @@ pub struct Outcome {
 /// Runs one seed.
 #[must_use]
 pub fn run(seed: u64, options: &Options) -> Outcome {
+    if options.regions {
+        return regions::run(seed, options);
+    }
     let plan = Plan::new(seed, options.faults);
     let world = World::new(seed, plan.stall_permille);
     let cluster = Cluster::new(seed, &plan, &world);

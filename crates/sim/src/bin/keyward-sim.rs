@@ -16,6 +16,7 @@ Examples:
   keyward-sim --seeds 0..200 --jobs 2       200 Regions, on two cores
   keyward-sim --seed 31                     one of them; prints its trace hash
   keyward-sim --seed 31 --shrink            what of all that went wrong does its failure need?
+  keyward-sim --regions --seeds 0..50       50 times three Regions
   keyward-sim --seed 31 --without lies,4    without lying disks, and without fault 4
 
 Exit code: 0 all is well, 1 a rule is broken, 2 something was asked for that cannot be.";
@@ -40,6 +41,9 @@ struct Arguments {
     /// faults, with commas between.
     #[arg(long, default_value = None)]
     without: Option<Spared>,
+    /// Three Regions at once, and what goes wrong between them.
+    #[arg(long, conflicts_with = "growing")]
+    regions: bool,
     /// Of the seeds, those alone whose Region grows to five machines.
     #[arg(long, conflicts_with = "seed")]
     growing: bool,
@@ -185,6 +189,7 @@ fn main() -> ExitCode {
     let options = Options {
         faults: arguments.faults.map(Duration::from_secs),
         without: arguments.without.unwrap_or_default(),
+        regions: arguments.regions,
     };
     let alone = arguments.seed.is_some();
     let first = arguments.first || arguments.shrink;
@@ -255,6 +260,9 @@ fn replay(seed: u64, options: &Options, bug: Option<Bug>) -> String {
             bug.name()
         ),
     };
+    if options.regions {
+        command += " --regions";
+    }
     if let Some(faults) = options.faults {
         command += &format!(" --faults {}", faults.as_secs());
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use keyward_model::{KmsError, Timestamp};
 use keyward_service::{Caller, FoundingRequest, Kms};
 
-use super::{Cluster, FOUNDERS, address_of};
+use super::{Cluster, address_of};
 use crate::env::SimEnv;
 use crate::runtime::Cut;
 use crate::walls::WALL_START_MS;
@@ -78,14 +78,13 @@ impl Cluster {
 
     /// Switches the first machines on, founds the Region on the first, adds the others and makes the client's principal.
     pub async fn set_up(self: &Arc<Self>) -> Result<(), String> {
-        for index in 0..FOUNDERS {
+        for index in 0..self.founders() {
             self.boot(index);
         }
         self.all_running().await?;
-        let region = "eu-west-1".parse().map_err(|_| "a Region's name")?;
         let request = FoundingRequest {
             purpose: self.purpose,
-            region,
+            region: self.region.clone(),
             timers: self.timers,
             operator: operator().principal.clone(),
             ca_certificate: CA_CERTIFICATE.to_vec(),
@@ -99,7 +98,7 @@ impl Cluster {
             kms.create_principal(&who, CLIENT, &kinds, None, None, SETUP_PATIENCE).await
         })
         .await?;
-        for index in 1..FOUNDERS {
+        for index in 1..self.founders() {
             let id = self.id(index);
             self.operate(0, move |kms| async move {
                 let who = operator();
@@ -114,7 +113,7 @@ impl Cluster {
     async fn all_running(&self) -> Result<(), String> {
         let patience = Duration::from_secs(5);
         let end = self.world.now() + patience;
-        while (0..FOUNDERS).any(|index| self.running(index).is_none()) {
+        while (0..self.founders()).any(|index| self.running(index).is_none()) {
             if self.world.now() > end {
                 return Err(format!("not every node has started: {:?}", self.failures()));
             }

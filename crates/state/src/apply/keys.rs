@@ -383,6 +383,8 @@ impl Tx<'_> {
         let key = self.key_for(Operation::DescribeKey, id)?;
         match key.introduced() {
             Some(waiting) if waiting.id == material => {
+                // Where a multi-Region key's primary is, or is about to be, it is completed there.
+                self.check_primary(&key)?;
                 let kind = waiting.kind.unwrap_or(RotationKind::OnDemand);
                 let now = self.now;
                 self.edit(Operation::DescribeKey, id, |key| {

@@ -367,7 +367,12 @@ impl Tx<'_> {
             if void {
                 here.offer = None;
             }
-            if here.related.len() < before || void {
+            // Its key is gone: it cannot take note any more, and is no primary.
+            let left = here.waits_for.as_ref().is_some_and(|r| !here.related.contains_key(r));
+            if left {
+                here.waits_for = None;
+            }
+            if here.related.len() < before || void || left {
                 here.version.sequence += 1;
                 row.here = Some(here.clone());
                 self.put_changed(row.clone());
@@ -606,6 +611,12 @@ impl Tx<'_> {
             here.base = shared.base.clone();
             here.generations = here.generations.max(shared.generations);
             here.related = shared.related.clone();
+            // This Region knows that its own is there, whoever has not heard of it yet.
+            if let Some(own) = here.related.get_mut(&me)
+                && own.generation == here.generation
+            {
+                own.first = None;
+            }
             here.offer = shared.offer.clone();
             here.waits_for = None;
             key.rotation = shared.rotation;

@@ -1,0 +1,87 @@
+//! What must hold among Regions in the end, once nothing breaks any more.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward_model::KeyState;
+
+use super::{Regions, Sample};
+use crate::invariants::regions_agree;
+use crate::sleep;
+
+/// Once faults are over, the Regions agree within this: leaders are elected, links come back, what was offered, rotated
+/// and deleted comes to its end.
+const AGREE_WITHIN: Duration = Duration::from_secs(60);
+/// Keys that are switched off or wait for their deletion are brought back within this.
+const BACK_WITHIN: Duration = Duration::from_secs(30);
+/// A ciphertext opens within so many tries on nodes that are well.
+const TRIES_MAX: usize = 20;
+
+/// All Regions agree on every key.
+pub(super) async fn must_agree(regions: &Regions) {
+    let end = regions.world.now() + AGREE_WITHIN;
+    loop {
+        let differences = regions_agree::differences(regions);
+        regions.look();
+        if differences.is_empty() {
+            return;
+        }
+        if regions.world.now() > end {
+            let what = differences.join("; ");
+            return regions.violate(format!("REGIONS DIFFER after {AGREE_WITHIN:?}: {what}"));
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Every ciphertext opens in every Region that has its key.
+pub(super) async fn every_ciphertext_opens(regions: &Arc<Regions>) {
+    bring_all_back(regions).await;
+    let samples: Vec<Sample> = regions.ledger.lock().samples.clone();
+    for sample in &samples {
+        for number in 0..regions.clusters.len() {
+            let has = |regions: &Regions| {
+                regions.leaders_state(number).is_some_and(|state| state.key(&sample.key).is_some())
+            };
+            let mut tries = 0;
+            while has(regions) && !regions.open(number, sample).await {
+                tries += 1;
+                if tries > TRIES_MAX {
+                    let (key, name) = (sample.key, regions.name(number));
+                    regions.violate(format!(
+                        "A CIPHERTEXT DOES NOT OPEN in the end: of {key} in {name}"
+                    ));
+                    break;
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Keys that cannot be used are brought back to where they can.
+async fn bring_all_back(regions: &Arc<Regions>) {
+    let end = regions.world.now() + BACK_WITHIN;
+    loop {
+        let mut away = BTreeSet::new();
+        for number in 0..regions.clusters.len() {
+            let Some(state) = regions.leaders_state(number) else { continue };
+            for row in state.multi_region_keys() {
+                let Some(key) = state.key(&row.key) else { continue };
+                if key.state != KeyState::Enabled {
+                    away.insert((number, row.key));
+                    regions.bring_back(number, row.key, key.state).await;
+                }
+            }
+        }
+        if away.is_empty() {
+            return;
+        }
+        if regions.world.now() > end {
+            return regions
+                .violate(format!("KEYS DO NOT COME BACK within {BACK_WITHIN:?}: {away:?}"));
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
