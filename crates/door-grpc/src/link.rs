@@ -124,8 +124,7 @@ impl GrpcRegionTransport {
             .keep_alive_timeout(Duration::from_secs(3))
             .keep_alive_while_idle(true)
             .connect_with_connector_lazy(connect);
-        let dialled =
-            Dialled { authority: peer.ca_certificate.clone(), channel: channel.clone() };
+        let dialled = Dialled { authority: peer.ca_certificate.clone(), channel: channel.clone() };
         self.channels.lock().insert(slot, dialled);
         Ok(channel)
     }
