@@ -18,10 +18,22 @@ struct Case {
     from: u64,
     within: u64,
     says: &'static str,
+    /// Whether it takes several Regions.
+    regions: bool,
 }
 
 const fn case(bug: Bug, from: u64, within: u64, says: &'static str) -> Case {
-    Case { bug, from, within, says }
+    Case { bug, from, within, says, regions: false }
+}
+
+const fn between(bug: Bug, from: u64, within: u64, says: &'static str) -> Case {
+    Case { bug, from, within, says, regions: true }
+}
+
+impl Case {
+    fn options(&self) -> Options {
+        Options { regions: self.regions, ..Options::default() }
+    }
 }
 
 /// Rare bugs begin shortly before a seed that finds them.
@@ -83,7 +95,7 @@ fn find(case: &Case) -> Result<u64, String> {
                     if seed >= to || found.load(Ordering::Relaxed) != u64::MAX {
                         return;
                     }
-                    for violation in run(seed, &Options::default()).violations {
+                    for violation in run(seed, &case.options()).violations {
                         if violation.starts_with(case.says) {
                             found.fetch_min(seed, Ordering::Relaxed);
                         } else {
@@ -116,7 +128,7 @@ fn every_known_bug_is_found() {
             // It is the bug that was found, and nothing else.
             Ok(seed) => {
                 println!("{name}: seed {seed}");
-                let violations = run(seed, &Options::default()).violations;
+                let violations = run(seed, &case.options()).violations;
                 if !violations.is_empty() {
                     wrong += &format!("\nseed {seed} without {name}: {violations:?}");
                 }
