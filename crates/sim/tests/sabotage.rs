@@ -71,6 +71,17 @@ const CAUGHT: &[Case] = &[
     case(Bug::RestartedBucketFull, 0, 8, "MORE THAN THE QUOTA"),
     case(Bug::AuditAfterAnswer, 0, 4, "AN ANSWER WITHOUT ITS RECORD"),
     case(Bug::StreamMixesAnswers, 4, 8, "WRONG PLAINTEXT"),
+    between(Bug::GoneNotTold, 0, 4, "REGIONS DIFFER"),
+    between(Bug::RefusalNotTold, 0, 4, "REGIONS DIFFER"),
+    between(Bug::PageSkips, 0, 4, "REGIONS DIFFER"),
+    between(Bug::FollowerAnswersPulls, 2, 8, "REGIONS DIFFER"),
+    between(Bug::CursorOverHistories, 148, 8, "REGIONS DIFFER"),
+    between(Bug::TakenTooEarly, 0, 8, "A MATERIAL ENCRYPTS TOO EARLY"),
+    between(Bug::OldEpochAccepted, 8, 8, "REGIONS DIFFER"),
+    between(Bug::LosersMaterialDropped, 12, 8, "REGIONS DIFFER"),
+    between(Bug::TokensMixedUp, 0, 4, "A CIPHERTEXT DOES NOT OPEN"),
+    between(Bug::RotationBeforeReplicas, 0, 4, "A MATERIAL ENCRYPTS TOO EARLY"),
+    between(Bug::RotationWithoutTheLost, 0, 4, "A MATERIAL ENCRYPTS TOO EARLY"),
 ];
 
 /// Bugs that the simulator does not find, and why.
