@@ -144,7 +144,7 @@ bugs! {
     TakenTooEarly "taken-too-early"
     /// A Region takes the word of an earlier epoch for the latest.
     OldEpochAccepted "old-epoch-accepted"
-    /// Materials that only an outdated telling names are not taken over.
+    /// Materials that a telling of no later version names are not taken over.
     LosersMaterialDropped "losers-material-dropped"
     /// The tokens of materials that come together change places.
     TokensMixedUp "tokens-mixed-up"

@@ -279,7 +279,7 @@ fn spoilt<'a>(state: &State, views: &'a [KeyView]) -> Cow<'a, [KeyView]> {
         let Some(here) = state.multi_region(&view.key).and_then(|row| row.here.as_ref()) else {
             continue;
         };
-        let Some(shared) = view.shared.as_mut().filter(|s| s.version < here.version) else {
+        let Some(shared) = view.shared.as_mut().filter(|s| s.version <= here.version) else {
             continue;
         };
         if on(Bug::OldEpochAccepted) && shared.version.epoch < here.version.epoch {

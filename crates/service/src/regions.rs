@@ -122,7 +122,7 @@ impl<E: Env> Kms<E> {
     pub(crate) async fn keep_links(self: Arc<Self>) {
         let Some(transport) = self.regions.transport.get().cloned() else { return };
         while !self.node.is_stopped() {
-            if self.node.leads() {
+            if Local::leads(&*self) {
                 for peer in self.node.state().peer_regions() {
                     let region = peer.region.clone();
                     if self.regions.pulling.lock().insert(region.clone()) {
@@ -796,7 +796,8 @@ impl<E: Env> Local for Kms<E> {
     }
 
     fn leads(&self) -> bool {
-        self.node.leads() && !self.node.is_stopped()
+        // Until a recovery is in the state, changes would be told, and taken for known, in the history that it ends.
+        self.node.leads() && !self.node.is_stopped() && !self.node.recovers()
     }
 
     fn region_now_ms(&self) -> i64 {

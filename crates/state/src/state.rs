@@ -594,13 +594,14 @@ impl State {
         let (Some(shared), Some(facts)) = (&view.shared, &self.region) else { return Vec::new() };
         let known = self.key(&view.key);
         let row = self.multi_region.get(&view.key);
-        if known.is_none() {
-            let me = &facts.region;
-            let Some(related) = shared.related.get(me) else { return Vec::new() };
-            let gone = row.and_then(|row| row.gone.get(me)).max(view.gone.get(me)).copied();
-            if gone.is_some_and(|gone| gone >= related.generation) {
-                return Vec::new();
-            }
+        let me = &facts.region;
+        // A key that is gone here needs none, nor one that others know to be gone.
+        let here = row.and_then(|row| row.here.as_ref()).map(|here| here.generation);
+        let told = shared.related.get(me).map(|related| related.generation);
+        let Some(generation) = here.or(told) else { return Vec::new() };
+        let gone = row.and_then(|row| row.gone.get(me)).max(view.gone.get(me)).copied();
+        if gone.is_some_and(|gone| gone >= generation) {
+            return Vec::new();
         }
         let lacks = |id: &KeyMaterialId| known.is_none_or(|key| key.material(id).is_none());
         shared.materials.iter().map(|material| material.id).filter(lacks).collect()

@@ -705,3 +705,94 @@ fn two_regions_of_one_name_are_not_linked() {
         ErrorCode::ValidationException
     );
 }
+
+#[test]
+fn a_rotation_is_completed_where_the_primary_is_and_stays() {
+    let mut world = three();
+    world.machines[0].introduce(0).expect("introduced");
+    let waiting = world.machines[0].key(0).and_then(|key| key.introduced()).expect("waits").id;
+    let activate = Command::ActivateMaterial { key: key(0), material: waiting };
+    for at in [1, 2] {
+        world.pull(at, 0, 10);
+        assert_eq!(
+            refused(world.machines[at].run(activate.clone())),
+            ErrorCode::UnsupportedOperationException
+        );
+    }
+    world.machines[0].offer(0, 1).expect("offered");
+    assert_eq!(
+        refused(world.machines[0].run(activate)),
+        ErrorCode::KMSInvalidStateException,
+        "it would be lost in the hand-over"
+    );
+    world.settle();
+    assert!(world.machines[1].is_primary(0));
+    assert!(world.machines.iter().all(|machine| machine.current(0) == Some(waiting)));
+    assert!(world.machines.iter().all(|machine| machine.state.reconciliations().count() == 0));
+}
+
+#[test]
+fn a_last_primary_whose_key_is_gone_is_not_waited_for() {
+    let mut world = three();
+    world.machines[1].promote(0);
+    world.machines[1].offer(0, 2).expect("offered");
+    world.pull(2, 1, 10);
+    assert_eq!(world.machines[2].key(0).expect("a key").state, KeyState::Updating);
+    // It takes note, and its key goes, before the new primary hears of the one or the other.
+    world.pull(1, 2, 10);
+    world.machines[1].delete(0);
+    assert!(world.machines[1].key(0).is_none());
+    world.settle();
+    world.agree();
+    assert_eq!(world.machines[2].key(0).expect("a key").state, KeyState::Enabled);
+}
+
+#[test]
+fn a_promoted_region_knows_that_its_own_replica_is_there() {
+    let mut world = World::new();
+    world.machines[0].create(0).expect("made");
+    world.machines[0].replicate(0, 1).expect("replicated");
+    world.pull(1, 0, 10);
+    // The primary changes the key, and is lost, before it hears that the replica is there.
+    world.machines[0].introduce(0).expect("introduced");
+    world.pull(1, 0, 10);
+    world.machines[1].promote(0);
+    world.settle();
+    let row = world.machines[1].state.multi_region(&key(0)).expect("a row");
+    let related = &row.here.as_ref().expect("here").related;
+    assert!(related.values().all(|related| related.first.is_none()), "{related:?}");
+    world.machines[1].offer(0, 0).expect("its place moves on");
+    world.settle();
+    world.machines[0].offer(0, 1).expect("and back");
+}
+
+#[test]
+fn a_region_with_old_disks_makes_its_replica_anew_and_takes_the_place_on_offer() {
+    let mut world = three();
+    world.machines[0].offer(0, 1).expect("offered");
+    // What it had, it has lost: it begins as it was founded.
+    world.machines[1] = Machine::new(1);
+    world.settle();
+    world.agree();
+    assert!(world.machines[1].is_primary(0));
+}
+
+#[test]
+fn a_telling_of_a_key_that_is_gone_here_needs_no_material() {
+    let mut world = three();
+    world.machines[0].introduce(0).expect("introduced");
+    let mut told = world.machines[0].state.view_of(&key(0)).expect("a view");
+    assert_eq!(world.machines[1].state.materials_missing(&told).len(), 1);
+    // Others know that it was deleted here, and have struck it off: they would seal nothing to it.
+    if let Some(shared) = &mut told.shared {
+        shared.related.remove(&region(1));
+    }
+    let generation = world.generation(1, 0).expect("it is here");
+    told.gone.insert(region(1), generation);
+    assert!(world.machines[1].state.materials_missing(&told).is_empty());
+    let told = Told { tokens: Vec::new(), view: told };
+    let cursor = Cursor { history: [1; 16], index: 1, made: Timestamp(1) };
+    let merge = Command::Merge { from: region(0), cursor, told: vec![told] };
+    world.machines[1].run(merge).expect("taken");
+    assert!(world.machines[1].key(0).is_none());
+}

@@ -103,6 +103,13 @@ impl<E: Env> Node<E> {
         })
     }
 
+    /// Whether this node goes on after a recovery that is not in its state yet.
+    #[must_use]
+    pub fn recovers(&self) -> bool {
+        let history = self.state().history;
+        self.recovery.as_ref().is_some_and(|recovery| history != Some(recovery.history))
+    }
+
     /// Puts a recovery into the state, and tells those who were given up whenever they can be reached.
     pub(super) async fn keep_the_lost_out(self: Arc<Self>) {
         let mut put = self.recovery.is_none();

@@ -54,7 +54,8 @@ pub fn differences(regions: &Regions) -> Vec<String> {
     }
     let of_key = |(id, held): (&KeyId, &Vec<Held<'_>>)| {
         let difference = difference(held).or_else(|| came_back(id, held, &states))?;
-        Some(format!("{id}: {difference}"))
+        let all: Vec<_> = held.iter().map(|one| (one.region, one.key.state, one.here)).collect();
+        Some(format!("{id}: {difference}; {all:?}"))
     };
     keys.iter().filter_map(of_key).collect()
 }
@@ -76,7 +77,7 @@ fn difference(held: &[Held<'_>]) -> Option<String> {
     for one in held {
         let name = one.region;
         if let Some(what) = one.unfinished() {
-            return Some(format!("{what} in {name}: {:?}, {:?}", one.key.state, one.here));
+            return Some(format!("{what} in {name}"));
         }
         let differs = [
             (one.here.version != first.here.version, "version"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use keyward_model::KeyState;
 
 use super::{Regions, Sample};
+use crate::cluster::operator;
 use crate::invariants::regions_agree;
 use crate::sleep;
 
@@ -15,6 +16,8 @@ use crate::sleep;
 const AGREE_WITHIN: Duration = Duration::from_secs(60);
 /// Keys that are switched off or wait for their deletion are brought back within this.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
+/// How long a node is asked why it does not hear others.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// A ciphertext opens within so many tries on nodes that are well.
 const TRIES_MAX: usize = 20;
 
@@ -28,11 +31,27 @@ pub(super) async fn must_agree(regions: &Regions) {
             return;
         }
         if regions.world.now() > end {
-            let what = differences.join("; ");
+            let what = format!("{}; {}", differences.join("; "), failing(regions).await);
             return regions.violate(format!("REGIONS DIFFER after {AGREE_WITHIN:?}: {what}"));
         }
         sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Why Regions do not hear each other, for people.
+async fn failing(regions: &Regions) -> String {
+    let mut text = String::new();
+    for (number, cluster) in regions.clusters.iter().enumerate() {
+        let status = cluster
+            .operate(0, |kms| async move { kms.regions_status(&operator(), PATIENCE).await });
+        let links = status.await.map(|status| status.links).unwrap_or_default();
+        for (link, ..) in
+            links.iter().filter(|(link, ..)| link.failing.is_some() || link.behind > 0)
+        {
+            text += &format!("{} hears {link:?}; ", regions.name(number));
+        }
+    }
+    text
 }
 
 /// Every ciphertext opens in every Region that has its key.

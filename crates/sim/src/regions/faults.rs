@@ -14,6 +14,7 @@ use crate::dice::{Dice, Stream};
 use crate::env::SimEnv;
 use crate::faults::FaultKind;
 use crate::network::Weather;
+use crate::runtime::HARNESS;
 use crate::sleep;
 
 /// Longer than a waiting period. Two of them are shorter than the certificates of callers hold.
@@ -173,26 +174,42 @@ fn part(regions: &Regions, dice: &mut Dice, number: usize) {
     }
 }
 
+/// The same, of a Region that is lost: operators try again until it is done. False: they gave up.
+async fn must_promote(regions: &Arc<Regions>, at: usize, lost: usize) -> bool {
+    for _ in 0..20 {
+        if promoted(regions, at, lost).await {
+            return true;
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    false
+}
+
 /// An operator promotes a Region in the place of another one, whether that is lost or not.
 fn promote(regions: &Arc<Regions>, at: usize, lost: usize) {
     let this = Arc::clone(regions);
-    drop(regions.world.spawn_in(crate::runtime::HARNESS, async move {
-        // Any key there is may be concerned.
-        let keys = this.keys_of_all();
-        this.ledger.lock().promoted.extend(keys);
-        let Some(index) = this.some_node(at) else { return };
-        let lost = this.name(lost).to_string();
-        let promoted = this.clusters[at].operate(index, |kms| async move {
-            kms.promote_region(&operator(), &lost, true, PATIENCE).await
-        });
-        if promoted.await.is_ok_and(|keys| keys > 0) {
-            this.ledger.lock().counters.promoted += 1;
-        }
-    }));
+    drop(regions.world.spawn_in(HARNESS, async move { promoted(&this, at, lost).await }));
 }
 
-/// A Region of one machine comes back with what its disks held a while ago, in a new history, as an operator does it who
-/// restores a backup.
+/// True once the promotion was acknowledged.
+async fn promoted(regions: &Regions, at: usize, lost: usize) -> bool {
+    // Any key there is may be concerned.
+    let keys = regions.keys_of_all();
+    regions.ledger.lock().promoted.extend(keys);
+    let Some(index) = regions.some_node(at) else { return false };
+    let lost = regions.name(lost).to_string();
+    let promoted = regions.clusters[at].operate(index, |kms| async move {
+        kms.promote_region(&operator(), &lost, true, PATIENCE).await
+    });
+    let promoted = promoted.await;
+    if promoted.as_ref().is_ok_and(|keys| *keys > 0) {
+        regions.ledger.lock().counters.promoted += 1;
+    }
+    promoted.is_ok()
+}
+
+/// A Region of one machine comes back with what its disks held a while ago, as operators do it who restore a backup:
+/// first the others take its primaries' place, then it begins a new history.
 pub(super) fn come_back_old(
     regions: Arc<Regions>,
     mut dice: Dice,
@@ -215,6 +232,15 @@ pub(super) fn come_back_old(
         }
         let name = regions.name(number);
         regions.tell(FaultKind::Lies, format!("{name} comes back with old disks"));
+        kill(&regions, &mut dice, number, 0);
+        for other in (0..regions.clusters.len()).filter(|other| *other != number) {
+            if !must_promote(&regions, other, number).await {
+                return start_after(&regions, number, 0, Duration::ZERO);
+            }
+        }
+        if cluster.group(0).is_some() {
+            cluster.kill(0, Death::Kill);
+        }
         regions.look();
         regions.give_up_on(number);
         cluster.swap_disks(0, Some(&copy), false);

@@ -556,7 +556,7 @@ impl Tx<'_> {
         let First { description, tags } = first.unwrap_or_default();
         let (materials, current) =
             arrange(shared.materials.clone(), shared.current, shared.waiting);
-        row.here = Some(Here {
+        let mut here = Here {
             generation,
             version: shared.version.clone(),
             base: shared.base.clone(),
@@ -565,9 +565,8 @@ impl Tx<'_> {
             offer: shared.offer.clone(),
             waits_for: None,
             window_days: None,
-        });
-        self.put_multi_region(row.clone());
-        self.put_key(Key {
+        };
+        let mut key = Key {
             id,
             account,
             description,
@@ -579,7 +578,12 @@ impl Tx<'_> {
             current,
             rotation: shared.rotation,
             aliases: 0,
-        });
+        };
+        // Made again by a Region that had lost it: the primary's place may be on offer to it.
+        self.answer_offer(row, &mut here, &mut key);
+        row.here = Some(here);
+        self.put_multi_region(row.clone());
+        self.put_key(key);
         Ok(())
     }
 

@@ -1,0 +1,48 @@
+//! Several Regions at once: seeds that must break no rule, those that found something among them, and runs that must
+//! repeat step for step.
+
+use keyward_sim::{Counters, Options, run};
+
+const SEEDS: u64 = 80;
+
+/// Seeds that found something: a rotation completed while its key's primary was on offer (9, 60, 218), a key that waited for
+/// a last primary whose own was gone (72), a promoted Region that took its own replica for one to be made (109), a link that
+/// one key stopped for good (301), a replica made anew that did not answer an offer (23).
+const FOUND: [u64; 5] = [109, 218, 301, 344, 548];
+
+fn options() -> Options {
+    Options { regions: true, ..Options::default() }
+}
+
+#[test]
+fn no_seed_breaks_a_rule_between_regions() {
+    let mut sum = Counters::default();
+    let mut broken = String::new();
+    for seed in (0..SEEDS).chain(FOUND) {
+        let outcome = run(seed, &options());
+        sum.add(&outcome.counters);
+        if !outcome.violations.is_empty() {
+            let violations = outcome.violations.join("\n  ");
+            broken += &format!(
+                "\nreplay: cargo run -p keyward-sim -- --seed {seed} --regions\n  {violations}"
+            );
+        }
+    }
+    assert!(broken.is_empty(), "{broken}");
+    // A run in which nothing happens would prove nothing.
+    assert!(sum.acknowledged > 30 * SEEDS && sum.calls > 1000 * SEEDS, "{sum:?}");
+    assert!(sum.replicated > 4 * SEEDS && sum.moved > SEEDS && sum.rotated > 5 * SEEDS, "{sum:?}");
+    assert!(sum.opened_elsewhere > 300 * SEEDS, "{sum:?}");
+    assert!(sum.kills + sum.power_cuts > 4 * SEEDS && sum.region_stops > SEEDS, "{sum:?}");
+    assert!(sum.roads_cut > 3 * SEEDS && sum.promoted > 15, "{sum:?}");
+    assert!(sum.replicas_gone > SEEDS / 3 && sum.old_copies > 10, "{sum:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace_of_all_regions() {
+    for seed in [1, 301] {
+        assert_eq!(run(seed, &options()), run(seed, &options()), "two runs of seed {seed}");
+    }
+    let (a, b) = (run(1, &options()), run(2, &options()));
+    assert_ne!(a.trace_hash, b.trace_hash, "seeds decide");
+}
