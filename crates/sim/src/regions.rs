@@ -54,8 +54,6 @@ pub struct Regions {
     rules: Mutex<RegionRules>,
     /// Set once nothing may break any more.
     healed: AtomicBool,
-    /// Regions that came back with old disks.
-    restored: Mutex<BTreeSet<usize>>,
     schedule: Schedule,
     caller: Arc<Caller>,
     dice: Mutex<Dice>,
@@ -101,7 +99,6 @@ impl Regions {
             ledger: Mutex::default(),
             rules: Mutex::default(),
             healed: AtomicBool::new(false),
-            restored: Mutex::default(),
             schedule,
             caller: client(),
             dice: Mutex::new(Dice::new(seed, Stream::Client(0))),

@@ -592,15 +592,15 @@ impl State {
     #[must_use]
     pub fn materials_missing(&self, view: &KeyView) -> Vec<KeyMaterialId> {
         let (Some(shared), Some(facts)) = (&view.shared, &self.region) else { return Vec::new() };
-        let known = self.key(&view.key);
         let row = self.multi_region.get(&view.key);
         let me = &facts.region;
-        // A key that is gone here needs none, nor one that others know to be gone.
+        let gone = row.and_then(|row| row.gone.get(me)).max(view.gone.get(me)).copied();
+        let lives = |generation: u64| gone.is_none_or(|gone| gone < generation);
         let here = row.and_then(|row| row.here.as_ref()).map(|here| here.generation);
         let told = shared.related.get(me).map(|related| related.generation);
-        let Some(generation) = here.or(told) else { return Vec::new() };
-        let gone = row.and_then(|row| row.gone.get(me)).max(view.gone.get(me)).copied();
-        if gone.is_some_and(|gone| gone >= generation) {
+        // One that is here, but gone as others know, is made anew or not at all.
+        let known = here.filter(|here| lives(*here)).and_then(|_| self.key(&view.key));
+        if known.is_none() && !told.is_some_and(lives) {
             return Vec::new();
         }
         let lacks = |id: &KeyMaterialId| known.is_none_or(|key| key.material(id).is_none());

@@ -770,8 +770,10 @@ fn a_promoted_region_knows_that_its_own_replica_is_there() {
 fn a_region_with_old_disks_makes_its_replica_anew_and_takes_the_place_on_offer() {
     let mut world = three();
     world.machines[0].offer(0, 1).expect("offered");
-    // What it had, it has lost: it begins as it was founded.
+    // What it had, it has lost: it begins as it was founded, in a new history.
     world.machines[1] = Machine::new(1);
+    let recover = Command::Recover { history: [7; 16], lost: BTreeMap::new() };
+    world.machines[1].run(recover).expect("recovered");
     world.settle();
     world.agree();
     assert!(world.machines[1].is_primary(0));

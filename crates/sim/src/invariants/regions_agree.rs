@@ -54,8 +54,10 @@ pub fn differences(regions: &Regions) -> Vec<String> {
     }
     let of_key = |(id, held): (&KeyId, &Vec<Held<'_>>)| {
         let difference = difference(held).or_else(|| came_back(id, held, &states))?;
-        let all: Vec<_> = held.iter().map(|one| (one.region, one.key.state, one.here)).collect();
-        Some(format!("{id}: {difference}; {all:?}"))
+        let rows = states.iter().map(|(region, state)| {
+            (region, state.key(id).map(|key| key.state), state.multi_region(id))
+        });
+        Some(format!("{id}: {difference}; {:?}", rows.collect::<Vec<_>>()))
     };
     keys.iter().filter_map(of_key).collect()
 }

@@ -168,11 +168,6 @@ impl Regions {
         }
     }
 
-    /// Whether a Region came back with old disks and may not have heard yet what it had lost.
-    fn is_behind(&self, number: usize) -> bool {
-        !self.healed.load(Ordering::Relaxed) && self.restored.lock().contains(&number)
-    }
-
     // --- Uses.
 
     fn look_at_use(&self, number: usize, running: &Running, used: &Used<'_>) -> bool {
@@ -195,8 +190,12 @@ impl Regions {
                 }
                 ErrorCode::DisabledException | ErrorCode::KMSInvalidStateException => return false,
                 _ if !had => return false,
-                // With old disks a Region has yet to hear which Regions have the key, and what of it.
-                _ if self.is_behind(number) || self.is_behind(sample.region) => return false,
+                // A Region with old disks has yet to hear what it had told others of the key.
+                _ if ledger.restored.contains(&sample.key)
+                    && !self.healed.load(Ordering::Relaxed) =>
+                {
+                    return false;
+                }
                 _ => format!("{error:?}"),
             },
         };

@@ -81,7 +81,6 @@ impl Regions {
         let others = (0..self.clusters.len()).filter(|other| *other != number);
         let others: Vec<_> = others.filter_map(|other| self.leaders_state(other)).collect();
         self.rules.lock().forget(number);
-        self.restored.lock().insert(number);
         let mut ledger = self.ledger.lock();
         ledger.counters.old_copies += 1;
         ledger.restored.extend(keys);

@@ -427,17 +427,15 @@ impl Tx<'_> {
     }
 
     /// Whether this Region is to have the key and has not.
-    fn to_be_made(&self, view: &KeyView) -> Option<u64> {
+    fn to_be_made(&self, row: &MultiRegionKey, view: &KeyView) -> Option<u64> {
         let me = self.me().ok()?;
-        let row = self.state.multi_region(&view.key);
-        if row.is_some_and(|row| row.here.is_some()) {
+        if row.here.is_some() {
             return None;
         }
         let generation = view.shared.as_ref()?.related.get(&me)?.generation;
-        let gone = [row.map(|row| &row.gone), Some(&view.gone)];
-        let gone = gone.into_iter().flatten().filter_map(|gone| gone.get(&me)).max();
-        let declined = row.and_then(|row| row.declined.as_ref()).map_or(0, |(number, _)| *number);
-        (generation > gone.copied().unwrap_or(0).max(declined)).then_some(generation)
+        let gone = row.gone.get(&me).copied().unwrap_or(0);
+        let declined = row.declined.as_ref().map_or(0, |(number, _)| *number);
+        (generation > gone.max(declined)).then_some(generation)
     }
 
     /// Nothing is taken over by halves: a material that is named is here or comes along.
@@ -466,11 +464,6 @@ impl Tx<'_> {
         let view = &told.view;
         let me = self.me()?;
         let known = self.state.multi_region(&view.key).map(|row| MultiRegionKey::clone(row));
-        let to_make = self.to_be_made(view);
-        if known.is_none() && to_make.is_none() && view.gone.is_empty() {
-            // Nothing of it concerns this Region.
-            return Ok(());
-        }
         let mut row = known.clone().unwrap_or_else(|| MultiRegionKey {
             key: view.key,
             account: view.account,
@@ -493,6 +486,11 @@ impl Tx<'_> {
         if deleted {
             row.here = None;
             self.bury(&view.key);
+        }
+        let to_make = self.to_be_made(&row, view);
+        if known.is_none() && to_make.is_none() && view.gone.is_empty() {
+            // Nothing of it concerns this Region.
+            return Ok(());
         }
         if let Some(shared) = &view.shared {
             match (row.here.clone(), to_make) {
@@ -615,10 +613,10 @@ impl Tx<'_> {
             here.base = shared.base.clone();
             here.generations = here.generations.max(shared.generations);
             here.related = shared.related.clone();
-            // This Region knows that its own is there, whoever has not heard of it yet.
-            if let Some(own) = here.related.get_mut(&me)
-                && own.generation == here.generation
-            {
+            // This Region knows that its own is there, whoever has not heard of it yet; and two primaries that asked
+            // for it mean the same one.
+            if let Some(own) = here.related.get_mut(&me) {
+                here.generation = here.generation.max(own.generation);
                 own.first = None;
             }
             here.offer = shared.offer.clone();
@@ -692,7 +690,11 @@ impl Tx<'_> {
         if shared.generation > gone {
             match here.related.get_mut(from) {
                 // It is there: it needs no beginning any more.
-                Some(related) if related.generation == shared.generation => related.first = None,
+                Some(related) if related.generation <= shared.generation => {
+                    *related = Related { generation: shared.generation, first: None };
+                    here.generations = here.generations.max(shared.generation);
+                }
+                // It has yet to hear that it counts as a later one.
                 Some(_) => {}
                 // A replica that a lost primary had made, and the one that was promoted had not heard of.
                 None => {
