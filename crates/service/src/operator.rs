@@ -168,6 +168,7 @@ impl<E: Env> Kms<E> {
             operator_certificate: (caller.serial.clone(), caller.not_after),
         }));
         self.change(deadline, command).await?;
+        self.admit_as_founded();
         Ok(hex::encode(region_id))
     }
 

@@ -151,6 +151,11 @@ impl<E: Env> Kms<E> {
         ))
     }
 
+    /// A Region that was founded just now cannot be older than what it has told.
+    pub(crate) fn admit_as_founded(&self) {
+        self.regions.admitted.store(true, Ordering::Relaxed);
+    }
+
     /// Learns whether this node may use multi-Region keys, then ends.
     pub(crate) async fn ask_for_admission(self: Arc<Self>) {
         while !self.node.is_stopped() && !self.regions.admitted.load(Ordering::Relaxed) {
