@@ -36,7 +36,6 @@ impl<E: Env> Kms<E> {
         self.node.env().spawn(Arc::clone(self).ask_for_shares());
         self.node.env().spawn(Arc::clone(self).keep_quotas());
         self.node.env().spawn(Arc::clone(self).keep_links());
-        self.node.env().spawn(Arc::clone(self).ask_for_admission());
     }
 
     /// Material of deleted keys leaves memory. By itself: a round of housekeeping may have to wait for others.

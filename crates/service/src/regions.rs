@@ -121,6 +121,7 @@ impl<E: Env> Kms<E> {
     /// Keeps one task for each link while this node leads.
     pub(crate) async fn keep_links(self: Arc<Self>) {
         let Some(transport) = self.regions.transport.get().cloned() else { return };
+        self.node.env().spawn(Arc::clone(&self).ask_for_admission());
         while !self.node.is_stopped() {
             if Local::leads(&*self) {
                 for peer in self.node.state().peer_regions() {
