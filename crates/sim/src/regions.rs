@@ -143,6 +143,7 @@ impl Regions {
                 self.violate("A CALL DID NOT END long after its deadline".to_owned());
             }
         }
+        ending::promote_the_orphaned(self).await;
         ending::must_agree(self).await;
         ending::every_ciphertext_opens(self).await;
         ending::must_agree(self).await;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use keyward_model::KeyState;
 
+use super::faults::must_promote;
 use super::{Regions, Sample};
 use crate::cluster::operator;
 use crate::invariants::regions_agree;
@@ -16,6 +17,8 @@ use crate::sleep;
 const AGREE_WITHIN: Duration = Duration::from_secs(60);
 /// Keys that are switched off or wait for their deletion are brought back within this.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
+/// Regions have heard each other within this.
+const HEARD_WITHIN: Duration = Duration::from_secs(15);
 /// How long a node is asked why it does not hear others.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A ciphertext opens within so many tries on nodes that are well.
@@ -35,6 +38,31 @@ pub(super) async fn must_agree(regions: &Regions) {
             return regions.violate(format!("REGIONS DIFFER after {AGREE_WITHIN:?}: {what}"));
         }
         sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A Region that came back with old disks may be the last to have a key, and take for its primary a Region that has deleted
+/// it: nobody can tell it better, so an operator promotes it.
+pub(super) async fn promote_the_orphaned(regions: &Arc<Regions>) {
+    if regions.ledger.lock().counters.old_copies == 0 {
+        return;
+    }
+    sleep(HEARD_WITHIN).await;
+    for at in 0..regions.clusters.len() {
+        for lost in (0..regions.clusters.len()).filter(|lost| *lost != at) {
+            let (Some(state), Some(other)) =
+                (regions.leaders_state(at), regions.leaders_state(lost))
+            else {
+                continue;
+            };
+            let orphaned = state.multi_region_keys().any(|row| {
+                row.primary() == Some(regions.name(lost)) && other.key(&row.key).is_none()
+            });
+            if orphaned && !must_promote(regions, at, lost).await {
+                let (at, lost) = (regions.name(at), regions.name(lost));
+                regions.violate(format!("{at} COULD NOT BE PROMOTED in the place of {lost}"));
+            }
+        }
     }
 }
 

@@ -174,7 +174,7 @@ fn part(regions: &Regions, dice: &mut Dice, number: usize) {
 }
 
 /// The same, of a Region that is lost: operators try again until it is done. False: they gave up.
-async fn must_promote(regions: &Arc<Regions>, at: usize, lost: usize) -> bool {
+pub(super) async fn must_promote(regions: &Arc<Regions>, at: usize, lost: usize) -> bool {
     for _ in 0..20 {
         if promoted(regions, at, lost).await {
             return true;
