@@ -324,9 +324,24 @@ impl KeyService for KeyDoor {
                         being_made: one.being_made,
                         up_to_date: one.up_to_date,
                         behind_milliseconds: one.behind_ms,
+                        endpoints: one.endpoints,
+                        ca_certificate: one.ca_certificate,
                     })
                     .collect(),
+                change: status.change,
             }),
+        )
+        .await
+    }
+
+    async fn wait_for_change(
+        &self,
+        request: Request<v1::WaitForChangeRequest>,
+    ) -> Result<Response<v1::WaitForChangeResponse>, Status> {
+        self.run(
+            request,
+            |r| api::WaitForChange { change: r.change }.into(),
+            when!(Reply::Done => v1::WaitForChangeResponse {}),
         )
         .await
     }

@@ -146,7 +146,7 @@ fn odd<T>(result: Result<RootReply, KmsError>) -> Result<T, KmsError> {
     }))
 }
 
-fn principal(principal: &Principal) -> v1::Principal {
+fn principal(principal: &Principal, home: Option<&Region>) -> v1::Principal {
     let kinds = principal.kinds;
     let named = [
         (kinds.operator, "operator"),
@@ -157,6 +157,7 @@ fn principal(principal: &Principal) -> v1::Principal {
         arn: principal.arn.to_string(),
         kinds: named.iter().filter(|(is, _)| *is).map(|(_, name)| (*name).to_owned()).collect(),
         disabled: principal.disabled,
+        home_region: home.map(ToString::to_string),
         creation_date: Some(date(principal.created)),
         certificates: principal
             .certificates
@@ -497,7 +498,7 @@ impl OperatorService for OperatorDoor {
             )
             .await;
         call.end(created.map(|(created, certificate)| v1::CreatePrincipalResponse {
-            principal: Some(principal(&created)),
+            principal: Some(principal(&created, None)),
             certificate,
         }))
         .await
@@ -537,10 +538,18 @@ impl OperatorService for OperatorDoor {
         let r = request.into_inner();
         let listed =
             self.kms.list_principals(&caller, r.limit, r.marker.as_deref(), patience).await;
-        call.end(listed.map(|page| v1::ListPrincipalsResponse {
-            principals: page.items.iter().map(|p| principal(p)).collect(),
-            truncated: page.next_marker.is_some(),
-            next_marker: page.next_marker,
+        call.end(listed.map(|page| {
+            v1::ListPrincipalsResponse {
+                principals: page
+                    .items
+                    .iter()
+                    .map(|listed| {
+                        principal(&listed.principal, listed.home.as_ref().map(|(home, _)| home))
+                    })
+                    .collect(),
+                truncated: page.next_marker.is_some(),
+                next_marker: page.next_marker,
+            }
         }))
         .await
     }
@@ -559,7 +568,7 @@ impl OperatorService for OperatorDoor {
         let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let arn = request.into_inner().arn;
         let done = self.kms.set_principal_disabled(&caller, &arn, true, patience).await;
-        call.end(done.map(|()| v1::DisablePrincipalResponse {})).await
+        call.end(done.map(|change| v1::DisablePrincipalResponse { change })).await
     }
 
     async fn enable_principal(
@@ -576,7 +585,7 @@ impl OperatorService for OperatorDoor {
         let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let arn = request.into_inner().arn;
         let done = self.kms.set_principal_disabled(&caller, &arn, false, patience).await;
-        call.end(done.map(|()| v1::EnablePrincipalResponse {})).await
+        call.end(done.map(|change| v1::EnablePrincipalResponse { change })).await
     }
 
     async fn revoke_certificate(
@@ -596,6 +605,6 @@ impl OperatorService for OperatorDoor {
         let (caller, patience) = (Arc::clone(&call.caller), call.patience);
         let r = request.into_inner();
         let done = self.kms.revoke_certificate(&caller, &r.arn, &r.serial_number, patience).await;
-        call.end(done.map(|()| v1::RevokeCertificateResponse {})).await
+        call.end(done.map(|change| v1::RevokeCertificateResponse { change })).await
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keyward_model::KmsError;
 use keyward_proto::v1;
 use keyward_proto::v1::region_service_server::RegionService;
-use keyward_service::{Decision, RegionsStatus};
+use keyward_service::{Decision, RegionsStatus, SeenLink};
 use keyward_state::Reconciliation;
 use tonic::Request;
 
@@ -16,18 +16,22 @@ use crate::operator::OperatorDoor;
 pub(crate) struct RegionDoor(pub(crate) Arc<OperatorDoor>);
 
 fn described(status: RegionsStatus) -> v1::DescribeRegionsResponse {
-    let links = status.links.into_iter().map(|(link, endpoints, primaries)| v1::RegionLink {
-        region: link.region.to_string(),
-        endpoints,
-        heard_milliseconds: link.heard_ms,
-        pulled_milliseconds: link.pulled_ms,
-        failing: link.failing,
-        behind: link.behind,
-        behind_milliseconds: link.behind_ms,
-        unshipped: link.unshipped,
-        unshipped_milliseconds: link.unshipped_ms,
-        primaries,
-    });
+    let links =
+        status.links.into_iter().map(|SeenLink { link, endpoints, primaries, has_change }| {
+            v1::RegionLink {
+                region: link.region.to_string(),
+                endpoints,
+                has_change,
+                heard_milliseconds: link.heard_ms,
+                pulled_milliseconds: link.pulled_ms,
+                failing: link.failing,
+                behind: link.behind,
+                behind_milliseconds: link.behind_ms,
+                unshipped: link.unshipped,
+                unshipped_milliseconds: link.unshipped_ms,
+                primaries,
+            }
+        });
     v1::DescribeRegionsResponse {
         region: status.region.to_string(),
         region_id: hex::encode(status.region_id),
@@ -121,7 +125,8 @@ impl RegionService for RegionDoor {
     ) -> Answer<v1::DescribeRegionsResponse> {
         let call = self.0.begin(&request, ("DescribeRegions", false), Vec::new()).await?;
         let (caller, patience) = (Arc::clone(&call.caller), call.patience);
-        let status = self.0.kms.regions_status(&caller, patience).await;
+        let change = request.into_inner().change;
+        let status = self.0.kms.regions_status(&caller, change.as_deref(), patience).await;
         call.end(status.map(described)).await
     }
 

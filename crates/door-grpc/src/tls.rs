@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use keyward_env::{Env, RealEnv};
 use keyward_model::{NodeId, Region, Timestamp};
 use keyward_raft::Node;
-use keyward_service::{Caller, Origin, Subject};
+use keyward_service::{Caller, Issuer, Origin, Subject};
 use keyward_state::InvitationId;
 use rustls::server::WebPkiClientVerifier;
 use rustls::time_provider::TimeProvider;
@@ -383,13 +383,15 @@ impl Terminator {
         Ok(Connection { stream: BufWriter::new(stream), peer: Peer { identity, origin } })
     }
 
-    /// Whether another Region's authority has issued it.
-    fn is_regional(&self, certificate: &X509Certificate<'_>) -> bool {
-        self.trust.load().regions.iter().any(|other| {
+    /// The id of the other Region whose authority has issued it.
+    fn region_that_issued(&self, certificate: &X509Certificate<'_>) -> Option<[u8; 16]> {
+        let trust = self.trust.load();
+        let issued = |other: &&TrustedRegion| {
             X509Certificate::from_der(&other.authority).is_ok_and(|(_, authority)| {
                 certificate.verify_signature(Some(authority.public_key())).is_ok()
             })
-        })
+        };
+        trust.regions.iter().find(issued).map(|other| other.region_id)
     }
 
     /// Reads a certificate that was verified already.
@@ -432,18 +434,15 @@ impl Terminator {
                     None => nobody("the certificate names a Region that is not approved here"),
                 }
             }
-            Some(Subject::Principal(_)) if self.is_regional(&certificate) => nobody(
-                "the certificate was issued by another Region: ask an operator of this one for a certificate",
-            ),
             Some(Subject::Principal(principal)) => {
+                let issuer = match self.region_that_issued(&certificate) {
+                    _ if own_authority => Issuer::Own,
+                    Some(home) => Issuer::Region(home),
+                    None => Issuer::Outside,
+                };
                 let serial = certificate.raw_serial().to_vec();
                 let not_after = Timestamp(certificate.validity().not_after.timestamp() * 1000);
-                Identity::Principal(Arc::new(Caller::new(
-                    principal,
-                    serial,
-                    not_after,
-                    own_authority,
-                )))
+                Identity::Principal(Arc::new(Caller::new(principal, serial, not_after, issuer)))
             }
             None => nobody("the certificate names no principal: its URI name must be an ARN"),
         }

@@ -76,7 +76,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Dev(command) => dev::run(command, &cli.connect).await,
-        Command::Key(command) => cli::keys::key(&cli.connect.client()?, format, command).await,
+        Command::Key(command) => cli::keys::key(&cli.connect, format, command).await,
         Command::Alias(command) => cli::keys::alias(&cli.connect.client()?, format, command).await,
         Command::File(command) => cli::file::file(&cli.connect, format, command).await,
         Command::Principal(command) => {

@@ -146,6 +146,7 @@ operations! {
     UpdatePrimaryRegion: Manage,
     /// Tells how far each Region is with a multi-Region key. Keyward's own: AWS has no such call.
     GetKeyReplicationStatus: Read,
+    WaitForChange: Read,
 }
 
 /// Whether a key in `state` allows `operation`; otherwise AWS's refusal, which names the key by its ARN.
@@ -174,6 +175,7 @@ pub fn check_state(operation: Operation, state: KeyState, key_arn: &str) -> Resu
             | Op::ListKeyRotations
             | Op::GetKeyDeletionStatus
             | Op::GetKeyReplicationStatus
+            | Op::WaitForChange
             | Op::GenerateRandom,
             _,
         ) => Ok(()),
@@ -260,6 +262,7 @@ mod tests {
             ("ReplicateKey", [None, Some(D), Some(S), Some(S), Some(S)]),
             ("UpdatePrimaryRegion", [None, Some(D), Some(S), Some(S), None]),
             ("GetKeyReplicationStatus", [None, None, None, None, None]),
+            ("WaitForChange", [None, None, None, None, None]),
         ];
         assert_eq!(table.len(), Operation::ALL.len());
         for (name, row) in table {

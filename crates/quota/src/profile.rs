@@ -127,7 +127,9 @@ impl Profile {
             | Op::UpdateAlias
             | Op::UpdateKeyDescription
             | Op::UpdatePrimaryRegion => 5,
-            Op::GetKeyDeletionStatus | Op::GetKeyReplicationStatus => return None,
+            Op::GetKeyDeletionStatus | Op::GetKeyReplicationStatus | Op::WaitForChange => {
+                return None;
+            }
             // In the symmetric pool.
             Op::Encrypt
             | Op::Decrypt

@@ -108,7 +108,7 @@ impl Links {
                 behind,
                 behind_ms: (behind > 0).then(|| age(link.now_ms - peer.cursor.made.0)),
                 unshipped: unshipped.count() as u64 + u64::from(oldest.is_some()),
-                unshipped_ms: oldest.map(|row| age(region_now_ms - row.changed_at.0)),
+                unshipped_ms: oldest.map(|row| age(region_now_ms - row.changed().1.0)),
             }
         };
         state.peer_regions().map(status).collect()

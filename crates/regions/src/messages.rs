@@ -2,7 +2,7 @@
 
 use keyward_model::{KeyId, KeyMaterialId, Region};
 use keyward_state::codec::{self, CodecError};
-use keyward_state::{Cursor, HistoryId, KeyView, Version};
+use keyward_state::{Cursor, ForeignPrincipal, HistoryId, KeyView, Version};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +53,8 @@ pub struct Page {
     pub history: HistoryId,
     /// Keys that changed, each as it is now.
     pub views: Vec<KeyView>,
+    /// Principals that changed, each as it is now.
+    pub principals: Vec<ForeignPrincipal>,
     /// How far this goes.
     pub upto: Cursor,
     /// How far there is more to come.

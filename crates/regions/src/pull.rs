@@ -9,14 +9,14 @@ use keyward_env::Env;
 use keyward_env::sabotage::{Bug, on};
 use keyward_model::{KeyMaterialId, KmsError, Region};
 use keyward_raft::BoxFuture;
-use keyward_state::{Command, Cursor, KeyView, PeerRegion, SealedToken, State, Told};
+use keyward_state::{Command, Cursor, Fed, KeyView, PeerRegion, SealedToken, State, Told};
 
 use crate::link::Links;
 use crate::messages::{
     Page, PullRequest, RegionRequest, RegionResponse, SealedMaterial, decode, encode,
 };
 
-/// Keys in one answer at most.
+/// Keys and principals in one answer at most.
 pub const PAGE_KEYS_MAX: u32 = 256;
 /// How long the other Region waits for a change before it says that there is none.
 const WAIT: Duration = Duration::from_millis(1000);
@@ -144,7 +144,7 @@ impl<L: Local> Puller<L> {
             RegionResponse::Page(page) => page,
             other => return Err(Setback::Refused(format!("an odd answer: {other:?}"))),
         };
-        if !page.views.is_empty() || page.upto != have {
+        if page.upto != have {
             if on(Bug::TakenTooEarly) {
                 let early = PullRequest { have: page.upto, wait_ms: 0, limit: 1 };
                 self.ask(peer, &RegionRequest::Pull(early), PATIENCE).await?;
@@ -178,7 +178,8 @@ impl<L: Local> Puller<L> {
             told.push(Told { view: view.clone(), tokens: tokens.into_iter().collect() });
         }
         let from = self.region.clone();
-        let command = Command::Merge { from, cursor: page.upto, told };
+        let principals = page.principals.clone();
+        let command = Command::Merge { from, cursor: page.upto, told, principals };
         self.local.change(command).await.map_err(Setback::NotTaken)
     }
 
@@ -248,14 +249,18 @@ fn page(state: &State, request: &PullRequest, now_ms: i64) -> Page {
     let limit = request.limit.clamp(1, PAGE_KEYS_MAX) as usize;
     let rows: Vec<_> = state.feed_after(index).take(limit).collect();
     let skipped = usize::from(on(Bug::PageSkips) && rows.len() > 1);
-    let views = rows[skipped..].iter().filter_map(|row| state.view_of(&row.key));
-    let views = views.map(untold).collect();
-    let upto = match rows.last() {
-        Some(last) => Cursor { history, index: last.changed, made: last.changed_at },
+    let view = |fed: &Fed<'_>| match fed {
+        Fed::Key(row) => state.view_of(&row.key),
+        _ => None,
+    };
+    let views = rows[skipped..].iter().filter_map(view).map(untold).collect();
+    let principals = rows[skipped..].iter().filter_map(|fed| state.told_principal(fed)).collect();
+    let upto = match rows.last().map(Fed::changed) {
+        Some((index, made)) => Cursor { history, index, made },
         None if request.have.history == history => request.have,
         None => Cursor { history, index: 0, made: request.have.made },
     };
-    Page { history, views, upto, head, now_ms }
+    Page { history, views, principals, upto, head, now_ms }
 }
 
 /// A view without what a known bug does not tell.

@@ -10,6 +10,17 @@ use crate::quota::PlanSlot;
 use keyward_audit::Actor;
 use keyward_model::{KeyState, Operation, PrincipalArn, Timestamp};
 
+/// Which authority issued a caller's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Issuer {
+    /// This Region's own: the serial number must be on record.
+    Own,
+    /// That of the Region of this id: the same, as that Region tells of it.
+    Region([u8; 16]),
+    /// One outside, which the node's configuration names.
+    Outside,
+}
+
 /// Who calls, as the connection's certificate says. One for each connection.
 #[derive(Debug)]
 pub struct Caller {
@@ -19,8 +30,8 @@ pub struct Caller {
     pub serial: Vec<u8>,
     /// When the certificate ends.
     pub not_after: Timestamp,
-    /// Issued by the Region's own authority, so its serial number must be on record.
-    pub own_authority: bool,
+    /// Who issued it.
+    pub issuer: Issuer,
     /// Which quotas its calls count against.
     pub(crate) plan: PlanSlot,
     /// The same as records have it.
@@ -34,10 +45,10 @@ impl Caller {
         principal: PrincipalArn,
         serial: Vec<u8>,
         not_after: Timestamp,
-        own_authority: bool,
+        issuer: Issuer,
     ) -> Self {
         let actor = Actor::new(&principal, &serial);
-        Self { principal, serial, not_after, own_authority, plan: PlanSlot::default(), actor }
+        Self { principal, serial, not_after, issuer, plan: PlanSlot::default(), actor }
     }
 }
 
@@ -211,6 +222,8 @@ requests! {
     UpdatePrimaryRegion { key_id: String, primary_region: String, }
     /// Tells how far each Region is with a key.
     GetKeyReplicationStatus { key_id: String, }
+    /// Waits until a change of another Region has come to every node of this one. Keyward's own.
+    WaitForChange { change: String, }
 }
 
 /// A caller's plaintext on its way through. Wiped on drop; shown nowhere.
@@ -282,6 +295,8 @@ pub struct ReplicationStatus {
     /// A new material waits until every Region has it.
     pub rotation_waits: bool,
     pub regions: Vec<RegionalKey>,
+    /// Names the key's last change here.
+    pub change: String,
 }
 
 /// One Region of it.
@@ -297,6 +312,10 @@ pub struct RegionalKey {
     pub up_to_date: bool,
     /// How old that change is, in milliseconds, where it has not.
     pub behind_ms: Option<u64>,
+    /// host:port of that Region's nodes as they are reached from here; none of this Region's own.
+    pub endpoints: Vec<String>,
+    /// That Region's authority, DER.
+    pub ca_certificate: Vec<u8>,
 }
 
 /// An entry of ListAliases.

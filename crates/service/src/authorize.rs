@@ -1,11 +1,9 @@
 //! Who is it, and may they? Two questions, asked on every call.
 
-use std::sync::Arc;
-
 use keyward_model::{ErrorCode, KmsError, Operation, Plane, Timestamp};
 use keyward_state::{Key, Principal, State};
 
-use crate::api::Caller;
+use crate::api::{Caller, Issuer};
 
 /// The principal behind a certificate, if both still stand. Expiry and revocation are looked at on each
 /// call, not only when the connection was made.
@@ -13,34 +11,40 @@ pub(crate) fn authenticate<'a>(
     state: &'a State,
     caller: &Caller,
     now: Timestamp,
-) -> Result<&'a Arc<Principal>, KmsError> {
+) -> Result<&'a Principal, KmsError> {
+    let arn = &caller.principal;
     let refuse = |message: String| KmsError::new(ErrorCode::UnrecognizedClientException, message);
     if now >= caller.not_after {
         return Err(refuse(format!(
-            "the certificate of {} has expired: get a new one from an operator",
-            caller.principal
+            "the certificate of {arn} has expired: get a new one from an operator"
         )));
     }
-    let principal = state
-        .principal(&caller.principal)
-        .ok_or_else(|| refuse(format!("{} is not a principal of this Region", caller.principal)))?;
+    let own = || state.principal(arn).map(|own| &**own);
+    let found = match caller.issuer {
+        Issuer::Own => own(),
+        Issuer::Region(home) => state
+            .foreign_principal(arn, &home)
+            .filter(|row| state.is_linked(row))
+            .map(|row| &row.principal),
+        // Its certificate says nothing about a Region. One that is shut out anywhere is shut out.
+        Issuer::Outside => own().or_else(|| {
+            let linked = state.foreign_principals_named(arn).filter(|row| state.is_linked(row));
+            linked.map(|row| &row.principal).max_by_key(|principal| principal.disabled)
+        }),
+    };
+    let principal =
+        found.ok_or_else(|| refuse(format!("{arn} is not a principal of this Region")))?;
     if principal.disabled {
-        return Err(refuse(format!("principal {} is disabled", caller.principal)));
+        return Err(refuse(format!("principal {arn} is disabled")));
     }
-    if caller.own_authority {
+    if caller.issuer != Issuer::Outside {
         match principal.certificates.get(&caller.serial) {
             Some(record) if !record.revoked => {}
             Some(_) => {
-                return Err(refuse(format!(
-                    "this certificate of {} was revoked",
-                    caller.principal
-                )));
+                return Err(refuse(format!("this certificate of {arn} was revoked")));
             }
             None => {
-                return Err(refuse(format!(
-                    "this certificate of {} is not on record",
-                    caller.principal
-                )));
+                return Err(refuse(format!("this certificate of {arn} is not on record")));
             }
         }
     }
@@ -77,9 +81,13 @@ impl Authorize for ByKind {
     fn decide(&self, question: &Question<'_>) -> Result<(), KmsError> {
         let kinds = question.principal.kinds;
         let (allowed, needed) = match (question.operation, question.operation.plane()) {
-            (Operation::DescribeKey | Operation::ListKeys | Operation::ListAliases, _) => {
-                (kinds.administrator || kinds.user, "key administrator or key user")
-            }
+            (
+                Operation::DescribeKey
+                | Operation::ListKeys
+                | Operation::ListAliases
+                | Operation::WaitForChange,
+                _,
+            ) => (kinds.administrator || kinds.user, "key administrator or key user"),
             (_, Plane::Use) => (kinds.user, "key user"),
             (_, Plane::Manage | Plane::Read) => (kinds.administrator, "key administrator"),
         };
@@ -118,8 +126,11 @@ mod tests {
             arn: "arn:aws:iam::111122223333:user/x".parse().unwrap(),
             kinds,
             disabled: false,
+            switched: 0,
             created: Timestamp(0),
             certificates: BTreeMap::new(),
+            changed: 0,
+            changed_at: Timestamp(0),
         }
     }
 
@@ -133,7 +144,10 @@ mod tests {
                 let question = Question { principal: &principal, operation: *operation, key: None };
                 ByKind.decide(&question).is_ok()
             };
-            let both = matches!(operation.name(), "DescribeKey" | "ListKeys" | "ListAliases");
+            let both = matches!(
+                operation.name(),
+                "DescribeKey" | "ListKeys" | "ListAliases" | "WaitForChange"
+            );
             let uses = operation.plane() == Plane::Use;
             assert!(!open(kinds(true, false, false)), "{operation:?} by an operator");
             assert!(!open(kinds(false, false, false)), "{operation:?} by nobody");

@@ -218,6 +218,7 @@ impl<E: Env> Kms<E> {
             // Boxed, as whatever is rare: each call's future is as large as the largest of these.
             Request::ReplicateKey(r) => Box::pin(self.replicate_key(s, r)).await,
             Request::UpdatePrimaryRegion(r) => Box::pin(self.update_primary_region(s, r)).await,
+            Request::WaitForChange(r) => self.wait_for_change(s, r).await,
             Request::GetKeyReplicationStatus(r) => {
                 Box::pin(self.get_key_replication_status(s, r)).await
             }

@@ -24,7 +24,7 @@ mod roots;
 mod rotation;
 mod stack;
 
-pub use api::{Call, Caller, Request, Response};
+pub use api::{Call, Caller, Issuer, Request, Response};
 pub use audit::{Audit, Origin, Recorded, Trace};
 pub use authority::{
     Authority, AuthorityError, Issued, NODE_URN, REGION_URN, Subject, signing_request,
@@ -35,6 +35,6 @@ pub use kms::Kms;
 pub use multiplex::{Multiplex, Numbered, STREAM_CALLS_MAX};
 pub use operator::{ClusterStatus, FoundingRequest, MemberStatus};
 pub use quota::{BucketFigures, BucketUsage, NodeShare, PlanLine, QuotaUsage, Quotas};
-pub use regions::{Decision, RegionCard, RegionsStatus};
+pub use regions::{Decision, RegionCard, RegionsStatus, SeenLink};
 pub use roots::{KeptRoot, RootCommand, RootInfo, RootKeeper, RootReply};
 pub use stack::{Deadline, Handler, Measure, Serve, Shed, Stack, stack};

@@ -8,7 +8,9 @@ use keyward_env::sabotage::{Bug, on};
 use keyward_model::limits::PAGE_PRINCIPALS;
 use keyward_model::{ErrorCode, KmsError, NodeId, PrincipalArn, Region, Timestamp};
 use keyward_raft::{CLOCK_OFF_MAX_MS, NodeStatus};
-use keyward_state::{Command, Founding, Kinds, Principal, Purpose, Reply, State, Timers, codec};
+use keyward_state::{
+    Command, Founding, Kinds, Listed, Principal, Purpose, Reply, State, Timers, codec,
+};
 
 use crate::api::{Caller, Listing};
 use crate::authority::{self, Authority, Issued};
@@ -371,6 +373,9 @@ impl<E: Env> Kms<E> {
                 self.await_active(id, deadline).await?;
                 Ok(LeaderReply::DomainKey(id))
             }
+            LeaderCommand::WaitForChange(change) => {
+                self.lead_waiting(&change, deadline).await.map(|()| LeaderReply::Done)
+            }
             LeaderCommand::Links => Ok(LeaderReply::Links(self.links_told())),
             LeaderCommand::PromoteRegion { lost, force } => {
                 self.lead_promotion(&lost, force, deadline).await.map(LeaderReply::Count)
@@ -563,40 +568,53 @@ impl<E: Env> Kms<E> {
         limit: Option<i32>,
         marker: Option<&str>,
         patience: Duration,
-    ) -> Result<Listing<Arc<Principal>>, KmsError> {
+    ) -> Result<Listing<Listed>, KmsError> {
         let limit = resolve::limit(limit, PAGE_PRINCIPALS)?;
-        let after = resolve::marker::<PrincipalArn>('p', marker)?;
+        let after = resolve::marker::<Place>('p', marker)?;
         let state = self.operator(caller, patience).await?;
-        let page = state.list_principals(after.as_ref(), limit);
+        let page = state.list_principals(after.map(|place| place.0).as_ref(), limit);
         let next_marker = match (page.truncated, page.items.last()) {
-            (true, Some(last)) => Some(resolve::marker_of('p', last.arn.as_str())),
+            (true, Some(last)) => {
+                let (arn, home) = last.place();
+                Some(resolve::marker_of('p', &format!("{} {arn}", hex::encode(home))))
+            }
             _ => None,
         };
         Ok(Listing { items: page.items, next_marker })
     }
 
-    /// Disables or enables a principal.
+    /// Disables or enables a principal, in all Regions as they hear of it. Names the change.
     pub async fn set_principal_disabled(
         &self,
         caller: &Caller,
         arn: &str,
         disabled: bool,
         patience: Duration,
-    ) -> Result<(), KmsError> {
+    ) -> Result<String, KmsError> {
         let deadline = self.node.env().boot_now() + patience;
         let arn = principal_arn(arn)?;
         self.operator(caller, patience).await?;
-        self.change(deadline, Command::SetPrincipalDisabled { arn, disabled }).await.map(drop)
+        self.change(deadline, Command::SetPrincipalDisabled { arn, disabled }).await?;
+        self.last_change(deadline).await
     }
 
-    /// Revokes one certificate.
+    /// Names the last change that other Regions are told of; what this call has changed is not after it.
+    async fn last_change(&self, deadline: Duration) -> Result<String, KmsError> {
+        let state = self.node.admit(self.left(deadline)).await.map_err(|_| {
+            KmsError::unknown_outcome("it is done, and this node has yet to learn it")
+        })?;
+        let change = state.change_token(state.feed_head()).ok_or_else(not_founded)?;
+        Ok(change.to_string())
+    }
+
+    /// Revokes one certificate, in all Regions as they hear of it. Names the change.
     pub async fn revoke_certificate(
         &self,
         caller: &Caller,
         arn: &str,
         serial: &str,
         patience: Duration,
-    ) -> Result<(), KmsError> {
+    ) -> Result<String, KmsError> {
         let deadline = self.node.env().boot_now() + patience;
         let arn = principal_arn(arn)?;
         let serial = hex::decode(serial).map_err(|_| {
@@ -605,7 +623,8 @@ impl<E: Env> Kms<E> {
             ))
         })?;
         self.operator(caller, patience).await?;
-        self.change(deadline, Command::RevokeCertificate { arn, serial }).await.map(drop)
+        self.change(deadline, Command::RevokeCertificate { arn, serial }).await?;
+        self.last_change(deadline).await
     }
 }
 
@@ -617,6 +636,20 @@ pub(crate) fn host_of(address: &str) -> Result<&str, KmsError> {
     parts.map(|(host, _)| host.trim_matches(['[', ']'])).ok_or_else(|| {
         KmsError::validation(format!("'{address}' is not an address: expected host:port"))
     })
+}
+
+/// Where a principal stands in the list.
+struct Place((PrincipalArn, [u8; 16]));
+
+impl std::str::FromStr for Place {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (home, arn) = text.split_once(' ').ok_or(())?;
+        let mut id = [0; 16];
+        hex::decode_to_slice(home, &mut id).map_err(|_| ())?;
+        Ok(Self((arn.parse().map_err(|_| ())?, id)))
+    }
 }
 
 /// Binds the authority's sealed key to its purpose.

@@ -8,7 +8,7 @@ use keyward_env::Env;
 use keyward_hsm::{ResealRequest, RootId};
 use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId, Region};
 use keyward_raft::{BoxFuture, PeerApp};
-use keyward_state::{DiskMark, Timers, codec};
+use keyward_state::{ChangeToken, DiskMark, Timers, codec};
 use serde::{Deserialize, Serialize};
 
 use crate::kms::Kms;
@@ -63,6 +63,8 @@ pub(crate) enum LeaderCommand {
     },
     /// The Region's disks are the latest, an operator says.
     Admit,
+    /// Until a change of another Region has come to every node.
+    WaitForChange(ChangeToken),
 }
 
 /// What came of a leader command.

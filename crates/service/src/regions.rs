@@ -17,15 +17,15 @@ use keyward_regions::{
     SealedMaterial, answer_pull, decode, encode, pull,
 };
 use keyward_state::{
-    Command, Cursor, First, KeyView, MultiRegionKey, PeerRegion, Reconciliation, RegionKey,
-    SealedToken, State,
+    ChangeToken, Command, Cursor, First, KeyView, MultiRegionKey, PeerRegion, Reconciliation,
+    RegionKey, SealedToken, State,
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
     Caller, GetKeyReplicationStatus, KeyMetadata, MultiRegionConfiguration, RegionalKey,
-    ReplicateKey, ReplicationStatus, Response, UpdatePrimaryRegion,
+    ReplicateKey, ReplicationStatus, Response, UpdatePrimaryRegion, WaitForChange,
 };
 use crate::authority::{self, signing_request};
 use crate::kms::{Kms, Serving, hsm_refused, internal, not_founded};
@@ -35,6 +35,8 @@ use crate::resolve::{self, Forms};
 
 /// Between looks at which links there should be.
 const LOOK: Duration = Duration::from_millis(100);
+/// Between looks while somebody waits for a change.
+const WAITING_LOOK: Duration = Duration::from_millis(5);
 /// One change of a link, or one fence, may take this long.
 const STEP: Duration = Duration::from_secs(5);
 /// A Region that answered within this time lives.
@@ -81,11 +83,24 @@ pub struct RegionsStatus {
     /// Multi-Region keys that are here, and of how many the primary is.
     pub keys: u64,
     pub primaries: u64,
-    pub links: Vec<(LinkStatus, Vec<String>, u64)>,
+    pub links: Vec<SeenLink>,
     /// Keys that wait for a decision.
     pub reconciliations: u64,
     /// This node uses multi-Region keys.
     pub admitted: bool,
+}
+
+/// A link, as an operator sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenLink {
+    /// How it is.
+    pub link: LinkStatus,
+    /// host:port of that Region's nodes.
+    pub endpoints: Vec<String>,
+    /// Keys here whose primary is there.
+    pub primaries: u64,
+    /// That Region has the change that was asked for.
+    pub has_change: Option<bool>,
 }
 
 /// What the leader knows of links: the parts of [`RegionsStatus`] that only it has.
@@ -410,12 +425,14 @@ impl<E: Env> Kms<E> {
         self.change(deadline, Command::ForgetRegion { region }).await.map(drop)
     }
 
-    /// How this Region and its links are.
+    /// How this Region and its links are, and which Regions have a change of this one.
     pub async fn regions_status(
         self: &Arc<Self>,
         caller: &Caller,
+        change: Option<&str>,
         patience: Duration,
     ) -> Result<RegionsStatus, KmsError> {
+        let change: Option<ChangeToken> = change.map(str::parse).transpose()?;
         let state = self.operator(caller, patience).await?;
         let facts = state.region.as_ref().ok_or_else(not_founded)?;
         let told = self.told_links(patience).await?;
@@ -429,8 +446,15 @@ impl<E: Env> Kms<E> {
             let peer = state.peer_region(&link.region)?;
             let theirs =
                 state.multi_region_keys().filter(|row| row.primary() == Some(&link.region));
-            let theirs = theirs.count() as u64;
-            Some((link.into_status(), peer.endpoints.clone(), theirs))
+            let primaries = theirs.count() as u64;
+            let has = |change: &ChangeToken| {
+                change.region == facts.region
+                    && link.taken.history == change.history
+                    && link.taken.index >= change.index
+            };
+            let has_change = change.as_ref().map(has);
+            let endpoints = peer.endpoints.clone();
+            Some(SeenLink { link: link.into_status(), endpoints, primaries, has_change })
         });
         Ok(RegionsStatus {
             region: facts.region.clone(),
@@ -712,6 +736,7 @@ impl<E: Env> Kms<E> {
         let age = self.node.region_now().0 - row.changed_at.0;
         let of = |region: &Region, being_made: bool| {
             let link = links.iter().find(|link| link.region == *region);
+            let peer = s.state.peer_region(region);
             let taken = link.filter(|link| link.taken.history == s.state.history_id());
             let has_all =
                 region == s.region || taken.is_some_and(|link| link.taken.index >= row.changed);
@@ -722,6 +747,8 @@ impl<E: Env> Kms<E> {
                 being_made,
                 up_to_date: has_all,
                 behind_ms: (!has_all).then_some(u64::try_from(age.max(0)).unwrap_or(0)),
+                endpoints: peer.map(|peer| peer.endpoints.clone()).unwrap_or_default(),
+                ca_certificate: peer.map(|peer| peer.ca_certificate.clone()).unwrap_or_default(),
             }
         };
         let regions = here.related.iter().map(|(region, r)| of(region, r.first.is_some()));
@@ -732,7 +759,71 @@ impl<E: Env> Kms<E> {
             offered_to: here.offer.as_ref().map(|offer| offer.to.to_string()),
             rotation_waits: permitted.key.introduced().is_some(),
             regions: regions.collect(),
+            change: s
+                .state
+                .change_token(row.changed)
+                .map(|change| change.to_string())
+                .unwrap_or_default(),
         })))
+    }
+
+    /// Waits until a change of another Region has come to every node of this one.
+    pub(crate) async fn wait_for_change(
+        self: &Arc<Self>,
+        s: &Serving<'_>,
+        request: &WaitForChange,
+    ) -> Result<Response, KmsError> {
+        let change: ChangeToken = request.change.parse()?;
+        if change.region != *s.region {
+            if s.state.peer_region(&change.region).is_none() {
+                return Err(KmsError::new(
+                    ErrorCode::NotFoundException,
+                    format!("this Region has no link with {}", change.region),
+                ));
+            }
+            let patience = s.deadline.saturating_sub(self.node.env().boot_now());
+            self.have_led(LeaderCommand::WaitForChange(change), patience).await?;
+            return Ok(Response::Done);
+        }
+        if change.history != s.state.history_id() || change.index > s.state.feed_head() {
+            return Err(KmsError::new(
+                ErrorCode::NotFoundException,
+                "that change is of an earlier life of this Region: it was recovered or restored since",
+            ));
+        }
+        Ok(Response::Done)
+    }
+
+    /// The leader's part of it: it takes over what others tell, and knows when that is fenced.
+    pub(crate) async fn lead_waiting(
+        &self,
+        change: &ChangeToken,
+        deadline: Duration,
+    ) -> Result<(), KmsError> {
+        loop {
+            let state = self.node.state();
+            let cursor = state.peer_region(&change.region).map(|peer| peer.cursor);
+            if cursor.is_some_and(|at| at.history == change.history && at.index >= change.index) {
+                return Local::fence(self).await;
+            }
+            if self.node.env().boot_now() + WAITING_LOOK >= deadline {
+                let why = match cursor {
+                    Some(at) if at.history != change.history => {
+                        "another line of that Region's life is what is known here".to_owned()
+                    }
+                    Some(at) => format!("number {} is the last one that has come", at.index),
+                    None => "the link was given up meanwhile".to_owned(),
+                };
+                return Err(KmsError::new(
+                    ErrorCode::DependencyTimeoutException,
+                    format!(
+                        "change {} of {} has not come yet: {why}; `keyward region status` shows the link",
+                        change.index, change.region
+                    ),
+                ));
+            }
+            self.node.env().sleep(WAITING_LOOK).await;
+        }
     }
 
     /// Whether every Region that has the key has taken over its last change, and fenced it; and its primary stays here.

@@ -21,8 +21,8 @@ use keyward_quota::{Covers, Limit, Quota, QuotaName, Scope, Window};
 use keyward_raft::{BasicNode, BoxFuture, Node, NodeConfig, Transport, TransportError};
 use keyward_service::api::{CreateKey, Decrypt, Encrypt, GenerateDataKey, Secret};
 use keyward_service::{
-    Audit, Authority, Call, Caller, FoundingRequest, Handler, KeptRoot, Kms, Origin, Request,
-    Response, RootKeeper, Stack, Trace, stack,
+    Audit, Authority, Call, Caller, FoundingRequest, Handler, Issuer, KeptRoot, Kms, Origin,
+    Request, Response, RootKeeper, Stack, Trace, stack,
 };
 use keyward_state::{MemStore, Purpose, Timers};
 
@@ -125,9 +125,9 @@ impl RootKeeper for OneRoot {
     }
 }
 
-fn caller(arn: &str, own_authority: bool) -> Arc<Caller> {
+fn caller(arn: &str, issuer: Issuer) -> Arc<Caller> {
     let not_after = Timestamp(RealEnv.wall_now_ms()).plus_days(1);
-    Arc::new(Caller::new(arn.parse().unwrap(), vec![1; 16], not_after, own_authority))
+    Arc::new(Caller::new(arn.parse().unwrap(), vec![1; 16], not_after, issuer))
 }
 
 /// A Region of one node with a trail in that folder, two quotas on each call, and two users.
@@ -148,7 +148,7 @@ async fn region_of_one(folder: &std::path::Path) -> Arc<Kms<RealEnv>> {
     kms.start();
     let now = Timestamp(RealEnv.wall_now_ms());
     let authority = Authority::generate(REGION, &OsEntropy, now).unwrap();
-    let operator = caller(OPERATOR, true);
+    let operator = caller(OPERATOR, Issuer::Own);
     let request = FoundingRequest {
         region,
         timers: Timers::DEFAULT,
@@ -189,7 +189,7 @@ impl Calls {
     fn new(kms: &Arc<Kms<RealEnv>>, arn: &str) -> Self {
         let suite = "TLS_AES_256_GCM_SHA384".to_owned();
         let origin = Origin::new([127, 0, 0, 1].into(), "TLSv1.3", suite);
-        Self { stack: stack(Arc::clone(kms)), origin, caller: caller(arn, false) }
+        Self { stack: stack(Arc::clone(kms)), origin, caller: caller(arn, Issuer::Outside) }
     }
 
     fn call(&self, request: Request) -> Call {

@@ -12,7 +12,9 @@ use keyward_quota::{BucketId, Quota, QuotaName, WindowUse};
 use serde::{Deserialize, Serialize};
 
 use crate::multi_region::{Cursor, First, HistoryId, OfferId, PeerRegion, RegionKey, Told};
-use crate::rows::{DiskMark, InvitationId, Kinds, Purpose, Rotation, RotationKind, Timers};
+use crate::rows::{
+    DiskMark, ForeignPrincipal, InvitationId, Kinds, Purpose, Rotation, RotationKind, Timers,
+};
 
 /// Names one attempt of a caller to change something. A retry carries the same id and gets the first
 /// outcome.
@@ -294,8 +296,10 @@ pub enum Command {
         from: Region,
         /// How far it goes.
         cursor: Cursor,
-        /// What was told.
+        /// What was told of keys.
         told: Vec<Told>,
+        /// What was told of principals.
+        principals: Vec<ForeignPrincipal>,
     },
     /// Replicas here become primaries in the place of those of a Region that is lost.
     Promote {

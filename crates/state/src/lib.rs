@@ -19,12 +19,13 @@ pub use command::{Command, CommandId, Envelope, Founding, Outcome, Reply};
 pub use keyward_hsm::SealedToken;
 pub use mem::{DiskFaults, MemStore};
 pub use multi_region::{
-    Cursor, Epoch, First, Here, HistoryId, KeyView, MultiRegionKey, Offer, OfferId, PeerRegion,
-    Reconciliation, RegionKey, Related, Shared, Told, Version,
+    ChangeToken, Cursor, Epoch, First, Here, HistoryId, KeyView, MultiRegionKey, Offer, OfferId,
+    PeerRegion, Reconciliation, RegionKey, Related, Shared, Told, Version,
 };
 pub use rows::{
-    Alias, CertificateRecord, DiskMark, DomainKey, Invitation, InvitationId, Key, Kinds, Material,
-    Principal, Purpose, RegionFacts, Root, Rotation, RotationKind, Timers, Tombstone,
+    Alias, CertificateRecord, DiskMark, DomainKey, ForeignPrincipal, Invitation, InvitationId, Key,
+    Kinds, Material, Principal, Purpose, RegionFacts, Root, Rotation, RotationKind, Timers,
+    Tombstone,
 };
-pub use state::{Page, State};
+pub use state::{Fed, Listed, Page, State};
 pub use store::{Batch, Change, Checkpoint, Install, Store, Table, Visit};

@@ -6,8 +6,10 @@
 //! late, or by way of a third Region, and Regions that have heard the same agree.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
-use keyward_model::{AccountId, KeyId, KeyMaterialId, Region, Timestamp};
+use keyward_model::{AccountId, KeyId, KeyMaterialId, KmsError, Region, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::rows::{Material, Rotation};
@@ -183,6 +185,48 @@ pub struct Cursor {
     pub index: u64,
     /// When the last one of them was made, by that Region's time.
     pub made: Timestamp,
+}
+
+/// Names a change of one Region, so that somebody can wait in another one until it has come there. Written as
+/// `REGION/HISTORY/NUMBER`, the history in hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeToken {
+    /// Where it was made.
+    pub region: Region,
+    /// In which line of that Region's life.
+    pub history: HistoryId,
+    /// Its number there.
+    pub index: u64,
+}
+
+impl fmt::Display for ChangeToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/", self.region)?;
+        self.history.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        write!(f, "/{}", self.index)
+    }
+}
+
+impl FromStr for ChangeToken {
+    type Err = KmsError;
+
+    fn from_str(text: &str) -> Result<Self, KmsError> {
+        let wrong = || {
+            KmsError::validation(format!(
+                "'{text}' names no change: expected REGION/HISTORY/NUMBER, as a change is answered with"
+            ))
+        };
+        let mut parts = text.splitn(3, '/');
+        let mut part = || parts.next().ok_or_else(wrong);
+        let region = part()?.parse().map_err(|_| wrong())?;
+        let digits = part()?;
+        let index = part()?.parse().map_err(|_| wrong())?;
+        if digits.len() != 32 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(wrong());
+        }
+        let history = u128::from_str_radix(digits, 16).map_err(|_| wrong())?.to_be_bytes();
+        Ok(Self { region, history, index })
+    }
 }
 
 /// A Region's key pair for material that comes from other Regions.

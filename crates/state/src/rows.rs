@@ -260,10 +260,27 @@ pub struct Principal {
     pub kinds: Kinds,
     /// Refused whatever it shows.
     pub disabled: bool,
+    /// How often it was switched off and on, in all Regions.
+    pub switched: u64,
     /// When it was created.
     pub created: Timestamp,
-    /// Certificates issued by the built-in authority, by serial number.
+    /// Certificates issued by the built-in authority of its Region, by serial number.
     pub certificates: BTreeMap<Vec<u8>, CertificateRecord>,
+    /// The number of its last change among those that this Region tells others; 0 of an operator, who is told to nobody.
+    pub changed: u64,
+    /// When that was.
+    pub changed_at: Timestamp,
+}
+
+/// A principal that another Region made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignPrincipal {
+    /// The Region that made it: its authority issues its certificates.
+    pub home: Region,
+    /// Which Region of that name.
+    pub home_id: [u8; 16],
+    /// What is known of it.
+    pub principal: Principal,
 }
 
 /// A certificate on record.

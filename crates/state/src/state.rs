@@ -16,11 +16,11 @@ use rpds::RedBlackTreeMapSync;
 use crate::codec;
 use crate::command::{CommandId, Outcome};
 use crate::multi_region::{
-    HistoryId, KeyView, MultiRegionKey, PeerRegion, Reconciliation, RegionKey, Shared,
+    ChangeToken, HistoryId, KeyView, MultiRegionKey, PeerRegion, Reconciliation, RegionKey, Shared,
 };
 use crate::rows::{
-    Alias, DiskMark, DomainKey, Invitation, InvitationId, Key, Principal, RegionFacts, Root,
-    Tombstone,
+    Alias, DiskMark, DomainKey, ForeignPrincipal, Invitation, InvitationId, Key, Principal,
+    RegionFacts, Root, Tombstone,
 };
 use crate::store::{Store, Table};
 
@@ -65,6 +65,8 @@ pub struct State {
     pub(crate) aliases: RedBlackTreeMapSync<(AccountId, AliasName), Arc<Alias>>,
     pub(crate) key_aliases: RedBlackTreeMapSync<(KeyId, AliasName), ()>,
     pub(crate) principals: RedBlackTreeMapSync<PrincipalArn, Arc<Principal>>,
+    /// Those of other Regions, by ARN and the id of their Region.
+    pub(crate) foreign: RedBlackTreeMapSync<(PrincipalArn, [u8; 16]), Arc<ForeignPrincipal>>,
     /// Domain keys by id: few (one a day).
     pub domain_keys: Arc<BTreeMap<DomainKeyId, Arc<DomainKey>>>,
     /// Invitations to nodes, until a while after their end.
@@ -90,8 +92,8 @@ pub struct State {
     pub region_key: Option<Arc<RegionKey>>,
     pub(crate) peer_regions: Arc<BTreeMap<Region, Arc<PeerRegion>>>,
     pub(crate) multi_region: RedBlackTreeMapSync<KeyId, Arc<MultiRegionKey>>,
-    /// Multi-Region keys by the number of their last change: what other Regions are told, each key once.
-    pub(crate) feed: RedBlackTreeMapSync<u64, KeyId>,
+    /// Multi-Region keys and principals by the number of their last change: what other Regions are told, each once.
+    pub(crate) feed: RedBlackTreeMapSync<u64, FeedItem>,
     pub(crate) reconciliations: RedBlackTreeMapSync<KeyId, Arc<Reconciliation>>,
 }
 
@@ -111,6 +113,7 @@ impl Default for State {
             aliases: RedBlackTreeMapSync::new_sync(),
             key_aliases: RedBlackTreeMapSync::new_sync(),
             principals: RedBlackTreeMapSync::new_sync(),
+            foreign: RedBlackTreeMapSync::new_sync(),
             domain_keys: Arc::default(),
             invitations: Arc::default(),
             roots: Arc::default(),
@@ -130,6 +133,55 @@ impl Default for State {
             feed: RedBlackTreeMapSync::new_sync(),
             reconciliations: RedBlackTreeMapSync::new_sync(),
         }
+    }
+}
+
+/// What a feed names.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum FeedItem {
+    Key(KeyId),
+    Principal(PrincipalArn),
+    Foreign(PrincipalArn, [u8; 16]),
+}
+
+/// One thing that other Regions are told of.
+#[derive(Clone, Copy, Debug)]
+pub enum Fed<'a> {
+    /// A multi-Region key.
+    Key(&'a MultiRegionKey),
+    /// A principal of this Region.
+    Principal(&'a Principal),
+    /// A principal of another one.
+    Foreign(&'a ForeignPrincipal),
+}
+
+impl Fed<'_> {
+    /// The number of its last change, and when that was.
+    #[must_use]
+    pub fn changed(&self) -> (u64, Timestamp) {
+        match self {
+            Self::Key(row) => (row.changed, row.changed_at),
+            Self::Principal(principal) => (principal.changed, principal.changed_at),
+            Self::Foreign(row) => (row.principal.changed, row.principal.changed_at),
+        }
+    }
+}
+
+/// A principal in a list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listed {
+    /// The other Region that made it; none of this Region's own.
+    pub home: Option<(Region, [u8; 16])>,
+    /// The principal.
+    pub principal: Arc<Principal>,
+}
+
+impl Listed {
+    /// Where it stands in the list.
+    #[must_use]
+    pub fn place(&self) -> (PrincipalArn, [u8; 16]) {
+        let home = self.home.as_ref().map_or([0; 16], |(_, id)| *id);
+        (self.principal.arn.clone(), home)
     }
 }
 
@@ -221,8 +273,11 @@ impl State {
             Ok(())
         })?;
         store.scan(Table::Principals, &mut |_, bytes| {
-            let principal: Principal = row(Table::Principals, bytes)?;
-            state.principals.insert_mut(principal.arn.clone(), Arc::new(principal));
+            state.index_principal(Arc::new(row(Table::Principals, bytes)?));
+            Ok(())
+        })?;
+        store.scan(Table::ForeignPrincipals, &mut |_, bytes| {
+            state.index_foreign_principal(Arc::new(row(Table::ForeignPrincipals, bytes)?));
             Ok(())
         })?;
         let mut domain_keys = BTreeMap::new();
@@ -294,13 +349,34 @@ impl State {
         if let Some(old) = self.multi_region.get(&row.key) {
             self.feed.remove_mut(&old.changed);
         }
-        self.feed.insert_mut(row.changed, row.key);
+        self.feed.insert_mut(row.changed, FeedItem::Key(row.key));
         let key = self.keys.get(&row.key).cloned();
         self.multi_region.insert_mut(row.key, row);
         // Whether the primary is here decides who makes its rotations.
         if let Some(key) = key {
             self.index_key(key);
         }
+    }
+
+    pub(crate) fn index_principal(&mut self, principal: Arc<Principal>) {
+        if let Some(old) = self.principals.get(&principal.arn) {
+            self.feed.remove_mut(&old.changed);
+        }
+        if principal.changed > 0 {
+            let item = FeedItem::Principal(principal.arn.clone());
+            self.feed.insert_mut(principal.changed, item);
+        }
+        self.principals.insert_mut(principal.arn.clone(), principal);
+    }
+
+    pub(crate) fn index_foreign_principal(&mut self, row: Arc<ForeignPrincipal>) {
+        let slot = (row.principal.arn.clone(), row.home_id);
+        if let Some(old) = self.foreign.get(&slot) {
+            self.feed.remove_mut(&old.principal.changed);
+        }
+        let item = FeedItem::Foreign(slot.0.clone(), slot.1);
+        self.feed.insert_mut(row.principal.changed, item);
+        self.foreign.insert_mut(slot, row);
     }
 
     /// Takes a key and everything derived from it out of place.
@@ -362,6 +438,45 @@ impl State {
         self.principals.get(arn)
     }
 
+    /// The principal of that ARN that the Region of that id has made.
+    #[must_use]
+    pub fn foreign_principal(
+        &self,
+        arn: &PrincipalArn,
+        home_id: &[u8; 16],
+    ) -> Option<&Arc<ForeignPrincipal>> {
+        self.foreign.get(&(arn.clone(), *home_id))
+    }
+
+    /// Whether the Region that made it is linked with this one: what a Region made that was forgotten counts no more.
+    #[must_use]
+    pub fn is_linked(&self, principal: &ForeignPrincipal) -> bool {
+        let peer = self.peer_region(&principal.home);
+        peer.is_some_and(|peer| peer.region_id == principal.home_id)
+    }
+
+    /// Whether anybody may call as that ARN, whichever Region made it.
+    #[must_use]
+    pub fn knows_principal(&self, arn: &PrincipalArn) -> bool {
+        self.principal(arn).is_some()
+            || self.foreign_principals_named(arn).any(|row| self.is_linked(row))
+    }
+
+    /// Principals of that ARN that other Regions have made.
+    pub fn foreign_principals_named(
+        &self,
+        arn: &PrincipalArn,
+    ) -> impl Iterator<Item = &Arc<ForeignPrincipal>> {
+        self.foreign
+            .range((arn.clone(), [0; 16])..=(arn.clone(), [0xff; 16]))
+            .map(|(_, principal)| principal)
+    }
+
+    /// All principals that other Regions have made.
+    pub fn foreign_principals(&self) -> impl Iterator<Item = &Arc<ForeignPrincipal>> {
+        self.foreign.values()
+    }
+
     /// The account's keys after `after`, by id.
     #[must_use]
     pub fn list_keys(&self, account: AccountId, after: Option<KeyId>, limit: usize) -> Page<KeyId> {
@@ -417,18 +532,27 @@ impl State {
         self.list_aliases(key.account, Some(key.id), None, usize::MAX).items
     }
 
-    /// Principals after `after`, by ARN.
+    /// Principals after `after`, by ARN and the id of their Region; those of this Region first.
     #[must_use]
     pub fn list_principals(
         &self,
-        after: Option<&PrincipalArn>,
+        after: Option<&(PrincipalArn, [u8; 16])>,
         limit: usize,
-    ) -> Page<Arc<Principal>> {
-        let entries = self
-            .principals
-            .iter()
-            .filter(|(arn, _)| after.is_none_or(|after| *arn > after))
-            .map(|(_, principal)| Arc::clone(principal));
+    ) -> Page<Listed> {
+        let own = self.principals.values().map(|p| Listed { home: None, principal: Arc::clone(p) });
+        let linked = self.foreign.values().filter(|row| self.is_linked(row));
+        let foreign = linked.map(|row| Listed {
+            home: Some((row.home.clone(), row.home_id)),
+            principal: Arc::new(row.principal.clone()),
+        });
+        let later = |listed: &Listed| after.is_none_or(|after| listed.place() > *after);
+        let mut own = own.filter(later).peekable();
+        let mut foreign = foreign.filter(later).peekable();
+        let entries = std::iter::from_fn(move || match (own.peek(), foreign.peek()) {
+            (Some(a), Some(b)) if b.place() < a.place() => foreign.next(),
+            (Some(_), _) => own.next(),
+            (None, _) => foreign.next(),
+        });
         Page::take(entries, limit)
     }
 
@@ -546,18 +670,51 @@ impl State {
         self.history.or(founded).unwrap_or_default()
     }
 
+    /// Names the change of that number here.
+    #[must_use]
+    pub fn change_token(&self, index: u64) -> Option<ChangeToken> {
+        let facts = self.region.as_ref()?;
+        Some(ChangeToken { region: facts.region.clone(), history: self.history_id(), index })
+    }
+
     /// The number of the last change that other Regions are to be told of.
     #[must_use]
     pub fn feed_head(&self) -> u64 {
         self.feed.last().map_or(0, |(number, _)| *number)
     }
 
-    /// Keys that changed after `index`, in the order of their last changes. A key that changes again moves to the
-    /// end, so the feed is never longer than there are keys, and never has to be cut.
-    pub fn feed_after(&self, index: u64) -> impl Iterator<Item = &Arc<MultiRegionKey>> {
-        self.feed
-            .range((std::ops::Bound::Excluded(index), std::ops::Bound::Unbounded))
-            .filter_map(|(_, key)| self.multi_region.get(key))
+    /// What changed after `index`, in the order of the last changes. What changes again moves to the end, so the feed is
+    /// never longer than there are keys and principals, and never has to be cut.
+    pub fn feed_after(&self, index: u64) -> impl Iterator<Item = Fed<'_>> {
+        self.feed.range((std::ops::Bound::Excluded(index), std::ops::Bound::Unbounded)).filter_map(
+            |(_, item)| match item {
+                FeedItem::Key(key) => self.multi_region.get(key).map(|row| Fed::Key(row)),
+                FeedItem::Principal(arn) => self.principals.get(arn).map(|p| Fed::Principal(p)),
+                FeedItem::Foreign(arn, home) => {
+                    self.foreign.get(&(arn.clone(), *home)).map(|row| Fed::Foreign(row))
+                }
+            },
+        )
+    }
+
+    /// What this Region tells others of a principal; none of one that is nobody else's business.
+    #[must_use]
+    pub fn told_principal(&self, fed: &Fed<'_>) -> Option<ForeignPrincipal> {
+        let mut told = match fed {
+            Fed::Key(_) => return None,
+            Fed::Principal(principal) => {
+                let facts = self.region.as_ref()?;
+                ForeignPrincipal {
+                    home: facts.region.clone(),
+                    home_id: facts.region_id,
+                    principal: Principal::clone(principal),
+                }
+            }
+            Fed::Foreign(row) => ForeignPrincipal::clone(row),
+        };
+        // Those are this Region's own numbers.
+        (told.principal.changed, told.principal.changed_at) = (0, Timestamp(0));
+        Some(told)
     }
 
     /// What this Region tells others of a key.

@@ -38,6 +38,8 @@ pub enum Table {
     PeerRegions,
     /// State: what was lost in promotions, and waits for a decision.
     Reconciliations,
+    /// State: principals of other Regions.
+    ForeignPrincipals,
     /// Log: entries by index.
     Log,
     /// Log: vote, committed, purged.
@@ -46,7 +48,7 @@ pub enum Table {
 
 impl Table {
     /// The tables of a state store.
-    pub const STATE: [Self; 15] = [
+    pub const STATE: [Self; 16] = [
         Self::Meta,
         Self::Keys,
         Self::Tokens,
@@ -62,6 +64,7 @@ impl Table {
         Self::MultiRegionKeys,
         Self::PeerRegions,
         Self::Reconciliations,
+        Self::ForeignPrincipals,
     ];
     /// The tables of a log store.
     pub const LOG: [Self; 2] = [Self::Log, Self::LogMeta];
@@ -85,6 +88,7 @@ impl Table {
             Self::MultiRegionKeys => "multi_region_keys",
             Self::PeerRegions => "peer_regions",
             Self::Reconciliations => "reconciliations",
+            Self::ForeignPrincipals => "foreign_principals",
             Self::Log => "log",
             Self::LogMeta => "log_meta",
         }

@@ -4,10 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keyward_hsm::{RootCopy, SealedDomainKey, SealedToken};
-use keyward_model::{DomainKeyId, ErrorCode, KeyId, KeyMaterialId, KeyState, Region, Timestamp};
+use keyward_model::{
+    DomainKeyId, ErrorCode, KeyId, KeyMaterialId, KeyState, PrincipalArn, Region, Timestamp,
+};
 use keyward_state::{
-    Batch, Command, Cursor, Envelope, First, Founding, MemStore, Outcome, PeerRegion, Purpose,
-    Reply, RotationKind, State, Store, Timers, Told, apply,
+    Batch, ChangeToken, Command, Cursor, Envelope, Fed, First, Founding, Kinds, MemStore, Outcome,
+    PeerRegion, Principal, Purpose, Reply, RotationKind, State, Store, Timers, Told, apply,
 };
 use proptest::prelude::*;
 
@@ -21,6 +23,10 @@ fn region(number: usize) -> Region {
 
 fn key(number: u8) -> KeyId {
     KeyId::from_parts(true, [number; 16])
+}
+
+fn arn(number: u8) -> PrincipalArn {
+    format!("arn:aws:iam::111122223333:user/u{number}").parse().expect("an ARN")
 }
 
 fn token() -> SealedToken {
@@ -163,18 +169,52 @@ impl Machine {
         let Some(peer) = self.state.peer_region(&from) else { return false };
         let history = other.state.history_id();
         let index = if peer.cursor.history == history { peer.cursor.index } else { 0 };
-        let rows: Vec<_> = other.state.feed_after(index).take(limit).cloned().collect();
-        let Some(last) = rows.last() else { return false };
-        let cursor = Cursor { history, index: last.changed, made: last.changed_at };
-        let told = rows.iter().filter_map(|row| other.state.view_of(&row.key));
+        let rows: Vec<Fed<'_>> = other.state.feed_after(index).take(limit).collect();
+        let Some((index, made)) = rows.last().map(Fed::changed) else { return false };
+        let cursor = Cursor { history, index, made };
+        let principals = rows.iter().filter_map(|fed| other.state.told_principal(fed)).collect();
+        let told = rows.iter().filter_map(|fed| match fed {
+            Fed::Key(row) => other.state.view_of(&row.key),
+            _ => None,
+        });
         let told = told
             .map(|view| {
                 let tokens = self.state.materials_missing(&view);
                 Told { tokens: tokens.into_iter().map(|id| (id, token())).collect(), view }
             })
             .collect();
-        self.run(Command::Merge { from, cursor, told }).expect("taken over");
+        self.run(Command::Merge { from, cursor, told, principals }).expect("taken over");
         true
+    }
+
+    fn principal(&mut self, number: u8) -> Outcome {
+        let kinds = Kinds { user: true, ..Kinds::default() };
+        self.run(Command::CreatePrincipal { arn: arn(number), kinds, certificate: None })
+    }
+
+    /// Issues a certificate; its serial number, if it could.
+    fn certificate(&mut self, number: u8) -> Option<Vec<u8>> {
+        let serial = [self.number as u8, number, self.commands as u8].to_vec();
+        let command = Command::AddCertificate {
+            arn: arn(number),
+            serial: serial.clone(),
+            not_after: Timestamp(i64::MAX),
+        };
+        self.run(command).is_ok().then_some(serial)
+    }
+
+    /// A principal of the Region `home`, as this one sees it.
+    fn seen(&self, home: usize, number: u8) -> Option<Principal> {
+        let arn = arn(number);
+        let seen = match home == self.number {
+            true => self.state.principal(&arn).map(|own| Principal::clone(own)),
+            false => {
+                let foreign = self.state.foreign_principal(&arn, &[home as u8 + 1; 16]);
+                foreign.map(|row| row.principal.clone())
+            }
+        };
+        // Those numbers are each Region's own.
+        seen.map(|principal| Principal { changed: 0, changed_at: Timestamp(0), ..principal })
     }
 
     fn key(&self, number: u8) -> Option<&keyward_state::Key> {
@@ -197,6 +237,9 @@ struct World {
     used: BTreeSet<(KeyId, KeyMaterialId)>,
     /// What was deleted in which Region, up to which generation.
     gone: BTreeMap<(usize, KeyId), u64>,
+    /// Certificates that were issued, and revoked: where, whose, and the serial number.
+    certificates: Vec<(usize, u8, Vec<u8>)>,
+    revoked: BTreeSet<(usize, u8, Vec<u8>)>,
     /// Keys of which a Region was promoted: what a lost primary alone had may be unknown until it is back.
     promoted: bool,
 }
@@ -207,6 +250,8 @@ impl World {
             machines: (0..NAMES.len()).map(Machine::new).collect(),
             used: BTreeSet::new(),
             gone: BTreeMap::new(),
+            certificates: Vec::new(),
+            revoked: BTreeSet::new(),
             promoted: false,
         }
     }
@@ -302,8 +347,27 @@ impl World {
         row.here.as_ref().map(|here| here.generation)
     }
 
+    /// What must hold of principals once everybody has heard everything.
+    fn agree_on_principals(&self) {
+        for number in 0..4 {
+            for home in 0..NAMES.len() {
+                let seen: Vec<_> = self.machines.iter().map(|m| m.seen(home, number)).collect();
+                assert!(seen.iter().all(|one| *one == seen[0]), "{number} of {home}: {seen:?}");
+            }
+        }
+        for certificate in &self.certificates {
+            let (home, number, serial) = certificate;
+            for machine in &self.machines {
+                let principal = machine.seen(*home, *number).expect("everybody knows it");
+                let record = principal.certificates.get(serial).expect("on record everywhere");
+                assert_eq!(record.revoked, self.revoked.contains(certificate));
+            }
+        }
+    }
+
     /// What must hold once everybody has heard everything.
     fn agree(&self) {
+        self.agree_on_principals();
         for number in 0..4 {
             let id = key(number);
             let views: Vec<_> = self
@@ -365,6 +429,10 @@ enum Step {
     Delete(usize, u8),
     Cancel(usize, u8),
     Promote(usize, usize),
+    Principal(usize, u8),
+    Certificate(usize, u8),
+    Revoke(usize, u8, u8),
+    Shut(usize, u8, bool),
     Pull(usize, usize, usize),
     Settle,
 }
@@ -383,6 +451,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (r.clone(), k.clone()).prop_map(|(r, k)| Step::Delete(r, k)),
         1 => (r.clone(), k.clone()).prop_map(|(r, k)| Step::Cancel(r, k)),
         1 => (r.clone(), r.clone()).prop_map(|(r, l)| Step::Promote(r, l)),
+        1 => (r.clone(), k.clone()).prop_map(|(r, n)| Step::Principal(r, n)),
+        1 => (r.clone(), k.clone()).prop_map(|(r, n)| Step::Certificate(r, n)),
+        1 => (r.clone(), k.clone(), any::<u8>()).prop_map(|(r, n, c)| Step::Revoke(r, n, c)),
+        2 => (r.clone(), k, any::<bool>()).prop_map(|(r, n, off)| Step::Shut(r, n, off)),
         12 => (r.clone(), r, 1usize..3).prop_map(|(t, f, n)| Step::Pull(t, f, n)),
         1 => Just(Step::Settle),
     ]
@@ -428,6 +500,28 @@ impl World {
                 self.promoted = true;
             }
             Step::Promote(..) => {}
+            Step::Principal(at, number) => drop(self.machines[at].principal(number)),
+            Step::Certificate(at, number) => {
+                let serial = self.machines[at].certificate(number);
+                self.certificates.extend(serial.map(|serial| (at, number, serial)));
+            }
+            Step::Revoke(at, number, which) => {
+                let theirs: Vec<_> =
+                    self.certificates.iter().filter(|one| one.1 == number).cloned().collect();
+                if theirs.is_empty() {
+                    return;
+                }
+                let (home, _, serial) = theirs[usize::from(which) % theirs.len()].clone();
+                let revoke =
+                    Command::RevokeCertificate { arn: arn(number), serial: serial.clone() };
+                if self.machines[at].run(revoke).is_ok() {
+                    self.revoked.insert((home, number, serial));
+                }
+            }
+            Step::Shut(at, number, disabled) => {
+                let arn = arn(number);
+                drop(self.machines[at].run(Command::SetPrincipalDisabled { arn, disabled }));
+            }
             Step::Pull(to, from, limit) => drop(self.pull(to, from, limit)),
             Step::Settle => self.settle(),
         }
@@ -539,7 +633,7 @@ fn a_replica_that_is_gone_comes_back_only_by_replicate_key() {
     };
     let cursor = Cursor { history: [1; 16], index: 1, made: Timestamp(1) };
     world.machines[1]
-        .run(Command::Merge { from: region(0), cursor, told: vec![told] })
+        .run(Command::Merge { from: region(0), cursor, told: vec![told], principals: Vec::new() })
         .expect("taken");
     assert!(world.machines[1].key(0).is_none(), "it came back");
     world.settle();
@@ -675,13 +769,17 @@ fn a_telling_that_lacks_material_is_refused_whole() {
     let cursor = Cursor { history: [1; 16], index: 99, made: Timestamp(1) };
     let before = world.machines[1].state.peer_region(&region(0)).cloned();
     let told = vec![Told { view: view.clone(), tokens: Vec::new() }];
-    let merge = Command::Merge { from: region(0), cursor, told };
+    let merge = Command::Merge { from: region(0), cursor, told, principals: Vec::new() };
     assert_eq!(refused(world.machines[1].run(merge)), ErrorCode::ConflictException);
     assert_eq!(world.machines[1].state.peer_region(&region(0)).cloned(), before);
     // Another owner's key of the same id is nobody's to take over.
     let view = keyward_state::KeyView { account: "999999999999".parse().unwrap(), ..view };
-    let merge =
-        Command::Merge { from: region(0), cursor, told: vec![Told { view, tokens: Vec::new() }] };
+    let merge = Command::Merge {
+        from: region(0),
+        cursor,
+        told: vec![Told { view, tokens: Vec::new() }],
+        principals: Vec::new(),
+    };
     assert_eq!(refused(world.machines[1].run(merge)), ErrorCode::ValidationException);
 }
 
@@ -794,7 +892,103 @@ fn a_telling_of_a_key_that_is_gone_here_needs_no_material() {
     assert!(world.machines[1].state.materials_missing(&told).is_empty());
     let told = Told { tokens: Vec::new(), view: told };
     let cursor = Cursor { history: [1; 16], index: 1, made: Timestamp(1) };
-    let merge = Command::Merge { from: region(0), cursor, told: vec![told] };
+    let merge =
+        Command::Merge { from: region(0), cursor, told: vec![told], principals: Vec::new() };
     world.machines[1].run(merge).expect("taken");
     assert!(world.machines[1].key(0).is_none());
+}
+
+#[test]
+fn a_principal_that_any_region_shuts_out_stays_out_in_all() {
+    let mut world = World::new();
+    world.machines[0].principal(1).expect("created");
+    let serial = world.machines[0].certificate(1).expect("issued");
+    world.settle();
+    assert!(!world.machines[2].seen(0, 1).expect("told").disabled);
+    // Its own Region is lost; another one shuts it out, and a third hears of that.
+    let shut = Command::SetPrincipalDisabled { arn: arn(1), disabled: true };
+    world.machines[1].run(shut).expect("shut out");
+    while world.pull(2, 1, 9) {}
+    assert!(world.machines[2].seen(0, 1).expect("told").disabled);
+    // Meanwhile the lost one goes on, and lets it in anew: as often switched as elsewhere, and so it stays out.
+    for disabled in [true, false] {
+        let command = Command::SetPrincipalDisabled { arn: arn(1), disabled };
+        world.machines[0].run(command).expect("switched");
+    }
+    let again = Command::SetPrincipalDisabled { arn: arn(1), disabled: false };
+    world.machines[1].run(again).expect("let in");
+    let shut = Command::SetPrincipalDisabled { arn: arn(1), disabled: true };
+    world.machines[1].run(shut).expect("shut out");
+    let revoke = Command::RevokeCertificate { arn: arn(1), serial };
+    world.machines[2].run(revoke).expect("revoked");
+    world.settle();
+    for machine in &world.machines {
+        let seen = machine.seen(0, 1).expect("known");
+        assert!(seen.disabled && seen.certificates.values().all(|record| record.revoked));
+    }
+}
+
+#[test]
+fn operators_and_those_of_unknown_regions_do_not_travel() {
+    let mut world = World::new();
+    let operator: PrincipalArn = "arn:aws:iam::111122223333:user/op".parse().expect("an ARN");
+    world.machines[0].principal(1).expect("created");
+    world.settle();
+    let fed: Vec<_> = world.machines[0].state.feed_after(0).collect();
+    let told: Vec<_> =
+        fed.iter().filter_map(|fed| world.machines[0].state.told_principal(fed)).collect();
+    assert!(told.iter().all(|told| told.principal.arn != operator) && told.len() == 1);
+    // An operator who is told all the same: refused whole.
+    let mut odd = told[0].clone();
+    odd.principal.kinds = Kinds { operator: true, ..Kinds::default() };
+    let from = region(0);
+    let cursor = Cursor { history: [1; 16], index: 99, made: Timestamp(0) };
+    let merge = Command::Merge { from, cursor, told: Vec::new(), principals: vec![odd] };
+    let before = world.machines[1].state.clone();
+    assert_eq!(refused(world.machines[1].run(merge)), ErrorCode::ValidationException);
+    assert_eq!(before.peer_region(&region(0)), world.machines[1].state.peer_region(&region(0)));
+    // One of a Region that bears a known name and is another: nobody could be let in as it.
+    let mut other = told[0].clone();
+    other.home_id = [9; 16];
+    let from = region(0);
+    let merge = Command::Merge { from, cursor, told: Vec::new(), principals: vec![other] };
+    world.machines[1].run(merge).expect("taken over");
+    assert!(world.machines[1].state.foreign_principal(&arn(1), &[9; 16]).is_none());
+    // A Region that is forgotten takes its principals with it.
+    assert!(world.machines[1].state.knows_principal(&arn(1)));
+    world.machines[1].run(Command::ForgetRegion { region: region(0) }).expect("forgotten");
+    assert!(!world.machines[1].state.knows_principal(&arn(1)));
+    assert!(
+        world.machines[1].state.list_principals(None, 10).items.iter().all(|p| p.home.is_none())
+    );
+}
+
+#[test]
+fn a_region_on_old_disks_learns_whom_it_had_made_and_shut_out() {
+    let mut world = World::new();
+    world.machines[0].principal(1).expect("created");
+    world.settle();
+    let old = world.machines[0].state.clone();
+    world.machines[0].principal(2).expect("created");
+    let shut = Command::SetPrincipalDisabled { arn: arn(1), disabled: true };
+    world.machines[0].run(shut).expect("shut out");
+    world.settle();
+    world.machines[0].state = old;
+    let begun = Command::BeginHistory { history: [7; 16] };
+    world.machines[0].run(begun).expect("a new history");
+    world.settle();
+    world.agree_on_principals();
+    assert!(world.machines[0].seen(0, 1).expect("known").disabled);
+    assert!(world.machines[0].seen(0, 2).is_some(), "it is told whom it had made");
+}
+
+#[test]
+fn a_change_has_a_name_that_is_read_as_it_was_written() {
+    let world = three();
+    let state = &world.machines[0].state;
+    let token = state.change_token(state.feed_head()).expect("founded");
+    assert_eq!(token.to_string().parse::<ChangeToken>().expect("its own text"), token);
+    for odd in ["", "us-east-1", "us-east-1/00/1", "us-east-1/zz/1", "//", "us-east-1/+0/1"] {
+        assert_eq!(odd.parse::<ChangeToken>().expect_err(odd).code, ErrorCode::ValidationException);
+    }
 }

@@ -11,6 +11,8 @@ use keyward_client::{Client, Repeat};
 use keyward_proto::v1;
 use serde_json::{Value, json};
 
+use super::connect::ConnectArgs;
+use super::everywhere;
 use super::output::{Format, date, done, list, one, sayln};
 use crate::error::Failure;
 
@@ -71,10 +73,31 @@ pub enum KeyCommand {
     Describe { key_id: String },
     /// Change a key's description
     SetDescription { key_id: String, description: String },
+    /// Wait until a change of another Region has come to every node of this one
+    #[command(after_help = "Example:
+  keyward key replication mrk-1234... --output json      there; its Change is what to wait for
+  keyward key wait-for us-east-1/1f0c.../42              here")]
+    WaitFor {
+        /// As `key replication` names it
+        change: String,
+    },
     /// Switch a key on
-    Enable { key_id: String },
+    Enable {
+        key_id: String,
+        /// In every Region that has the key, with a report of each
+        #[arg(long)]
+        all_regions: bool,
+    },
     /// Switch a key off: acknowledged once every node refuses to use it
-    Disable { key_id: String },
+    #[command(after_help = "Example:
+  keyward key disable mrk-1234... --all-regions
+      asks each Region that has the key, and tells of each whether it has done so")]
+    Disable {
+        key_id: String,
+        /// In every Region that has the key, with a report of each
+        #[arg(long)]
+        all_regions: bool,
+    },
     /// Start the waiting period before deletion
     ScheduleDeletion {
         key_id: String,
@@ -297,6 +320,7 @@ fn show_replication(format: Format, status: &v1::GetKeyReplicationStatusResponse
                 ("OfferedTo", json!(status.offered_to)),
                 ("RotationWaits", json!(status.rotation_waits)),
                 ("Regions", json!(regions)),
+                ("Change", json!(status.change)),
             ],
         );
         return;
@@ -311,6 +335,7 @@ fn show_replication(format: Format, status: &v1::GetKeyReplicationStatusResponse
     if status.rotation_waits {
         fields.push(("Rotation", json!("waits until every Region has the new material")));
     }
+    fields.push(("Change", json!(status.change)));
     one(format, &fields);
     sayln!("");
     let rows: Vec<Vec<Value>> = status
@@ -397,8 +422,23 @@ macro_rules! ask {
     };
 }
 
-pub async fn key(client: &Client, format: Format, command: KeyCommand) -> Result<(), Failure> {
+pub async fn key(
+    connect: &ConnectArgs,
+    format: Format,
+    command: KeyCommand,
+) -> Result<(), Failure> {
+    let client = &connect.client()?;
     match command {
+        KeyCommand::Enable { key_id, all_regions: true } => {
+            everywhere::switch_key(client, &connect.config()?, format, &key_id, true).await?;
+        }
+        KeyCommand::Disable { key_id, all_regions: true } => {
+            everywhere::switch_key(client, &connect.config()?, format, &key_id, false).await?;
+        }
+        KeyCommand::WaitFor { change } => {
+            ask!(client, wait_for_change, v1::WaitForChangeRequest { change });
+            done(format, "it is here, on every node");
+        }
         KeyCommand::Replicate { key_id, region, description, tags: pairs } => {
             let request = v1::ReplicateKeyRequest {
                 key_id,
@@ -470,11 +510,11 @@ pub async fn key(client: &Client, format: Format, command: KeyCommand) -> Result
             change!(client, update_key_description, request);
             done(format, "the description was changed");
         }
-        KeyCommand::Enable { key_id } => {
+        KeyCommand::Enable { key_id, all_regions: false } => {
             change!(client, enable_key, v1::EnableKeyRequest { key_id });
             done(format, "enabled, on every node");
         }
-        KeyCommand::Disable { key_id } => {
+        KeyCommand::Disable { key_id, all_regions: false } => {
             change!(client, disable_key, v1::DisableKeyRequest { key_id });
             done(format, "disabled: every node refuses to use it");
         }

@@ -4,6 +4,7 @@ pub mod audit;
 pub mod bench;
 pub mod cluster;
 pub mod connect;
+pub mod everywhere;
 pub mod file;
 pub mod keys;
 pub mod output;

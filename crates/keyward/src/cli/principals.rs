@@ -1,12 +1,14 @@
 //! `keyward principal`: who may call. Private keys are made here and never leave this machine.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Subcommand;
 use keyward_client::{Client, Repeat};
 use keyward_proto::v1;
 use serde_json::{Value, json};
 
+use super::everywhere;
 use super::output::{Format, date, done, list, one, sayln};
 use crate::error::Failure;
 use crate::pem;
@@ -48,16 +50,60 @@ pub enum PrincipalCommand {
     },
     /// List principals
     List,
-    /// Refuse a principal from now on, on every node
-    Disable { arn: String },
+    /// Refuse a principal from now on, on every node; other Regions refuse it as they hear of it
+    #[command(after_help = "Example:
+  keyward principal disable arn:aws:iam::111122223333:user/ada --all-regions
+      waits for the other Regions, and tells of each whether it refuses her
+
+A principal may be switched off in any Region, whichever has made it: all others take it over, also the one that made it
+when it is back from a loss.")]
+    Disable {
+        arn: String,
+        #[command(flatten)]
+        following: Following,
+    },
     /// Let a principal in again
-    Enable { arn: String },
+    Enable {
+        arn: String,
+        #[command(flatten)]
+        following: Following,
+    },
     /// Revoke one certificate
     Revoke {
         arn: String,
         /// As `principal list --output json` shows it
         serial: String,
+        #[command(flatten)]
+        following: Following,
     },
+}
+
+/// Whether to wait for other Regions.
+#[derive(clap::Args, Clone, Copy)]
+pub struct Following {
+    /// Wait until every linked Region has taken it over, with a report of each
+    #[arg(long)]
+    all_regions: bool,
+    /// Seconds to wait for them
+    #[arg(long, default_value_t = 10, requires = "all_regions")]
+    wait: u64,
+}
+
+impl Following {
+    async fn report(
+        self,
+        client: &Client,
+        format: Format,
+        change: &str,
+        said: &str,
+    ) -> Result<(), Failure> {
+        if self.all_regions {
+            let wait = Duration::from_secs(self.wait);
+            return everywhere::follow(client, format, change, said, wait).await;
+        }
+        done(format, &format!("{said}, on every node"));
+        Ok(())
+    }
 }
 
 /// Neither file may exist: a private key is never overwritten.
@@ -149,34 +195,34 @@ pub async fn principal(
                     break;
                 }
             }
-            list(format, "Principals", &["Arn", "Kinds", "State", "Certificates"], &rows);
+            list(format, "Principals", &["Arn", "Kinds", "State", "Home", "Certificates"], &rows);
         }
-        PrincipalCommand::Disable { arn } => {
+        PrincipalCommand::Disable { arn, following } => {
             let request = v1::DisablePrincipalRequest { arn };
-            client
+            let answer = client
                 .operator(Repeat::IfUnsent, request, |mut c, r| async move {
                     c.disable_principal(r).await
                 })
                 .await?;
-            done(format, "disabled: every node refuses it");
+            following.report(client, format, &answer.change, "refused").await?;
         }
-        PrincipalCommand::Enable { arn } => {
+        PrincipalCommand::Enable { arn, following } => {
             let request = v1::EnablePrincipalRequest { arn };
-            client
+            let answer = client
                 .operator(Repeat::IfUnsent, request, |mut c, r| async move {
                     c.enable_principal(r).await
                 })
                 .await?;
-            done(format, "enabled");
+            following.report(client, format, &answer.change, "let in").await?;
         }
-        PrincipalCommand::Revoke { arn, serial } => {
+        PrincipalCommand::Revoke { arn, serial, following } => {
             let request = v1::RevokeCertificateRequest { arn, serial_number: serial };
-            client
+            let answer = client
                 .operator(Repeat::IfUnsent, request, |mut c, r| async move {
                     c.revoke_certificate(r).await
                 })
                 .await?;
-            done(format, "revoked: every node refuses it");
+            following.report(client, format, &answer.change, "revoked").await?;
         }
     }
     Ok(())
@@ -195,7 +241,13 @@ fn certificates(principal: &v1::Principal) -> Value {
 
 fn row(principal: &v1::Principal) -> Vec<Value> {
     let state = if principal.disabled { "disabled" } else { "enabled" };
-    vec![json!(principal.arn), json!(principal.kinds), json!(state), certificates(principal)]
+    vec![
+        json!(principal.arn),
+        json!(principal.kinds),
+        json!(state),
+        json!(principal.home_region.as_deref().unwrap_or("here")),
+        certificates(principal),
+    ]
 }
 
 fn show(format: Format, principal: &v1::Principal) {

@@ -41,7 +41,11 @@ Example:
         endpoints: Vec<String>,
     },
     /// Show this Region and its links: lag, and what would be lost if a Region vanished now
-    Status,
+    Status {
+        /// Which Regions have this change of this Region, as `principal disable` or `key replication` names it
+        #[arg(long)]
+        change: Option<String>,
+    },
     /// After a loss: make the replicas here primaries in the place of the lost Region's
     #[command(after_help = "Example:\n  keyward region promote us-east-1
 
@@ -157,8 +161,11 @@ pub async fn add(client: &Client, card: v1::RegionCard) -> Result<v1::AddRegionR
 }
 
 /// This Region and its links.
-pub async fn status(client: &Client) -> Result<v1::DescribeRegionsResponse, Failure> {
-    let request = v1::DescribeRegionsRequest {};
+pub async fn status(
+    client: &Client,
+    change: Option<String>,
+) -> Result<v1::DescribeRegionsResponse, Failure> {
+    let request = v1::DescribeRegionsRequest { change };
     let asked =
         client.region(Repeat::Safe, request, |mut c, r| async move { c.describe_regions(r).await });
     Ok(asked.await?)
@@ -220,7 +227,7 @@ pub async fn region(
                 ),
             }
         }
-        RegionCommand::Status => show_status(format, &status(client).await?),
+        RegionCommand::Status { change } => show_status(format, &status(client, change).await?),
         RegionCommand::Promote { lost, force } => {
             let request = v1::PromoteRegionRequest { lost: lost.clone(), force };
             let promoted = change!(client, promote_region, request);
@@ -273,7 +280,7 @@ async fn fail_over(client: &Client, format: Format, to: String, wait: u64) -> Re
     let end = began + Duration::from_secs(wait);
     let bar = indicatif::ProgressBar::new(offered);
     loop {
-        let left = status(client).await?.primaries;
+        let left = status(client, None).await?.primaries;
         bar.set_position(offered.saturating_sub(left));
         if left == 0 || RealEnv.boot_now() >= end {
             bar.finish_and_clear();
@@ -320,6 +327,7 @@ fn show_status(format: Format, status: &v1::DescribeRegionsResponse) {
                     "Unshipped": link.unshipped,
                     "UnshippedMilliseconds": link.unshipped_milliseconds,
                     "Primaries": link.primaries,
+                    "HasChange": link.has_change,
                 })
             })
             .collect();
@@ -369,13 +377,27 @@ fn show_status(format: Format, status: &v1::DescribeRegionsResponse) {
                 seconds(link.behind_milliseconds),
                 json!(link.unshipped),
                 seconds(link.unshipped_milliseconds),
+                json!(match link.has_change {
+                    None => "",
+                    Some(true) => "yes",
+                    Some(false) => "no",
+                }),
                 json!(link.failing),
             ]
         })
         .collect();
     sayln!("");
-    let columns =
-        ["Region", "Primaries", "Heard", "Behind", "Age", "Unshipped", "Oldest", "Failing"];
+    let columns = [
+        "Region",
+        "Primaries",
+        "Heard",
+        "Behind",
+        "Age",
+        "Unshipped",
+        "Oldest",
+        "Change",
+        "Failing",
+    ];
     list(format, "Links", &columns, &rows);
     if !rows.is_empty() {
         sayln!(

@@ -144,6 +144,7 @@ pub(super) fn with_parameters<T>(request: &Request, record: impl FnOnce(&[Pair<'
             ("keyId", r.key_id.as_str().into()),
             ("primaryRegion", r.primary_region.as_str().into()),
         ]),
+        Request::WaitForChange(r) => record(&[("change", r.change.as_str().into())]),
         Request::GetKeyReplicationStatus(r) => record(&[("keyId", r.key_id.as_str().into())]),
     }
 }
@@ -154,6 +155,7 @@ pub(super) fn named_key(request: &Request) -> Option<&str> {
         Request::CreateKey(_)
         | Request::ListKeys(_)
         | Request::DeleteAlias(_)
+        | Request::WaitForChange(_)
         | Request::GenerateRandom(_) => None,
         Request::DescribeKey(r) => Some(&r.key_id),
         Request::UpdateKeyDescription(r) => Some(&r.key_id),

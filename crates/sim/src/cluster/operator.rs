@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward_model::{KmsError, Timestamp};
-use keyward_service::{Caller, FoundingRequest, Kms};
+use keyward_service::{Caller, FoundingRequest, Issuer, Kms};
 
 use super::{Cluster, address_of};
 use crate::env::SimEnv;
@@ -54,8 +54,9 @@ fn caller(arn: &str, serial: u8, days: i64) -> Arc<Caller> {
     };
     let not_after = Timestamp(WALL_START_MS + days * Timestamp::DAY_MS);
     // A principal made without a certificate of the Region's own authority.
-    let own_authority = serial == OPERATOR_SERIAL;
-    Arc::new(Caller::new(principal, vec![serial], not_after, own_authority))
+    let own = serial == OPERATOR_SERIAL;
+    let issuer = if own { Issuer::Own } else { Issuer::Outside };
+    Arc::new(Caller::new(principal, vec![serial], not_after, issuer))
 }
 
 impl Cluster {

@@ -71,11 +71,10 @@ async fn failing(regions: &Regions) -> String {
     let mut text = String::new();
     for (number, cluster) in regions.clusters.iter().enumerate() {
         let status = cluster
-            .operate(0, |kms| async move { kms.regions_status(&operator(), PATIENCE).await });
+            .operate(0, |kms| async move { kms.regions_status(&operator(), None, PATIENCE).await });
         let links = status.await.map(|status| status.links).unwrap_or_default();
-        for (link, ..) in
-            links.iter().filter(|(link, ..)| link.failing.is_some() || link.behind > 0)
-        {
+        let links = links.iter().map(|seen| &seen.link);
+        for link in links.filter(|link| link.failing.is_some() || link.behind > 0) {
             text += &format!("{} hears {link:?}; ", regions.name(number));
         }
     }

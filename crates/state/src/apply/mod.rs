@@ -3,6 +3,7 @@
 
 mod keys;
 mod multi_region;
+mod principals;
 mod quotas;
 mod region;
 
@@ -18,8 +19,8 @@ use crate::codec;
 use crate::command::{Command, Envelope, Outcome, Reply};
 use crate::multi_region::{MultiRegionKey, PeerRegion, Reconciliation, RegionKey};
 use crate::rows::{
-    Alias, DiskMark, DomainKey, Invitation, InvitationId, Key, Principal, RegionFacts, Root,
-    Tombstone,
+    Alias, DiskMark, DomainKey, ForeignPrincipal, Invitation, InvitationId, Key, Principal,
+    RegionFacts, Root, Tombstone,
 };
 use crate::state::{
     META_COUNTERS, META_HISTORY, META_LOST, META_OFFSET, META_QUOTAS, META_REGION, META_REGION_KEY,
@@ -125,7 +126,9 @@ impl Tx<'_> {
             Command::ActivateDomainKey { domain_key } => self.activate_domain_key(*domain_key),
             Command::ReplicateKey { key, to, first } => self.replicate_key(*key, to, first),
             Command::OfferPrimary { key, to, offer } => self.offer_primary(*key, to, *offer),
-            Command::Merge { from, cursor, told } => self.merge(from, cursor, told),
+            Command::Merge { from, cursor, told, principals } => {
+                self.merge(from, cursor, told, principals)
+            }
             Command::Promote { lost, keys } => self.promote(lost, keys),
             Command::SetRegionKey { key } => self.set_region_key(key),
             Command::AddRegion { peer } => self.add_region(peer),
@@ -253,7 +256,13 @@ impl Tx<'_> {
     pub(crate) fn put_principal(&mut self, principal: Principal) {
         let row = principal.arn.as_str().as_bytes();
         self.batch.put(Table::Principals, row, codec::encode(&principal));
-        self.state.principals.insert_mut(principal.arn.clone(), Arc::new(principal));
+        self.state.index_principal(Arc::new(principal));
+    }
+
+    pub(crate) fn put_foreign_principal(&mut self, row: ForeignPrincipal) {
+        let slot = codec::encode(&(&row.principal.arn, row.home_id));
+        self.batch.put(Table::ForeignPrincipals, slot, codec::encode(&row));
+        self.state.index_foreign_principal(Arc::new(row));
     }
 
     pub(crate) fn put_region(&mut self, facts: RegionFacts) {

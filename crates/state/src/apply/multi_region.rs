@@ -16,7 +16,7 @@ use crate::multi_region::{
     Cursor, Epoch, First, Here, KeyView, MultiRegionKey, Offer, OfferId, PeerRegion,
     Reconciliation, RegionKey, Related, Shared, Told, Version,
 };
-use crate::rows::{Key, Material, Rotation, Tombstone};
+use crate::rows::{ForeignPrincipal, Key, Material, Rotation, Tombstone};
 
 /// Regions that one Region is linked with at most.
 const REGIONS_MAX: usize = 32;
@@ -411,13 +411,25 @@ impl Tx<'_> {
     // --- What other Regions tell.
 
     /// Takes over a part of another Region's feed. Twice or late is harmless.
-    pub(super) fn merge(&mut self, from: &Region, cursor: &Cursor, told: &[Told]) -> Outcome {
+    pub(super) fn merge(
+        &mut self,
+        from: &Region,
+        cursor: &Cursor,
+        told: &[Told],
+        principals: &[ForeignPrincipal],
+    ) -> Outcome {
         let peer = PeerRegion::clone(self.known_region(from)?);
         for one in told {
             self.check_sound(from, one)?;
         }
+        for principal in principals {
+            self.check_principal(from, principal)?;
+        }
         for one in told {
             self.take(from, one)?;
+        }
+        for principal in principals {
+            self.take_principal(principal);
         }
         let behind = peer.cursor.history == cursor.history && peer.cursor.index > cursor.index;
         if !behind {

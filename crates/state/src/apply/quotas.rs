@@ -18,7 +18,7 @@ impl State {
     pub fn check_quota(&self, quota: &Quota) -> Result<(), KmsError> {
         quota.check().map_err(|why| KmsError::validation(why.to_string()))?;
         match &quota.name.scope {
-            Scope::Principal(arn) if self.principal(arn).is_none() => Err(KmsError::new(
+            Scope::Principal(arn) if !self.knows_principal(arn) => Err(KmsError::new(
                 ErrorCode::NotFoundException,
                 format!(
                     "{arn} is not a principal of this Region; `keyward principal list` shows them"

@@ -1,16 +1,14 @@
-//! Founding, principals, roots and domain keys.
+//! Founding, invitations, roots and domain keys.
 
 use std::collections::BTreeMap;
 
 use keyward_hsm::{RootCopy, RootId, SealedDomainKey};
-use keyward_model::limits::{CERTIFICATES_PER_PRINCIPAL_MAX, PRINCIPALS_MAX};
 use keyward_model::{DomainKeyId, ErrorCode, KmsError, NodeId, PrincipalArn, Timestamp};
 
 use super::{DONE, Tx};
 use crate::command::{Founding, Outcome, Reply};
 use crate::rows::{
-    CertificateRecord, DiskMark, DomainKey, Invitation, InvitationId, Kinds, Principal, Purpose,
-    RegionFacts, Root,
+    DiskMark, DomainKey, Invitation, InvitationId, Kinds, Purpose, RegionFacts, Root,
 };
 
 /// Roots of one node.
@@ -169,107 +167,6 @@ impl Tx<'_> {
             }
         }
         self.put_counters(counters);
-        DONE
-    }
-
-    fn known_principal(&self, arn: &PrincipalArn) -> Result<Principal, KmsError> {
-        self.state.principal(arn).map(|p| Principal::clone(p)).ok_or_else(|| {
-            KmsError::new(
-                ErrorCode::NotFoundException,
-                format!("no principal {arn}; `keyward principal list` shows those there are"),
-            )
-        })
-    }
-
-    pub(super) fn create_principal(
-        &mut self,
-        arn: &PrincipalArn,
-        kinds: Kinds,
-        certificate: Option<&(Vec<u8>, Timestamp)>,
-    ) -> Outcome {
-        if self.state.principal(arn).is_some() {
-            return Err(KmsError::new(
-                ErrorCode::AlreadyExistsException,
-                format!("principal {arn} exists already"),
-            ));
-        }
-        if self.state.principals.size() >= PRINCIPALS_MAX {
-            return Err(KmsError::new(
-                ErrorCode::LimitExceededException,
-                format!("the Region has {PRINCIPALS_MAX} principals, the most allowed"),
-            ));
-        }
-        let certificates = certificate
-            .map(|(serial, not_after)| {
-                (serial.clone(), CertificateRecord { not_after: *not_after, revoked: false })
-            })
-            .into_iter()
-            .collect::<BTreeMap<_, _>>();
-        self.put_principal(Principal {
-            arn: arn.clone(),
-            kinds,
-            disabled: false,
-            created: self.now,
-            certificates,
-        });
-        DONE
-    }
-
-    pub(super) fn add_certificate(
-        &mut self,
-        arn: &PrincipalArn,
-        serial: &[u8],
-        not_after: Timestamp,
-    ) -> Outcome {
-        let mut principal = self.known_principal(arn)?;
-        // Records of certificates that have ended are of no more use: they are refused by their date.
-        let now = self.now;
-        principal.certificates.retain(|_, record| record.not_after > now);
-        if principal.certificates.len() >= CERTIFICATES_PER_PRINCIPAL_MAX {
-            return Err(KmsError::new(
-                ErrorCode::LimitExceededException,
-                format!(
-                    "{arn} has {CERTIFICATES_PER_PRINCIPAL_MAX} certificates, the most allowed"
-                ),
-            ));
-        }
-        principal
-            .certificates
-            .insert(serial.to_vec(), CertificateRecord { not_after, revoked: false });
-        self.put_principal(principal);
-        DONE
-    }
-
-    pub(super) fn set_principal_disabled(&mut self, arn: &PrincipalArn, disabled: bool) -> Outcome {
-        let mut principal = self.known_principal(arn)?;
-        if disabled && principal.kinds.operator {
-            let others = self
-                .state
-                .principals
-                .values()
-                .any(|p| p.arn != *arn && p.kinds.operator && !p.disabled);
-            if !others {
-                return Err(KmsError::new(
-                    ErrorCode::KMSInvalidStateException,
-                    format!("{arn} is the last operator: create another one first"),
-                ));
-            }
-        }
-        principal.disabled = disabled;
-        self.put_principal(principal);
-        DONE
-    }
-
-    pub(super) fn revoke_certificate(&mut self, arn: &PrincipalArn, serial: &[u8]) -> Outcome {
-        let mut principal = self.known_principal(arn)?;
-        let Some(record) = principal.certificates.get_mut(serial) else {
-            return Err(KmsError::new(
-                ErrorCode::NotFoundException,
-                format!("{arn} has no certificate of that serial number on record"),
-            ));
-        };
-        record.revoked = true;
-        self.put_principal(principal);
         DONE
     }
 
