@@ -167,6 +167,124 @@ async fn a_region_is_lost_and_comes_back_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_caller_gets_in_everywhere_and_stays_out_when_shut_out_anywhere() {
+    let regions = Regions::start(1);
+    let key = regions.key_everywhere(VIRGINIA).await;
+    let [ada, bob] = ["ada", "bob"].map(|name| regions.principal(VIRGINIA, name));
+    let call = async |region: &str, name: &str| encrypt(&regions.caller(region, name), &key).await;
+    for region in NAMES {
+        for name in ["ada", "bob"] {
+            let what = format!("{name} gets in in {region}");
+            let gets_in = async || call(region, name).await.is_ok();
+            wait_until(&what, Duration::from_secs(5), gets_in).await;
+        }
+    }
+    let listed = regions.json(IRELAND, &["principal", "list"]);
+    let listed = listed["Principals"].as_array().expect("a list");
+    assert!(listed.iter().any(|one| one["Arn"] == *ada && one["Home"] == VIRGINIA), "{listed:?}");
+    // An operator is one of a Region alone.
+    let operator = regions.run_as_operator_of(VIRGINIA, IRELAND, &["principal", "list"]);
+    assert!(operator.contains("is not a principal of this Region"), "{operator}");
+    // Certificates are issued at home.
+    let renewed = regions.refused(IRELAND, &["principal", "renew", &ada, "--out", "unused"]);
+    assert!(renewed.contains(&format!("is a principal of {VIRGINIA}")), "{renewed}");
+
+    // Shut out before the loss, with a report of each Region.
+    let report = regions.json(VIRGINIA, &["principal", "disable", &bob, "--all-regions"]);
+    let report = report["Regions"].as_array().expect("a report");
+    assert!(report.len() == 3 && report.iter().all(|one| one["Done"] == true), "{report:?}");
+    for region in NAMES {
+        assert_eq!(code(call(region, "bob").await), "UnrecognizedClientException", "{region}");
+    }
+
+    // The same key, off and on everywhere: each Region is asked.
+    let report = regions.json(SYDNEY, &["key", "disable", &key, "--all-regions"]);
+    assert_eq!(report["Regions"].as_array().map(Vec::len), Some(3), "{report}");
+    for region in NAMES {
+        assert_eq!(code(call(region, "ada").await), "DisabledException", "{region}");
+    }
+    regions.ok(SYDNEY, &["key", "enable", &key, "--all-regions"]);
+    call(VIRGINIA, "ada").await.expect("it is on again");
+    let plain =
+        regions.json(IRELAND, &["key", "create"])["KeyId"].as_str().expect("an id").to_owned();
+    let refused = regions.refused(IRELAND, &["key", "disable", &plain, "--all-regions"]);
+    assert!(refused.contains("is not a multi-region key"), "{refused}");
+
+    // Its Region is lost: who was let in still is, and who was shut out is not.
+    regions.fault(&["down", VIRGINIA]);
+    for region in [SYDNEY, IRELAND] {
+        call(region, "ada").await.expect("a lost Region's caller gets in elsewhere");
+        assert_eq!(code(call(region, "bob").await), "UnrecognizedClientException", "{region}");
+    }
+    let off = regions.run(IRELAND, &["key", "disable", &key, "--all-regions"]);
+    let (told, why) = (String::from_utf8_lossy(&off.stdout), String::from_utf8_lossy(&off.stderr));
+    assert!(
+        !off.status.success()
+            && why.contains(&format!("1 of 3 Regions have not done it: {VIRGINIA}")),
+        "{told}{why}"
+    );
+    regions.ok(IRELAND, &["key", "enable", &key]);
+    regions.ok(SYDNEY, &["key", "enable", &key]);
+    // Another Region shuts somebody out meanwhile; it is so in the third at once, and at home when that is back.
+    let off =
+        regions.refused(IRELAND, &["principal", "disable", &ada, "--all-regions", "--wait", "2"]);
+    assert!(off.contains(&format!("1 of 3 Regions have not done it: {VIRGINIA}")), "{off}");
+    assert_eq!(code(call(SYDNEY, "ada").await), "UnrecognizedClientException");
+    regions.fault(&["heal", VIRGINIA]);
+    let shut_out = async || code(call(VIRGINIA, "ada").await) == "UnrecognizedClientException";
+    wait_until("she stays out at home", Duration::from_secs(20), shut_out).await;
+    assert_eq!(code(call(VIRGINIA, "bob").await), "UnrecognizedClientException");
+    // Let in anew, and one certificate revoked, by whoever.
+    regions.ok(SYDNEY, &["principal", "enable", &ada, "--all-regions"]);
+    let let_in = async || call(VIRGINIA, "ada").await.is_ok();
+    wait_until("she is let in again", Duration::from_secs(5), let_in).await;
+    let listed = regions.json(SYDNEY, &["principal", "list"]);
+    let listed = listed["Principals"].as_array().expect("a list");
+    let row = listed.iter().find(|one| one["Arn"] == *ada).expect("she is listed");
+    let serial = row["Certificates"][0]["SerialNumber"].as_str().expect("a serial number");
+    regions.ok(SYDNEY, &["principal", "revoke", &ada, serial, "--all-regions"]);
+    for region in NAMES {
+        assert_eq!(code(call(region, "ada").await), "UnrecognizedClientException", "{region}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_can_be_waited_for_in_another_region() {
+    let regions = Regions::start(1);
+    let key = regions.key_everywhere(VIRGINIA).await;
+    let change = |region: &str| {
+        let told = regions.json(region, &["key", "replication", &key]);
+        told["Change"].as_str().expect("a change").to_owned()
+    };
+    regions.ok(VIRGINIA, &["key", "enable-rotation", &key, "--days", "100"]);
+    let made = change(VIRGINIA);
+    for region in NAMES {
+        regions.ok(region, &["key", "wait-for", &made]);
+        let told = regions.json(region, &["key", "rotations", &key]);
+        assert_eq!(told["RotationPeriodInDays"], 100, "{region}: {told}");
+    }
+    let status = regions.json(VIRGINIA, &["region", "status", "--change", &made]);
+    assert!(status["Links"].as_array().expect("links").iter().all(|l| l["HasChange"] == true));
+
+    regions.fault(&["cut", VIRGINIA, IRELAND]);
+    regions.fault(&["cut", VIRGINIA, SYDNEY]);
+    regions.ok(VIRGINIA, &["key", "enable-rotation", &key, "--days", "200"]);
+    let made = change(VIRGINIA);
+    let late = regions.refused(IRELAND, &["key", "wait-for", &made, "--timeout", "1"]);
+    assert!(late.contains("has not come yet"), "{late}");
+    let status = regions.json(VIRGINIA, &["region", "status", "--change", &made]);
+    assert!(status["Links"].as_array().expect("links").iter().all(|l| l["HasChange"] == false));
+    regions.fault(&["heal"]);
+    regions.ok(IRELAND, &["key", "wait-for", &made]);
+    for odd in ["", "us-east-1/1", "nowhere-1/00000000000000000000000000000000/1"] {
+        let refused = regions.refused(IRELAND, &["key", "wait-for", odd]);
+        let typed =
+            refused.contains("ValidationException") || refused.contains("NotFoundException");
+        assert!(typed, "{odd}: {refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hand_over_waits_for_its_link() {
     let regions = Regions::start(1);
     let key = regions.key_everywhere(VIRGINIA).await;

@@ -110,6 +110,17 @@ impl Regions {
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
+    /// Runs the command line against a Region as an operator of another one; it is refused. What it says.
+    pub fn run_as_operator_of(&self, home: &str, region: &str, arguments: &[&str]) -> String {
+        let mut command = self.command(region, arguments);
+        command
+            .env("KEYWARD_OPERATOR_CERT", self.pki(home, "operator.pem"))
+            .env("KEYWARD_OPERATOR_KEY", self.pki(home, "operator.key"));
+        let output = command.output().expect("keyward runs");
+        assert!(!output.status.success(), "an operator of {home} is let in in {region}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     /// Asks for a fault, or for its end.
     pub fn fault(&self, arguments: &[&str]) {
         let folder = self.folder.path().to_str().expect("a path");
@@ -133,6 +144,29 @@ impl Regions {
             private_key: read("dev.key").into(),
             patience,
         }
+    }
+
+    /// A principal that manages and uses keys, made in that Region. Its ARN.
+    pub fn principal(&self, region: &str, name: &str) -> String {
+        let arn = format!("arn:aws:iam::111122223333:user/{name}");
+        let out = self.folder.path().join(name);
+        let out = out.to_str().expect("a path");
+        let kinds = ["--kind", "user", "--kind", "administrator"];
+        self.ok(region, &[&["principal", "create", &arn, "--out", out], &kinds[..]].concat());
+        arn
+    }
+
+    /// Such a principal as a caller of any Region.
+    pub fn caller(&self, region: &str, name: &str) -> Arc<Client> {
+        let read = |suffix: &str| {
+            std::fs::read(self.folder.path().join(format!("{name}.{suffix}"))).expect("a PEM file")
+        };
+        let config = ClientConfig {
+            certificate: read("pem"),
+            private_key: read("key").into(),
+            ..self.config(region, Duration::from_secs(5))
+        };
+        Arc::new(Client::new(&config).expect("a client"))
     }
 
     /// A multi-Region key whose primary is there, with replicas in the two others.

@@ -146,6 +146,7 @@ operations! {
     UpdatePrimaryRegion: Manage,
     /// Tells how far each Region is with a multi-Region key. Keyward's own: AWS has no such call.
     GetKeyReplicationStatus: Read,
+    /// Waits for a change of another Region. Keyward's own.
     WaitForChange: Read,
 }
 

@@ -620,7 +620,24 @@ async fn rotations(client: &Client, format: Format, key_id: String) -> Result<()
             ]
         })
         .collect();
-    list(format, "Rotations", &columns, &rows);
+    if format == Format::Table {
+        list(format, "Rotations", &columns, &rows);
+        return Ok(());
+    }
+    let rotations: Vec<Value> = rows
+        .into_iter()
+        .map(|row| Value::Object(columns.iter().map(ToString::to_string).zip(row).collect()))
+        .collect();
+    let next = status.next_rotation_date.as_ref();
+    one(
+        format,
+        &[
+            ("KeyRotationEnabled", json!(status.key_rotation_enabled)),
+            ("RotationPeriodInDays", json!(status.rotation_period_in_days)),
+            ("NextRotationDate", json!(next.map(|at| date(Some(at))))),
+            ("Rotations", json!(rotations)),
+        ],
+    );
     Ok(())
 }
 
