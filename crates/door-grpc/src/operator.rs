@@ -156,7 +156,7 @@ fn principal(principal: &Principal, home: Option<&Region>) -> v1::Principal {
     v1::Principal {
         arn: principal.arn.to_string(),
         kinds: named.iter().filter(|(is, _)| *is).map(|(_, name)| (*name).to_owned()).collect(),
-        disabled: principal.disabled,
+        disabled: principal.is_disabled(),
         home_region: home.map(ToString::to_string),
         creation_date: Some(date(principal.created)),
         certificates: principal

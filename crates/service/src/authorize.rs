@@ -29,12 +29,12 @@ pub(crate) fn authenticate<'a>(
         // Its certificate says nothing about a Region. One that is shut out anywhere is shut out.
         Issuer::Outside => own().or_else(|| {
             let linked = state.foreign_principals_named(arn).filter(|row| state.is_linked(row));
-            linked.map(|row| &row.principal).max_by_key(|principal| principal.disabled)
+            linked.map(|row| &row.principal).max_by_key(|principal| principal.is_disabled())
         }),
     };
     let principal =
         found.ok_or_else(|| refuse(format!("{arn} is not a principal of this Region")))?;
-    if principal.disabled {
+    if principal.is_disabled() {
         return Err(refuse(format!("principal {arn} is disabled")));
     }
     if caller.issuer != Issuer::Outside {
@@ -125,8 +125,7 @@ mod tests {
         Principal {
             arn: "arn:aws:iam::111122223333:user/x".parse().unwrap(),
             kinds,
-            disabled: false,
-            switched: 0,
+            shut: BTreeMap::new(),
             created: Timestamp(0),
             certificates: BTreeMap::new(),
             changed: 0,

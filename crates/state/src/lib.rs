@@ -24,7 +24,7 @@ pub use multi_region::{
 };
 pub use rows::{
     Alias, CertificateRecord, DiskMark, DomainKey, ForeignPrincipal, Invitation, InvitationId, Key,
-    Kinds, Material, Principal, Purpose, RegionFacts, Root, Rotation, RotationKind, Timers,
+    Kinds, Material, Principal, Purpose, RegionFacts, Root, Rotation, RotationKind, Shut, Timers,
     Tombstone,
 };
 pub use state::{Fed, Listed, Page, State};

@@ -9,6 +9,8 @@ use keyward_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::multi_region::HistoryId;
+
 /// Facts about the Region that its founding fixes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegionFacts {
@@ -258,10 +260,9 @@ pub struct Principal {
     pub arn: PrincipalArn,
     /// What it may do.
     pub kinds: Kinds,
-    /// Refused whatever it shows.
-    pub disabled: bool,
-    /// How often it was switched off and on, in all Regions.
-    pub switched: u64,
+    /// How often it was shut out, by the history of the Region that did it: refused whatever it shows while one of them is
+    /// not lifted.
+    pub shut: BTreeMap<HistoryId, Shut>,
     /// When it was created.
     pub created: Timestamp,
     /// Certificates issued by the built-in authority of its Region, by serial number.
@@ -270,6 +271,24 @@ pub struct Principal {
     pub changed: u64,
     /// When that was.
     pub changed_at: Timestamp,
+}
+
+impl Principal {
+    /// Refused whatever it shows.
+    #[must_use]
+    pub fn is_disabled(&self) -> bool {
+        self.shut.values().any(|shut| shut.times > shut.lifted)
+    }
+}
+
+/// How often a Region has shut a principal out, and how many of these were lifted since, here or anywhere. Both only grow,
+/// so that whoever lifts it lifts what he knows of, and no word that comes late lifts another Region's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shut {
+    /// It was shut out so many times.
+    pub times: u64,
+    /// So many of them are lifted.
+    pub lifted: u64,
 }
 
 /// A principal that another Region made.

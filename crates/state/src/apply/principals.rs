@@ -1,9 +1,9 @@
 //! Principals, and what other Regions tell of theirs.
 //!
-//! A principal belongs to the Region that made it, and is told to all others. Any of them may switch it off or revoke a
+//! A principal belongs to the Region that made it, and is told to all others. Any of them may shut it out or revoke a
 //! certificate of it, so that it can be shut out while its own Region is lost; what is told is merged, never replaced:
-//! certificates are added, a revoked one stays revoked, and of two words about whether it is switched off the one counts
-//! before which there were more, or else the one that shuts it out. So all Regions agree, in whatever order they hear.
+//! certificates are added, a revoked one stays revoked, and a principal is shut out until somebody who knew of that lets it
+//! in again. So all Regions agree, in whatever order they hear.
 
 use std::collections::BTreeMap;
 
@@ -16,12 +16,11 @@ use crate::rows::{CertificateRecord, ForeignPrincipal, Kinds, Principal};
 
 /// Adds what was told of a principal to what is known of it.
 fn join(own: &mut Principal, told: &Principal, now: Timestamp) {
-    own.disabled = match own.switched.cmp(&told.switched) {
-        std::cmp::Ordering::Less => told.disabled,
-        std::cmp::Ordering::Equal => own.disabled || told.disabled,
-        std::cmp::Ordering::Greater => own.disabled,
-    };
-    own.switched = own.switched.max(told.switched);
+    for (region, shut) in &told.shut {
+        let known = own.shut.entry(*region).or_default();
+        known.times = known.times.max(shut.times);
+        known.lifted = known.lifted.max(shut.lifted);
+    }
     own.created = own.created.min(told.created);
     // They differ only where a Region on old disks has made it a second time.
     own.kinds.administrator &= told.kinds.administrator;
@@ -100,8 +99,7 @@ impl Tx<'_> {
         self.put_told_principal(Principal {
             arn: arn.clone(),
             kinds,
-            disabled: false,
-            switched: 0,
+            shut: BTreeMap::new(),
             created: self.now,
             certificates,
             changed: 0,
@@ -147,7 +145,7 @@ impl Tx<'_> {
                 .state
                 .principals
                 .values()
-                .any(|p| p.arn != *arn && p.kinds.operator && !p.disabled);
+                .any(|p| p.arn != *arn && p.kinds.operator && !p.is_disabled());
             if !others {
                 return Err(KmsError::new(
                     ErrorCode::KMSInvalidStateException,
@@ -155,15 +153,23 @@ impl Tx<'_> {
                 ));
             }
         }
-        let switch = |principal: &Principal| Principal {
-            disabled,
-            switched: principal.switched + 1,
-            ..principal.clone()
+        let history = self.state.history_id();
+        let switch = |principal: &Principal| {
+            let mut principal = principal.clone();
+            match disabled {
+                true => principal.shut.entry(history).or_default().times += 1,
+                false => principal.shut.values_mut().for_each(|shut| shut.lifted = shut.times),
+            }
+            principal
         };
-        if let Some(own) = own.filter(|own| own.disabled != disabled) {
+        // Shut out by this Region too, even if it is by another: nobody lifts what he does not know of.
+        let here =
+            |p: &Principal| p.shut.get(&history).is_some_and(|shut| shut.times > shut.lifted);
+        let changes = |p: &Principal| if disabled { !here(p) } else { p.is_disabled() };
+        if let Some(own) = own.filter(|own| changes(own)) {
             self.put_told_principal(switch(&own));
         }
-        for row in foreign.iter().filter(|row| row.principal.disabled != disabled) {
+        for row in foreign.iter().filter(|row| changes(&row.principal)) {
             let principal = switch(&row.principal);
             self.put_told_foreign(ForeignPrincipal { principal, ..ForeignPrincipal::clone(row) });
         }
