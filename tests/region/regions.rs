@@ -249,6 +249,30 @@ async fn a_caller_gets_in_everywhere_and_stays_out_when_shut_out_anywhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_call_makes_in_another_region_counts_against_its_quotas_too() {
+    let regions = Regions::start(1);
+    let key = regions.json(VIRGINIA, &["key", "create", "--multi-region"]);
+    let key = key["KeyId"].as_str().expect("an id");
+    for covers in ["CreateKey", "UpdatePrimaryRegion"] {
+        let limit = ["--covers", covers, "--limit", "100/d"];
+        regions.ok(IRELAND, &[&["quota", "set", "--each-account"][..], &limit].concat());
+    }
+    let used = |covers: &str| {
+        let usage = regions.json(IRELAND, &["quota", "usage"]);
+        let rows = usage["Usage"].as_array().cloned().unwrap_or_default();
+        let row = rows.iter().find(|row| row["Covers"] == covers);
+        row.and_then(|row| row["Admitted"].as_u64()).unwrap_or(0)
+    };
+    regions.ok(VIRGINIA, &["key", "replicate", key, IRELAND]);
+    let charged = async || used("CreateKey") == 2;
+    wait_until("the replica is charged as AWS does", Duration::from_secs(5), charged).await;
+    regions.ok(VIRGINIA, &["key", "update-primary", key, IRELAND]);
+    let charged = async || used("UpdatePrimaryRegion") == 1;
+    wait_until("the new primary is charged", Duration::from_secs(5), charged).await;
+    assert_eq!(used("CreateKey"), 2, "nothing else is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_can_be_waited_for_in_another_region() {
     let regions = Regions::start(1);
     let key = regions.key_everywhere(VIRGINIA).await;

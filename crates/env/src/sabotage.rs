@@ -152,6 +152,10 @@ bugs! {
     RotationBeforeReplicas "rotation-before-replicas"
     /// New material does not wait for Regions that cannot be reached.
     RotationWithoutTheLost "rotation-without-the-lost"
+    /// What is told of a principal by a Region that does not know it shut out lets it in.
+    AnyWordLetsIn "any-word-lets-in"
+    /// Other Regions are not told that a principal is shut out.
+    ShutOutNotTold "shut-out-not-told"
 }
 
 impl Bug {

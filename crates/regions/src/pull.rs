@@ -9,7 +9,9 @@ use keyward_env::Env;
 use keyward_env::sabotage::{Bug, on};
 use keyward_model::{KeyMaterialId, KmsError, Region};
 use keyward_raft::BoxFuture;
-use keyward_state::{Command, Cursor, Fed, KeyView, PeerRegion, SealedToken, State, Told};
+use keyward_state::{
+    Command, Cursor, Fed, ForeignPrincipal, KeyView, PeerRegion, SealedToken, State, Told,
+};
 
 use crate::link::Links;
 use crate::messages::{
@@ -178,7 +180,7 @@ impl<L: Local> Puller<L> {
             told.push(Told { view: view.clone(), tokens: tokens.into_iter().collect() });
         }
         let from = self.region.clone();
-        let principals = page.principals.clone();
+        let principals = let_in(&state, &page.principals);
         let command = Command::Merge { from, cursor: page.upto, told, principals };
         self.local.change(command).await.map_err(Setback::NotTaken)
     }
@@ -254,7 +256,8 @@ fn page(state: &State, request: &PullRequest, now_ms: i64) -> Page {
         _ => None,
     };
     let views = rows[skipped..].iter().filter_map(view).map(untold).collect();
-    let principals = rows[skipped..].iter().filter_map(|fed| state.told_principal(fed)).collect();
+    let principals = rows[skipped..].iter().filter_map(|fed| state.told_principal(fed));
+    let principals = principals.map(not_shut_out).collect();
     let upto = match rows.last().map(Fed::changed) {
         Some((index, made)) => Cursor { history, index, made },
         None if request.have.history == history => request.have,
@@ -272,6 +275,33 @@ fn untold(mut view: KeyView) -> KeyView {
         view.refused = None;
     }
     view
+}
+
+/// A principal without what a known bug does not tell.
+fn not_shut_out(mut told: ForeignPrincipal) -> ForeignPrincipal {
+    if on(Bug::ShutOutNotTold) {
+        told.principal.shut.clear();
+    }
+    told
+}
+
+/// Principals as a known bug takes them over; without one, as they are.
+fn let_in(state: &State, told: &[ForeignPrincipal]) -> Vec<ForeignPrincipal> {
+    let mut told = told.to_vec();
+    if on(Bug::AnyWordLetsIn) {
+        let fed: Vec<_> = state.feed_after(0).collect();
+        for one in told.iter_mut().filter(|one| !one.principal.is_disabled()) {
+            let same = |known: &ForeignPrincipal| {
+                known.home_id == one.home_id && known.principal.arn == one.principal.arn
+            };
+            let known = fed.iter().filter_map(|fed| state.told_principal(fed)).find(same);
+            for (region, shut) in known.into_iter().flat_map(|known| known.principal.shut) {
+                let word = one.principal.shut.entry(region).or_default();
+                (word.times, word.lifted) = (shut.times, shut.times);
+            }
+        }
+    }
+    told
 }
 
 /// Views as a known bug takes them over; without one, as they are.

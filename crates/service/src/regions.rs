@@ -9,7 +9,7 @@ use std::time::Duration;
 use keyward_env::Env;
 use keyward_env::sabotage::{Bug, on};
 use keyward_model::{
-    ErrorCode, KeyId, KeyMaterialId, KeyState, KmsError, Region, Timestamp, key_arn,
+    ErrorCode, KeyId, KeyMaterialId, KeyState, KmsError, Operation, Region, Timestamp, key_arn,
 };
 use keyward_raft::BoxFuture;
 use keyward_regions::{
@@ -848,6 +848,32 @@ impl<E: Env> Kms<E> {
     }
 }
 
+impl<E: Env> Kms<E> {
+    /// Replicas that were made here, and primaries that came here, count against this Region's quotas too: two CreateKey
+    /// and one UpdatePrimaryRegion (AWS KMS developer guide, "Request quotas").
+    async fn charge_for(&self, before: &State, after: &State, keys: &[KeyId]) {
+        if after.quotas().next().is_none() {
+            return;
+        }
+        let me = after.region.as_ref().map(|facts| &facts.region);
+        let is_primary = |state: &State, key| {
+            let row: Option<&Arc<MultiRegionKey>> = state.multi_region(key);
+            row.is_some_and(|row| row.primary() == me)
+        };
+        for id in keys {
+            let Some(key) = after.key(id) else { continue };
+            let (operation, calls) = match before.key(id) {
+                None => (Operation::CreateKey, 2),
+                Some(_) if is_primary(after, id) && !is_primary(before, id) => {
+                    (Operation::UpdatePrimaryRegion, 1)
+                }
+                Some(_) => continue,
+            };
+            self.charge(key.account, operation, calls).await;
+        }
+    }
+}
+
 impl ToldLink {
     fn into_status(self) -> LinkStatus {
         LinkStatus {
@@ -912,8 +938,10 @@ impl<E: Env> Local for Kms<E> {
                 Command::Merge { told, .. } => told.iter().map(|one| one.view.key).collect(),
                 _ => Vec::new(),
             };
+            let before = self.node.state();
             Self::change(self, deadline, command).await?;
             let state = self.node.state();
+            self.charge_for(&before, &state, &synchronised).await;
             for key in synchronised {
                 // AWS's name for it in CloudTrail.
                 self.note_event("SynchronizeMultiRegionKey", &state, key, &[]);

@@ -35,7 +35,7 @@ use crate::walls::Walls;
 
 use audits::lose_power;
 pub use disks::{Copied, Refusal};
-pub use operator::{client, expired_client, metered, operator};
+pub use operator::{client, expired_client, metered, operator, roamer};
 
 /// Machines that every Region begins with, unless it has fewer.
 pub const FOUNDERS: usize = 3;

@@ -101,6 +101,10 @@ pub struct Counters {
     pub replicated: u64,
     /// Primaries offered to another Region.
     pub moved: u64,
+    /// Principals that some Region has shut out.
+    pub shut_out: u64,
+    /// Calls answered to callers who roam.
+    pub roamed: u64,
     /// Multi-Region keys rotated.
     pub rotated: u64,
     /// Promotions that made some replica a primary.
@@ -173,6 +177,8 @@ impl Counters {
         self.misused += other.misused;
         self.replicated += other.replicated;
         self.moved += other.moved;
+        self.shut_out += other.shut_out;
+        self.roamed += other.roamed;
         self.rotated += other.rotated;
         self.promoted += other.promoted;
         self.replicas_gone += other.replicas_gone;

@@ -8,6 +8,7 @@ mod faults;
 mod ledger;
 mod plan;
 mod roads;
+mod roamers;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -109,6 +110,11 @@ impl Regions {
         if let Err(why) = self.set_up().await {
             return self.violate(format!("THE REGIONS COULD NOT BE SET UP: {why}"));
         }
+        if plan.roamers
+            && let Err(why) = self.make_roamers().await
+        {
+            return self.violate(format!("ROAMERS COULD NOT BE MADE: {why}"));
+        }
         self.make_first_keys().await;
         drop(self.world.spawn_in(HARNESS, watch(Arc::clone(self))));
         if !self.schedule.is_spared(FaultKind::Weather) {
@@ -126,6 +132,13 @@ impl Regions {
             let uses = callers::use_things(Arc::clone(self), dice, region, Arc::clone(&ended));
             callers.push(self.world.spawn_in(HARNESS, uses));
         }
+        if plan.roamers {
+            let (doors, calls) = (Dice::new(seed, Stream::Client(100)), Stream::Client(101));
+            let keep = roamers::keep_doors(Arc::clone(self), doors, Arc::clone(&ended));
+            callers.push(self.world.spawn_in(HARNESS, keep));
+            let roam = roamers::roam(Arc::clone(self), Dice::new(seed, calls), Arc::clone(&ended));
+            callers.push(self.world.spawn_in(HARNESS, roam));
+        }
         let dates = faults::reach_dates(Arc::clone(self), Dice::new(seed, Stream::Deletions), plan);
         callers.push(self.world.spawn_in(HARNESS, dates));
         if plan.old_disks && !self.schedule.is_spared(FaultKind::Lies) {
@@ -142,6 +155,9 @@ impl Regions {
             if crate::timeout(left, caller).await.is_none() {
                 self.violate("A CALL DID NOT END long after its deadline".to_owned());
             }
+        }
+        if plan.roamers {
+            self.all_roamers_get_in().await;
         }
         ending::promote_the_orphaned(self).await;
         ending::must_agree(self).await;
@@ -245,8 +261,19 @@ impl Regions {
         request: Request,
         patience: Duration,
     ) -> Option<Result<Response, KmsError>> {
+        self.ask_as(&self.caller, number, request, patience).await
+    }
+
+    /// The same, by another caller.
+    async fn ask_as(
+        &self,
+        caller: &Arc<Caller>,
+        number: usize,
+        request: Request,
+        patience: Duration,
+    ) -> Option<Result<Response, KmsError>> {
         let running = self.clusters[number].running(self.some_node(number)?)?;
-        let call = Call::new(Arc::clone(&self.caller), request, patience);
+        let call = Call::new(Arc::clone(caller), request, patience);
         let stack = Stack::clone(&running.stack);
         let answer = self.world.spawn_in(running.group, async move { stack.oneshot(call).await });
         let answer = answer.await.ok();

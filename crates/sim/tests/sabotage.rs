@@ -82,6 +82,8 @@ const CAUGHT: &[Case] = &[
     between(Bug::TokensMixedUp, 0, 4, "A CIPHERTEXT DOES NOT OPEN"),
     between(Bug::RotationBeforeReplicas, 0, 4, "A MATERIAL ENCRYPTS TOO EARLY"),
     between(Bug::RotationWithoutTheLost, 0, 4, "A MATERIAL ENCRYPTS TOO EARLY"),
+    between(Bug::AnyWordLetsIn, 4, 4, "A CALLER WHO IS SHUT OUT GOT IN"),
+    between(Bug::ShutOutNotTold, 4, 4, "REGIONS DIFFER"),
 ];
 
 /// Bugs that the simulator does not find, and why.

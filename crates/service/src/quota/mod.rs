@@ -24,8 +24,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use keyward_env::Env;
-use keyward_model::{KmsError, Operation};
-use keyward_quota::BucketId;
+use keyward_model::{AccountId, KmsError, Operation};
+use keyward_quota::{BucketId, Holder};
 use keyward_raft::LeaderId;
 use keyward_state::State;
 use parking_lot::Mutex;
@@ -125,6 +125,27 @@ impl<E: Env> Kms<E> {
         match self.take(buckets, now) {
             Ok(()) => Ok(()),
             Err(dry) => self.throttle_soon(buckets, dry, now, deadline).await,
+        }
+    }
+
+    /// Charges an account for what another Region's call has made here, as AWS charges such calls. Nothing waits for it and
+    /// nothing is refused: what the account has not got any more it does not owe.
+    pub(crate) async fn charge(&self, account: AccountId, operation: Operation, calls: u32) {
+        let env = self.node.env();
+        let state = self.node.state();
+        let now = env.boot_now();
+        let buckets: Vec<_> = plan::ids([Holder::Account(account)], operation)
+            .filter_map(|id| self.quotas.bucket(&state, id, now))
+            .collect();
+        for _ in 0..calls {
+            if let Err(dry) = self.take(&buckets, env.boot_now()) {
+                // The leader's answer is waited for where this node has had none of it yet.
+                let deadline = env.boot_now() + COLD_PATIENCE;
+                let refused = self.throttle_soon(&buckets, dry, env.boot_now(), deadline).await;
+                if refused.is_err() {
+                    return;
+                }
+            }
         }
     }
 

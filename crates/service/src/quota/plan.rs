@@ -37,20 +37,27 @@ impl Plan {
     /// Every bucket that may be defined: the principal's before the account's, so that one that is over its own
     /// quota takes nothing from the others.
     pub(super) fn ids(&self, operation: Operation) -> impl Iterator<Item = BucketId> {
-        let holders =
-            [Holder::Principal(self.principal.clone()), Holder::Account(self.principal.account())];
-        let covers = [Covers::Pool(Pool::of(operation)), Covers::All];
-        holders.into_iter().flat_map(move |holder| {
-            covers.into_iter().flat_map(move |covers| {
-                let holder = holder.clone();
-                Window::ALL.into_iter().map(move |window| BucketId {
-                    holder: holder.clone(),
-                    covers,
-                    window,
-                })
+        let account = Holder::Account(self.principal.account());
+        ids([Holder::Principal(self.principal.clone()), account], operation)
+    }
+}
+
+/// Every bucket of these that may be defined for an operation.
+pub(super) fn ids(
+    holders: impl IntoIterator<Item = Holder>,
+    operation: Operation,
+) -> impl Iterator<Item = BucketId> {
+    let covers = [Covers::Pool(Pool::of(operation)), Covers::All];
+    holders.into_iter().flat_map(move |holder| {
+        covers.into_iter().flat_map(move |covers| {
+            let holder = holder.clone();
+            Window::ALL.into_iter().map(move |window| BucketId {
+                holder: holder.clone(),
+                covers,
+                window,
             })
         })
-    }
+    })
 }
 
 /// Where a connection keeps its caller's plan.

@@ -47,6 +47,12 @@ pub fn metered(number: u8) -> Arc<Caller> {
     caller(&format!("{CLIENT}-{number}"), 10 + number, 30)
 }
 
+/// Callers of several Regions, by the number of the Region that makes them.
+#[must_use]
+pub fn roamer(number: usize) -> Arc<Caller> {
+    caller(&format!("{CLIENT}-roams-{number}"), 200, 30)
+}
+
 fn caller(arn: &str, serial: u8, days: i64) -> Arc<Caller> {
     let principal = match arn.parse() {
         Ok(principal) => principal,

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use keyward_model::{KeyId, KeyMaterialId, KeyState, Region};
-use keyward_state::{Here, Key, State};
+use keyward_model::{KeyId, KeyMaterialId, KeyState, PrincipalArn, Region};
+use keyward_state::{ForeignPrincipal, Here, Key, State};
 
 use crate::regions::Regions;
 
@@ -59,7 +59,26 @@ pub fn differences(regions: &Regions) -> Vec<String> {
         });
         Some(format!("{id}: {difference}; {:?}", rows.collect::<Vec<_>>()))
     };
-    keys.iter().filter_map(of_key).collect()
+    keys.iter().filter_map(of_key).chain(principals(&states)).collect()
+}
+
+/// A principal and the id of its Region.
+type Who = (PrincipalArn, [u8; 16]);
+
+/// Principals of which Regions know different things.
+fn principals(states: &[(&Region, Arc<State>)]) -> Vec<String> {
+    let known = |state: &State| -> BTreeMap<Who, ForeignPrincipal> {
+        let told = state.feed_after(0).filter_map(|fed| state.told_principal(&fed));
+        told.map(|told| ((told.principal.arn.clone(), told.home_id), told)).collect()
+    };
+    let all: Vec<_> = states.iter().map(|(region, state)| (region, known(state))).collect();
+    let who: BTreeSet<&Who> = all.iter().flat_map(|(_, known)| known.keys()).collect();
+    let differs = |who: &&Who| {
+        let seen: Vec<_> = all.iter().map(|(region, known)| (region, known.get(*who))).collect();
+        let same = seen.iter().all(|(_, one)| *one == seen[0].1);
+        (!same).then(|| format!("principal {}: {seen:?}", who.0))
+    };
+    who.iter().filter_map(differs).collect()
 }
 
 /// A replica that another Region knows to be gone.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use keyward_model::KeyId;
 
+use super::roamers::Doors;
 use crate::counters::Counters;
 
 /// Broken rules told at most.
@@ -35,6 +36,8 @@ pub struct Ledger {
     pub promoted: BTreeSet<KeyId>,
     /// Keys that were there when a Region came back with old disks.
     pub restored: BTreeSet<KeyId>,
+    /// Who is shut out where.
+    pub doors: Doors,
     /// Numbers.
     pub counters: Counters,
     /// Broken rules.

@@ -31,6 +31,8 @@ pub struct RegionsPlan {
     pub promotions: bool,
     /// Whether a Region comes back with old disks.
     pub old_disks: bool,
+    /// Whether callers of one Region call in others, and are shut out.
+    pub roamers: bool,
     /// How often waiting periods come to their end.
     pub dates: u64,
 }
@@ -63,6 +65,8 @@ impl RegionsPlan {
             faults: faults.unwrap_or(Duration::from_secs(20 + dice.below(21))),
             promotions: dice.permille(400),
             old_disks: dice.permille(300),
+            // Not drawn: the runs of other seeds are as they were before there were any.
+            roamers: (5..=7).contains(&(seed % 10)),
             dates: dice.pick(&[0, 1, 2]),
         }
     }
