@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use keyward_client::{FailoverConfig, RegionalClient, Repeat};
+use keyward_client::{Client, FailoverConfig, RegionalClient, Repeat};
 use keyward_env::{Env, RealEnv};
 use keyward_proto::v1;
 
@@ -99,6 +99,7 @@ async fn a_key_lives_in_three_regions() {
 async fn a_region_is_lost_and_comes_back_behind() {
     let regions = Regions::start(1);
     let key = regions.key_everywhere(VIRGINIA).await;
+    let other = regions.key_everywhere(VIRGINIA).await;
     let ireland = regions.client(IRELAND, Duration::from_secs(5));
     let virginia = regions.client(VIRGINIA, Duration::from_secs(5));
     let sealed = encrypt(&virginia, &key).await.expect("a ciphertext").ciphertext_blob;
@@ -110,8 +111,13 @@ async fn a_region_is_lost_and_comes_back_behind() {
         regions.fault(&["cut", VIRGINIA, other]);
     }
     regions.ok(VIRGINIA, &["key", "enable-rotation", &key, "--days", "100"]);
+    regions.ok(VIRGINIA, &["key", "enable-rotation", &other, "--days", "120"]);
     let unshipped = regions.json(VIRGINIA, &["region", "status"]);
-    assert_eq!(unshipped["Links"][0]["Unshipped"], 1, "{unshipped}");
+    assert_eq!(unshipped["Links"][0]["Unshipped"], 2, "{unshipped}");
+    RealEnv.sleep(Duration::from_millis(1500)).await;
+    let late = regions.refused(VIRGINIA, &["region", "status", "--alarm", "1"]);
+    assert!(late.contains("later than 1 s"), "{late}");
+    regions.ok(VIRGINIA, &["region", "status", "--alarm", "60"]);
     let load = Load::start(vec![ireland.clone()], &key, Duration::from_millis(2));
     regions.fault(&["down", VIRGINIA]);
     wait_until("the loss is noticed", Duration::from_secs(20), async || {
@@ -136,8 +142,20 @@ async fn a_region_is_lost_and_comes_back_behind() {
         .await;
     let report = regions.json(VIRGINIA, &["region", "report"]);
     let lines = report["Reconciliations"].as_array().expect("lines");
-    assert_eq!(lines.len(), 1, "{report}");
-    assert!(lines[0]["Rotation"].as_str().is_some_and(|text| text.contains("100 days")));
+    assert_eq!(lines.len(), 2, "{report}");
+    let line = lines.iter().find(|line| line["KeyId"] == *key).expect("a line of the key");
+    assert!(line["Rotation"].as_str().is_some_and(|text| text.contains("100 days")));
+    // One of them goes on as a key of its own.
+    let made = regions.json(VIRGINIA, &["region", "reconcile", &other, "separate"]);
+    let made = made["KeyId"].as_str().expect("its id").to_owned();
+    for region in NAMES {
+        let is_there = async |client: &Client| describe(client, &made).await.is_some();
+        regions.wait(region, "the separate key is there", is_there).await;
+    }
+    let kept = regions.json(VIRGINIA, &["key", "rotations", &made]);
+    assert_eq!(kept["RotationPeriodInDays"], 120, "{kept}");
+    let left = regions.json(VIRGINIA, &["region", "report"]);
+    assert_eq!(left["Reconciliations"].as_array().map(Vec::len), Some(1), "{left}");
     let refused = regions.refused(VIRGINIA, &["region", "reconcile", &key, "apply"]);
     assert!(refused.contains("primary is in eu-west-1"), "{refused}");
     regions
@@ -266,7 +284,9 @@ async fn what_a_call_makes_in_another_region_counts_against_its_quotas_too() {
     regions.ok(VIRGINIA, &["key", "replicate", key, IRELAND]);
     let charged = async || used("CreateKey") == 2;
     wait_until("the replica is charged as AWS does", Duration::from_secs(5), charged).await;
-    regions.ok(VIRGINIA, &["key", "update-primary", key, IRELAND]);
+    let moves =
+        async || regions.run(VIRGINIA, &["key", "update-primary", key, IRELAND]).status.success();
+    wait_until("its primary has heard of the replica", Duration::from_secs(5), moves).await;
     let charged = async || used("UpdatePrimaryRegion") == 1;
     wait_until("the new primary is charged", Duration::from_secs(5), charged).await;
     assert_eq!(used("CreateKey"), 2, "nothing else is");
@@ -489,4 +509,58 @@ async fn an_application_does_not_notice_that_a_region_dies() {
         regional.encrypt(request.clone()).await.is_ok_and(|sealed| sealed.key_id.contains(VIRGINIA))
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_and_a_wrong_clock_cost_a_region_nothing() {
+    let regions = Regions::start(3);
+    let key = regions.key_everywhere(VIRGINIA).await;
+    let node = format!("{VIRGINIA}/3");
+    let client = regions.client(VIRGINIA, Duration::from_secs(5));
+    let status = || regions.json(VIRGINIA, &["cluster", "status"]);
+    let off = |status: &serde_json::Value| status["Nodes"][2]["ClockOffMs"].as_i64();
+
+    regions.fault(&["skew", &node, "--by", "365d"]);
+    let seen = async || off(&status()).is_some_and(|off| off > 360 * 86_400_000);
+    wait_until("the Region sees the wrong clock", Duration::from_secs(10), seen).await;
+    encrypt(&client, &key).await.expect("the Region goes on");
+    regions.fault(&["skew", &node, "--by=-1h"]);
+    let seen = async || off(&status()).is_some_and(|off| (-3_700_000..-3_500_000).contains(&off));
+    wait_until("the Region sees the other wrong clock", Duration::from_secs(10), seen).await;
+    regions.fault(&["heal", &node]);
+    let right = async || off(&status()).is_some_and(|off| off.abs() < 1000);
+    wait_until("the clock is right again", Duration::from_secs(10), right).await;
+
+    regions.fault(&["fill", &node]);
+    let create = async || {
+        let request = v1::CreateKeyRequest::default();
+        client.key(Repeat::IfUnsent, request, |mut c, r| async move { c.create_key(r).await }).await
+    };
+    let gone = async || {
+        create().await.expect("a majority goes on");
+        status()["Nodes"][2]["Up"] == false
+    };
+    wait_until("the node with the full disk stops", Duration::from_secs(20), gone).await;
+    encrypt(&client, &key).await.expect("the Region goes on");
+    regions.fault(&["heal"]);
+    let back = async || status()["Nodes"][2]["Up"] == true;
+    wait_until("the node is back", Duration::from_secs(30), back).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_may_seem_far_away() {
+    let mut regions = Regions::start(1);
+    regions.down();
+    regions.configure(IRELAND, "replica_delay_seconds = 0", "replica_delay_seconds = 3");
+    regions.up();
+    let key = regions.json(VIRGINIA, &["key", "create", "--multi-region"]);
+    let key = key["KeyId"].as_str().expect("an id").to_owned();
+    let began = RealEnv.boot_now();
+    regions.ok(VIRGINIA, &["key", "replicate", &key, SYDNEY]);
+    regions.ok(VIRGINIA, &["key", "replicate", &key, IRELAND]);
+    let is_there = async |client: &Client| describe(client, &key).await.is_some();
+    regions.wait(SYDNEY, "the near one has it", is_there).await;
+    assert!(RealEnv.boot_now() - began < Duration::from_secs(3), "it took as long as the far one");
+    regions.wait(IRELAND, "the far one has it", is_there).await;
+    assert!(RealEnv.boot_now() - began >= Duration::from_secs(3), "it was not far away");
 }

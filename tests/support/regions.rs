@@ -60,6 +60,14 @@ impl Regions {
         }
     }
 
+    /// Changes the configuration of a Region's first node.
+    pub fn configure(&self, region: &str, from: &str, to: &str) {
+        let path = self.folder.path().join(region).join("node-1").join("keyward.toml");
+        let text = std::fs::read_to_string(&path).expect("a configuration");
+        assert!(text.contains(from), "{text}");
+        std::fs::write(path, text.replace(from, to)).expect("written");
+    }
+
     fn pki(&self, region: &str, name: &str) -> PathBuf {
         self.folder.path().join(region).join("pki").join(name)
     }

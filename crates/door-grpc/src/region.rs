@@ -188,16 +188,22 @@ impl RegionService for RegionDoor {
         let decision = match r.decision.as_str() {
             "discard" => Ok(Decision::Discard),
             "apply" => Ok(Decision::Apply),
+            "separate" => Ok(Decision::Separate),
             other => Err(KmsError::constraint_on(
                 "decision",
                 other,
-                "Member must satisfy enum value set: [discard, apply]",
+                "Member must satisfy enum value set: [discard, apply, separate]",
             )),
         };
         let done = match decision {
             Ok(decision) => self.0.kms.reconcile(&caller, &r.key_id, decision, patience).await,
             Err(refusal) => Err(refusal),
         };
-        call.end(done.map(|()| v1::ReconcileResponse {})).await
+        call.end(
+            done.map(|made| v1::ReconcileResponse {
+                separate_key_id: made.map(|key| key.to_string()),
+            }),
+        )
+        .await
     }
 }

@@ -10,6 +10,7 @@ pub mod sabotage;
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 pub use openraft_rt::{AsyncRuntime, Instant, OptionalSend, Select2};
@@ -100,6 +101,14 @@ impl Entropy for OsEntropy {
     }
 }
 
+/// How far the process's wall clock is put wrong, in milliseconds.
+static SKEW_MS: AtomicI64 = AtomicI64::new(0);
+
+/// Puts this process's wall clock wrong by so many milliseconds, for rehearsals.
+pub fn skew_wall_clock(milliseconds: i64) {
+    SKEW_MS.store(milliseconds, Ordering::Relaxed);
+}
+
 /// The real world: tokio, the operating system's clocks and randomness.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealEnv;
@@ -116,10 +125,11 @@ impl Env for RealEnv {
         // Through the C library, so that tools which shift a process's clock work.
         #[expect(clippy::disallowed_methods, reason = "this is the seam")]
         let now = std::time::SystemTime::now();
-        match now.duration_since(std::time::UNIX_EPOCH) {
+        let real = match now.duration_since(std::time::UNIX_EPOCH) {
             Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
             Err(before) => i64::try_from(before.duration().as_millis()).map_or(i64::MIN, |ms| -ms),
-        }
+        };
+        real.saturating_add(SKEW_MS.load(Ordering::Relaxed))
     }
 
     fn usage(&self) -> Usage {

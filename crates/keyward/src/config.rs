@@ -30,9 +30,59 @@ pub struct Config {
     /// Logs, metrics, health.
     #[serde(default)]
     pub observe: ObserveSection,
+    /// Links with other Regions.
+    #[serde(default)]
+    pub regions: RegionsSection,
     /// Raft and lease timers.
     #[serde(default)]
     pub timers: TimerProfile,
+}
+
+/// Links with other Regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegionsSection {
+    /// A link that is later than that raises `keyward_region_alarm` and a warning in the log, in seconds.
+    pub alarm_seconds: u64,
+    /// What other Regions tell is taken over only so long after it was heard, in seconds, for rehearsals of applications
+    /// that count on AWS KMS: a replica that is to be made here.
+    pub replica_delay_seconds: u64,
+    /// The same: a primary that moves.
+    pub primary_delay_seconds: u64,
+    /// The same: all else.
+    pub change_delay_seconds: u64,
+}
+
+impl Default for RegionsSection {
+    fn default() -> Self {
+        Self {
+            alarm_seconds: 60,
+            replica_delay_seconds: 0,
+            primary_delay_seconds: 0,
+            change_delay_seconds: 0,
+        }
+    }
+}
+
+impl RegionsSection {
+    /// About what people see of AWS KMS (as of November 2026; AWS promises nothing of the kind): minutes until a replica is
+    /// there, about one until a primary has moved, seconds for all else.
+    pub const AWS_LIKE: Self = Self {
+        alarm_seconds: 600,
+        replica_delay_seconds: 120,
+        primary_delay_seconds: 60,
+        change_delay_seconds: 5,
+    };
+
+    /// The delays.
+    #[must_use]
+    pub fn delays(&self) -> keyward_service::RegionDelays {
+        keyward_service::RegionDelays {
+            replica: Duration::from_secs(self.replica_delay_seconds),
+            primary: Duration::from_secs(self.primary_delay_seconds),
+            change: Duration::from_secs(self.change_delay_seconds),
+        }
+    }
 }
 
 /// Who the node is and where.

@@ -57,6 +57,7 @@ pub async fn run(
             .next("name a folder that does not exist yet"));
     }
     let plan = Plan {
+        aws_like_delays: false,
         region: "eu-west-1".parse().map_err(Failure::from_error)?,
         account: "111122223333".parse().map_err(Failure::from_error)?,
         nodes: 3,

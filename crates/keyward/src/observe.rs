@@ -1,5 +1,6 @@
 //! Seen from outside: logs, metrics, `/livez` and `/readyz`.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use keyward_env::{Env, RealEnv};
 use keyward_hsm::{RootHealth, RootStatus};
+use keyward_model::Region;
 use keyward_service::Kms;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
@@ -76,6 +78,7 @@ pub fn start_metrics() -> Option<PrometheusHandle> {
         ("keyward_region_behind_seconds", "The age of what is here of a Region"),
         ("keyward_region_unshipped", "Changes here that a Region has not taken over yet"),
         ("keyward_region_unshipped_seconds", "The age of the oldest of them"),
+        ("keyward_region_alarm", "1 while a link is later than regions.alarm_seconds"),
     ] {
         metrics::describe_gauge!(name, what);
     }
@@ -96,7 +99,8 @@ pub fn start_metrics() -> Option<PrometheusHandle> {
 
 /// Keeps the gauges current.
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating-point numbers")]
-pub async fn read_gauges(kms: Arc<Kms<RealEnv>>) {
+pub async fn read_gauges(kms: Arc<Kms<RealEnv>>, alarm: Duration) {
+    let mut late = BTreeSet::new();
     while !kms.node().is_stopped() {
         let status = kms.node().status();
         let cache = kms.hsm().cache_stats();
@@ -118,7 +122,7 @@ pub async fn read_gauges(kms: Arc<Kms<RealEnv>>) {
         metrics::gauge!("keyward_unsealed_misses").set(cache.misses as f64);
         metrics::gauge!("keyward_unsealed_evictions").set(cache.evictions as f64);
         read_quotas(&kms);
-        read_links(&kms);
+        read_links(&kms, alarm, &mut late);
         RealEnv.sleep(GAUGE_ROUND).await;
     }
 }
@@ -143,7 +147,7 @@ fn read_quotas(kms: &Kms<RealEnv>) {
 }
 
 /// Links with other Regions, as the leader sees them; 0 on every other node.
-fn read_links(kms: &Kms<RealEnv>) {
+fn read_links(kms: &Kms<RealEnv>, alarm: Duration, late: &mut BTreeSet<Region>) {
     metrics::gauge!("keyward_multi_region_admitted").set(f64::from(u8::from(kms.is_admitted())));
     let leads = kms.node().leads();
     for link in kms.link_status() {
@@ -158,6 +162,21 @@ fn read_links(kms: &Kms<RealEnv>) {
         set("keyward_region_behind_seconds", seconds(link.behind_ms));
         set("keyward_region_unshipped", link.unshipped as f64);
         set("keyward_region_unshipped_seconds", seconds(link.unshipped_ms));
+        let is_late = leads && link.lateness().is_none_or(|late| late > alarm);
+        set("keyward_region_alarm", f64::from(u8::from(is_late)));
+        match is_late {
+            true if late.insert(link.region.clone()) => tracing::warn!(
+                region = %link.region,
+                alarm_seconds = alarm.as_secs(),
+                unshipped = link.unshipped,
+                failing = link.failing,
+                "a link is late: what is not there yet would be lost with this Region (`keyward region status`)"
+            ),
+            false if late.remove(&link.region) => {
+                tracing::info!(region = %link.region, "the link is in time again");
+            }
+            _ => {}
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use keyward_service::{Audit, Kms};
 use keyward_state::Table;
 
 use crate::config::Config;
+use crate::dev;
 use crate::error::Failure;
 use crate::roots::Roots;
 use crate::{notify, observe};
@@ -69,6 +70,8 @@ pub async fn run(
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), Failure> {
     keyward_hsm::harden_process().map_err(Failure::from_error)?;
+    fail_writes_beyond_the_limit()?;
+    dev::suffer::begin();
     let tls = tls_files(&config)?;
     let id = node_id(&config, &tls)?;
     let timers = config.timers.timers();
@@ -131,10 +134,12 @@ pub async fn run(
     let links = Arc::new(GrpcRegionTransport::default());
     links.follow(kms.node());
     kms.set_region_transport(links);
+    kms.set_region_delays(config.regions.delays());
     kms.start();
     if let Some(listener) = observer {
         RealEnv.spawn(observe::serve(listener, Arc::clone(&kms), metrics));
-        RealEnv.spawn(observe::read_gauges(Arc::clone(&kms)));
+        let alarm = Duration::from_secs(config.regions.alarm_seconds);
+        RealEnv.spawn(observe::read_gauges(Arc::clone(&kms), alarm));
     }
     tracing::info!(node = id, region = %config.node.region, listen = %config.node.listen,
         "the node is up");
@@ -287,6 +292,14 @@ async fn serve(
     kms.node().stop().await;
     tracing::info!("the node has stopped");
     outcome
+}
+
+/// A file that may not grow (`RLIMIT_FSIZE`) fails its writes, as a full disk does, and does not end the process by SIGXFSZ.
+fn fail_writes_beyond_the_limit() -> Result<(), Failure> {
+    let kind = tokio::signal::unix::SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    // Once listened to, the signal has no other effect, also when nobody listens any more.
+    let listening = tokio::signal::unix::signal(kind);
+    listening.map(drop).map_err(|e| Failure::new(format!("SIGXFSZ cannot be handled: {e}")))
 }
 
 /// Ends on SIGTERM or SIGINT, counted from this call on: a node that is still starting stops when it is up.

@@ -19,8 +19,8 @@ use serde_json::json;
 
 use crate::cli::output::{Format, date, one, sayln};
 use crate::config::{
-    AuditSection, Config, HsmSection, NodeSection, ObserveSection, Overrides, RootSection,
-    TimerProfile, TlsSection,
+    AuditSection, Config, HsmSection, NodeSection, ObserveSection, Overrides, RegionsSection,
+    RootSection, TimerProfile, TlsSection,
 };
 use crate::error::Failure;
 use crate::{pem, server};
@@ -174,6 +174,7 @@ fn prepare(args: &NodeArgs, region: &Region, draft: &mut Draft) -> Result<Config
             hsm: HsmSection::default(),
             audit: AuditSection::default(),
             observe: ObserveSection { listen: args.observe, ..ObserveSection::default() },
+            regions: RegionsSection::default(),
             timers: TimerProfile::Default,
         };
         let text = toml::to_string_pretty(&config).map_err(|e| Failure::new(e.to_string()))?;

@@ -58,6 +58,16 @@ pub struct LinkStatus {
     pub unshipped_ms: Option<u64>,
 }
 
+impl LinkStatus {
+    /// How late the link is, whichever way; none if that Region has not answered yet.
+    #[must_use]
+    pub fn lateness(&self) -> Option<Duration> {
+        let heard = self.heard_ms?;
+        let late = [self.behind_ms, self.unshipped_ms].into_iter().flatten().fold(heard, u64::max);
+        Some(Duration::from_millis(late))
+    }
+}
+
 impl Links {
     /// Looks at one link.
     #[must_use]

@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// After a failure; doubled up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Between looks while a change is put off.
+const DELAY_LOOK: Duration = Duration::from_millis(100);
 /// Materials sealed in one answer at most.
 const MATERIALS_AT_ONCE: usize = 64;
 
@@ -63,6 +65,8 @@ pub trait Local: Send + Sync + 'static {
     fn region_now_ms(&self) -> i64;
     /// The links.
     fn links(&self) -> &Links;
+    /// How long after it was heard what was told of a key is taken over, where a Region is to seem far away.
+    fn delay(&self, state: &State, view: &KeyView) -> Duration;
     /// Makes a change; it is fenced when this returns.
     fn change(&self, command: Command) -> BoxFuture<'_, Result<(), KmsError>>;
     /// Another Region has been told more than this one has: it begins a new line of life.
@@ -146,26 +150,49 @@ impl<L: Local> Puller<L> {
             RegionResponse::Page(page) => page,
             other => return Err(Setback::Refused(format!("an odd answer: {other:?}"))),
         };
+        let heard = self.local.env().boot_now();
+        let first_head = {
+            let mut first = page.head;
+            self.local.links().note(&self.region, |link| {
+                first = *link.first_head.get_or_insert(page.head);
+                link.heard = Some(heard);
+                link.failing = None;
+                link.head = page.head;
+                link.now_ms = page.now_ms;
+            });
+            first
+        };
         if page.upto != have {
+            if !self.put_off(heard, &page).await {
+                return Ok(());
+            }
             if on(Bug::TakenTooEarly) {
                 let early = PullRequest { have: page.upto, wait_ms: 0, limit: 1 };
                 self.ask(peer, &RegionRequest::Pull(early), PATIENCE).await?;
             }
             self.take_over(peer, &page).await?;
         }
-        let heard = self.local.env().boot_now();
         let taken = self.local.state().peer_region(&self.region).map(|peer| peer.cursor);
         self.local.links().note(&self.region, |link| {
-            let first_head = *link.first_head.get_or_insert(page.head);
             link.caught_up |= taken
                 .is_some_and(|taken| taken.history == page.history && taken.index >= first_head)
                 || page.head == 0;
-            link.heard = Some(heard);
-            link.failing = None;
-            link.head = page.head;
-            link.now_ms = page.now_ms;
         });
         Ok(())
+    }
+
+    /// Waits as long as the Region is to seem far away. False: meanwhile the link has ended here.
+    async fn put_off(&self, heard: Duration, page: &Page) -> bool {
+        let state = self.local.state();
+        let delay = page.views.iter().map(|view| self.local.delay(&state, view)).max();
+        let until = heard + delay.unwrap_or_default();
+        while self.local.env().boot_now() < until {
+            if !self.local.leads() || self.local.state().peer_region(&self.region).is_none() {
+                return false;
+            }
+            self.local.env().sleep(DELAY_LOOK).await;
+        }
+        true
     }
 
     async fn take_over(&mut self, peer: &Arc<PeerRegion>, page: &Page) -> Result<(), Setback> {

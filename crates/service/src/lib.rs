@@ -35,6 +35,6 @@ pub use kms::Kms;
 pub use multiplex::{Multiplex, Numbered, STREAM_CALLS_MAX};
 pub use operator::{ClusterStatus, FoundingRequest, MemberStatus};
 pub use quota::{BucketFigures, BucketUsage, NodeShare, PlanLine, QuotaUsage, Quotas};
-pub use regions::{Decision, RegionCard, RegionsStatus, SeenLink};
+pub use regions::{Decision, RegionCard, RegionDelays, RegionsStatus, SeenLink};
 pub use roots::{KeptRoot, RootCommand, RootInfo, RootKeeper, RootReply};
 pub use stack::{Deadline, Handler, Measure, Serve, Shed, Stack, stack};

@@ -53,9 +53,21 @@ const ENDPOINTS_MAX: usize = 32;
 pub(crate) struct RegionLinks {
     pub(crate) links: Links,
     transport: OnceLock<Arc<dyn RegionTransport>>,
+    delays: OnceLock<RegionDelays>,
     pulling: Mutex<BTreeSet<Region>>,
     /// This Region is known not to be older than what it had told others: multi-Region keys may be used.
     admitted: AtomicBool,
+}
+
+/// How long after it was heard something is taken over, where other Regions are to seem far away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RegionDelays {
+    /// A replica that is to be made here.
+    pub replica: Duration,
+    /// A primary that moves.
+    pub primary: Duration,
+    /// All else.
+    pub change: Duration,
 }
 
 /// A Region, as its own operator shows it to another's.
@@ -124,6 +136,9 @@ pub enum Decision {
     Discard,
     /// It is made the key's again, where its primary is.
     Apply,
+    /// A key of its own goes on as the lost one would have: with its rotation setting, in its Regions, with new material. What
+    /// the lost one encrypted opens under the key that it was encrypted with, as ever.
+    Separate,
 }
 
 impl<E: Env> Kms<E> {
@@ -131,6 +146,12 @@ impl<E: Env> Kms<E> {
     pub fn set_region_transport(&self, transport: Arc<dyn RegionTransport>) {
         let first = self.regions.transport.set(transport).is_ok();
         debug_assert!(first, "a node has one transport");
+    }
+
+    /// Has other Regions seem far away. Once, before [`Kms::start`].
+    pub fn set_region_delays(&self, delays: RegionDelays) {
+        let first = self.regions.delays.set(delays).is_ok();
+        debug_assert!(first, "a node has its delays once");
     }
 
     /// Keeps one task for each link while this node leads.
@@ -618,14 +639,14 @@ impl<E: Env> Kms<E> {
         Ok(state.reconciliations().cloned().collect())
     }
 
-    /// Decides about one of them.
+    /// Decides about one of them. The key that was made of it, if one was.
     pub async fn reconcile(
         &self,
         caller: &Caller,
         key: &str,
         decision: Decision,
         patience: Duration,
-    ) -> Result<(), KmsError> {
+    ) -> Result<Option<KeyId>, KmsError> {
         let deadline = self.node.env().boot_now() + patience;
         let id = key.rsplit_once(":key/").map_or(key, |(_, id)| id);
         let id: KeyId = id.parse().map_err(|e| KmsError::validation(format!("'{key}' is {e}")))?;
@@ -656,7 +677,56 @@ impl<E: Env> Kms<E> {
             };
             self.change(deadline, command).await?;
         }
-        self.change(deadline, Command::Reconciled { key: id }).await.map(drop)
+        let separate = match decision {
+            Decision::Separate => Some(self.keep_separate(&state, &entry, deadline).await?),
+            _ => None,
+        };
+        self.change(deadline, Command::Reconciled { key: id }).await?;
+        Ok(separate)
+    }
+
+    async fn keep_separate(
+        &self,
+        state: &State,
+        entry: &Reconciliation,
+        deadline: Duration,
+    ) -> Result<KeyId, KmsError> {
+        let had = &entry.had;
+        let me = &state.region.as_ref().ok_or_else(not_founded)?.region;
+        let key = separate_id(entry);
+        if state.key(&key).is_none() {
+            let domain_key = self.active_domain_key(state).await?;
+            let (material, token) =
+                self.hsm.generate_backing_key(domain_key, key).map_err(|e| hsm_refused(&e))?;
+            let epoch = &had.version.epoch;
+            let command = Command::CreateKey {
+                key,
+                account: entry.account,
+                description: format!(
+                    "{} as it was in epoch {} of {}",
+                    entry.key, epoch.number, epoch.region
+                ),
+                tags: state.key(&entry.key).map(|key| key.tags.clone()).unwrap_or_default(),
+                material,
+                token,
+            };
+            self.change(deadline, command).await?;
+        }
+        if had.rotation.enabled {
+            let period_days = had.rotation.period_days;
+            self.change(deadline, Command::EnableRotation { key, period_days }).await?;
+        }
+        let others = had.related.keys().filter(|to| *to != me && state.peer_region(to).is_some());
+        for to in others {
+            let first = First::default();
+            let made =
+                self.change(deadline, Command::ReplicateKey { key, to: to.clone(), first }).await;
+            match made {
+                Err(error) if error.code != ErrorCode::AlreadyExistsException => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(key)
     }
 
     // --- Key administrators.
@@ -889,6 +959,19 @@ impl ToldLink {
     }
 }
 
+/// The id of the key that goes on as what was lost. It follows from that, so that trying again makes no second one: ids of
+/// keys and materials are random, so their sum is.
+fn separate_id(entry: &Reconciliation) -> KeyId {
+    let version = &entry.had.version;
+    let material =
+        u128::from_be_bytes(entry.had.current.bytes()[..16].try_into().unwrap_or_default());
+    let sum = u128::from_be_bytes(*entry.key.bytes())
+        .wrapping_add(material)
+        .wrapping_add(u128::from(version.epoch.number) << 64)
+        .wrapping_add(u128::from(version.sequence) + 1);
+    KeyId::from_parts(true, sum.to_be_bytes())
+}
+
 fn region_name(text: &str) -> Result<Region, KmsError> {
     text.parse().map_err(|e| KmsError::validation(format!("'{text}' is {e}")))
 }
@@ -929,6 +1012,20 @@ impl<E: Env> Local for Kms<E> {
 
     fn links(&self) -> &Links {
         &self.regions.links
+    }
+
+    fn delay(&self, state: &State, view: &KeyView) -> Duration {
+        let delays = self.regions.delays.get().copied().unwrap_or_default();
+        let here = state.multi_region(&view.key).and_then(|row| row.here.as_ref());
+        match (here, &view.shared) {
+            (None, _) => delays.replica,
+            (Some(here), Some(told))
+                if told.version.epoch != here.version.epoch || told.offer != here.offer =>
+            {
+                delays.primary
+            }
+            _ => delays.change,
+        }
     }
 
     fn change(&self, command: Command) -> BoxFuture<'_, Result<(), KmsError>> {

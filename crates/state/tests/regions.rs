@@ -930,6 +930,20 @@ fn a_principal_that_any_region_shuts_out_stays_out_in_all() {
 }
 
 #[test]
+fn who_is_shut_out_again_is_not_let_in_by_an_earlier_word() {
+    let mut world = World::new();
+    world.machines[0].principal(1).expect("created");
+    let switch = |disabled| Command::SetPrincipalDisabled { arn: arn(1), disabled };
+    world.machines[0].run(switch(true)).expect("shut out");
+    world.settle();
+    world.machines[1].run(switch(false)).expect("let in");
+    // It has not heard of that yet, and says so once more.
+    world.machines[0].run(switch(true)).expect("shut out");
+    world.settle();
+    assert!(world.machines.iter().all(|m| m.seen(0, 1).expect("known").is_disabled()));
+}
+
+#[test]
 fn operators_and_those_of_unknown_regions_do_not_travel() {
     let mut world = World::new();
     let operator: PrincipalArn = "arn:aws:iam::111122223333:user/op".parse().expect("an ARN");

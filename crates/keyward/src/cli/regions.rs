@@ -45,6 +45,9 @@ Example:
         /// Which Regions have this change of this Region, as `principal disable` or `key replication` names it
         #[arg(long)]
         change: Option<String>,
+        /// End with an error if a link is later than so many seconds, or its Region has not answered
+        #[arg(long, value_name = "SECONDS")]
+        alarm: Option<u64>,
     },
     /// After a loss: make the replicas here primaries in the place of the lost Region's
     #[command(after_help = "Example:\n  keyward region promote us-east-1
@@ -86,12 +89,14 @@ know that they are not."
     Report,
     /// Decide about a line of the report
     #[command(after_help = "Example:\n  keyward region reconcile mrk-1234... discard
-  keyward region reconcile mrk-1234... apply       where its primary is")]
+  keyward region reconcile mrk-1234... apply       where its primary is
+  keyward region reconcile mrk-1234... separate    here; prints the new key's id")]
     Reconcile {
         /// The key
         key_id: String,
-        /// discard: it stays lost, and material is kept; apply: rotation setting and material are the key's again
-        #[arg(value_parser = ["discard", "apply"])]
+        /// discard: it stays lost, and material is kept; apply: rotation setting and material are the key's again; separate:
+        /// a new key goes on with the lost rotation setting, in the lost Regions
+        #[arg(value_parser = ["discard", "apply", "separate"])]
         decision: String,
     },
 }
@@ -227,7 +232,13 @@ pub async fn region(
                 ),
             }
         }
-        RegionCommand::Status { change } => show_status(format, &status(client, change).await?),
+        RegionCommand::Status { change, alarm } => {
+            let status = status(client, change).await?;
+            show_status(format, &status);
+            if let Some(seconds) = alarm {
+                check_in_time(&status, seconds)?;
+            }
+        }
         RegionCommand::Promote { lost, force } => {
             let request = v1::PromoteRegionRequest { lost: lost.clone(), force };
             let promoted = change!(client, promote_region, request);
@@ -265,8 +276,11 @@ pub async fn region(
         RegionCommand::Reconcile { key_id, decision } => {
             let request =
                 v1::ReconcileRequest { key_id: key_id.clone(), decision: decision.clone() };
-            change!(client, reconcile, request);
-            done(format, &format!("{key_id}: {decision}"));
+            let decided = change!(client, reconcile, request);
+            match decided.separate_key_id {
+                Some(made) => one(format, &[("KeyId", json!(made))]),
+                None => done(format, &format!("{key_id}: {decision}")),
+            }
         }
     }
     Ok(())
@@ -407,6 +421,22 @@ fn show_status(format: Format, status: &v1::DescribeRegionsResponse) {
     }
 }
 
+/// No link is later than so many seconds.
+fn check_in_time(status: &v1::DescribeRegionsResponse, seconds: u64) -> Result<(), Failure> {
+    let is_late = |link: &&v1::RegionLink| {
+        let lags = [link.heard_milliseconds, link.behind_milliseconds, link.unshipped_milliseconds];
+        link.heard_milliseconds.is_none()
+            || lags.into_iter().flatten().any(|ms| ms > seconds * 1000)
+    };
+    let late: Vec<&str> =
+        status.links.iter().filter(is_late).map(|link| link.region.as_str()).collect();
+    if late.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("later than {seconds} s: the link with {}", late.join(", ")))
+        .next("see under Failing why; what is unshipped would be lost with this Region"))
+}
+
 fn show_report(format: Format, entries: &[v1::Reconciliation]) {
     let rows: Vec<Vec<Value>> = entries
         .iter()
@@ -436,7 +466,7 @@ fn show_report(format: Format, entries: &[v1::Reconciliation]) {
     if format == Format::Table && !rows.is_empty() {
         sayln!(
             "\nEach was acknowledged here and overtaken by a promotion elsewhere. Material is kept and opens what it \
-             encrypted.\nDecide: keyward region reconcile KEY discard|apply"
+             encrypted.\nDecide: keyward region reconcile KEY discard|apply|separate"
         );
     }
 }

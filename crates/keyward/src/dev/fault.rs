@@ -54,6 +54,26 @@ pub enum FaultCommand {
         #[arg(long, value_parser = clap::value_parser!(u64).range(1..=60_000))]
         ms: u64,
     },
+    /// Let a node's or a Region's disks take nothing more until it is healed: every write fails
+    #[command(after_help = "Example:\n  keyward dev fault fill us-east-1/2
+
+The kernel holds it: the process gets a limit of 0 bytes for the size of its files (RLIMIT_FSIZE), so what it writes fails
+with EFBIG, as with ENOSPC on a full disk.")]
+    Fill {
+        /// REGION or REGION/NODE
+        place: String,
+    },
+    /// Put the wall clock of a node or of a whole Region wrong until it is healed
+    #[command(
+        after_help = "Example:\n  keyward dev fault skew us-east-1/2 --by 1h\n  keyward dev fault skew us-east-1/2 --by=-90s"
+    )]
+    Skew {
+        /// REGION or REGION/NODE
+        place: String,
+        /// For example 90s, 30m, 12h, 365d; behind with a minus
+        #[arg(long, allow_hyphen_values = true, value_parser = offset)]
+        by: i64,
+    },
     /// End all faults, or those of one place
     Heal {
         /// REGION or REGION/NODE; all of them when absent
@@ -97,6 +117,11 @@ pub struct Faults {
     pub links: Vec<LinkFault>,
     down: BTreeSet<String>,
     paused: BTreeSet<String>,
+    #[serde(default)]
+    full: BTreeSet<String>,
+    /// Milliseconds that wall clocks are wrong by.
+    #[serde(default)]
+    skewed: BTreeMap<String, i64>,
     /// How often each was killed.
     kills: BTreeMap<String, u64>,
 }
@@ -108,6 +133,15 @@ impl Faults {
 
     pub fn is_paused(&self, place: &Place) -> bool {
         self.paused.contains(&place.to_string())
+    }
+
+    pub fn is_full(&self, place: &Place) -> bool {
+        self.full.contains(&place.to_string())
+    }
+
+    /// Milliseconds that its wall clock is wrong by.
+    pub fn skew_of(&self, place: &Place) -> i64 {
+        self.skewed.get(&place.to_string()).copied().unwrap_or(0)
     }
 
     pub fn kills_of(&self, place: &Place) -> u64 {
@@ -126,6 +160,14 @@ impl Faults {
             self.links.len() - 1
         });
         &mut self.links[at]
+    }
+}
+
+/// A period in milliseconds, ahead or behind.
+fn offset(text: &str) -> Result<i64, String> {
+    match text.strip_prefix('-') {
+        Some(period) => super::period(period).map(|ms| -ms),
+        None => super::period(text),
     }
 }
 
@@ -215,6 +257,18 @@ pub fn run(folder: &Path, command: FaultCommand, format: Format) -> Result<(), F
             faults.direction(&to, &from).delay_ms = ms;
             format!("everything between {from} and {to} takes {ms} ms longer, each way")
         }
+        FaultCommand::Fill { place } => {
+            faults.full.extend(places(&world, &place)?);
+            format!("the disk of {place} takes nothing more until `keyward dev fault heal`")
+        }
+        FaultCommand::Skew { place, by } => {
+            for name in places(&world, &place)? {
+                faults.skewed.insert(name, by);
+            }
+            let seconds = by.unsigned_abs() / 1000;
+            let way = if by < 0 { "behind" } else { "ahead" };
+            format!("the clock of {place} is {seconds} s {way} until `keyward dev fault heal`")
+        }
         FaultCommand::Heal { place: None } => {
             faults = Faults { kills: faults.kills, ..Faults::default() };
             "all faults end".to_owned()
@@ -223,6 +277,8 @@ pub fn run(folder: &Path, command: FaultCommand, format: Format) -> Result<(), F
             for name in places(&world, &place)? {
                 faults.down.remove(&name);
                 faults.paused.remove(&name);
+                faults.full.remove(&name);
+                faults.skewed.remove(&name);
             }
             faults.links.retain(|link| link.from != place && link.to != place);
             format!("faults of {place} end")

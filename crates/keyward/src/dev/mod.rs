@@ -5,6 +5,7 @@ mod demo_regions;
 pub mod fault;
 mod proxy;
 pub mod regions;
+pub mod suffer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,8 +25,8 @@ use tokio::process::{Child, Command};
 use crate::cli::connect::ConnectArgs;
 use crate::cli::output::done;
 use crate::config::{
-    AuditSection, Config, HsmSection, NodeSection, ObserveSection, Overrides, RootSection,
-    TimerProfile, TlsSection,
+    AuditSection, Config, HsmSection, NodeSection, ObserveSection, Overrides, RegionsSection,
+    RootSection, TimerProfile, TlsSection,
 };
 use crate::error::Failure;
 use crate::{demo, pem, server};
@@ -71,6 +72,10 @@ pub enum DevCommand {
             conflicts_with = "region"
         )]
         regions: Vec<Region>,
+        /// What other Regions tell comes about as late as with AWS KMS: minutes until a replica is there, one until a
+        /// primary has moved
+        #[arg(long, requires = "regions")]
+        aws_like_delays: bool,
         /// The account of the principal that is made
         #[arg(long, default_value = "111122223333")]
         account: AccountId,
@@ -162,18 +167,30 @@ pub async fn run(command: DevCommand, connect: &ConnectArgs) -> Result<(), Failu
             done(connect.output, &format!("the Region's clock is {hours} h ahead of the real one"));
             Ok(())
         }
-        DevCommand::Up { nodes, data, port_base, region: _, regions, account }
+        DevCommand::Up { nodes, data, port_base, region: _, regions, account, aws_like_delays }
             if !regions.is_empty() || regions::World::is_in(&data) =>
         {
             let world = if regions.is_empty() {
                 regions::World::open(&data)?
             } else {
-                regions::world(&regions, account, nodes, port_base)?
+                regions::World {
+                    aws_like_delays,
+                    ..regions::world(&regions, account, nodes, port_base)?
+                }
             };
             regions::up(world, &data).await
         }
-        DevCommand::Up { nodes, data, port_base, region, regions: _, account } => {
-            let plan = Plan { region, account, nodes, port_base, ready: false };
+        DevCommand::Up {
+            nodes,
+            data,
+            port_base,
+            region,
+            regions: _,
+            account,
+            aws_like_delays: _,
+        } => {
+            let plan =
+                Plan { region, account, nodes, port_base, aws_like_delays: false, ready: false };
             up(plan, &data).await
         }
         DevCommand::Fault { data, command } => fault::run(&data, command, connect.output),
@@ -202,6 +219,9 @@ pub struct Plan {
     pub account: AccountId,
     pub nodes: u16,
     pub port_base: u16,
+    /// Other Regions seem as far away as AWS's.
+    #[serde(default)]
+    pub aws_like_delays: bool,
     /// Founded, all nodes in, principals made.
     pub ready: bool,
 }
@@ -346,6 +366,11 @@ impl Home {
                 listen: Some(local(port + OBSERVE_OFFSET)),
                 ..ObserveSection::default()
             },
+            regions: if self.plan.aws_like_delays {
+                RegionsSection::AWS_LIKE
+            } else {
+                RegionsSection::default()
+            },
             timers: TimerProfile::Default,
         }
     }
@@ -360,6 +385,19 @@ impl Home {
 
     pub fn node_folder(&self, node: u16) -> PathBuf {
         self.folder.join(format!("node-{node}"))
+    }
+
+    /// Says how wrong a node's wall clock is.
+    fn skew_file(&self, node: u16) -> PathBuf {
+        self.node_folder(node).join("clock-skew-ms")
+    }
+
+    /// All clocks are right.
+    fn forget_skews(&self) {
+        for node in 1..=self.plan.nodes {
+            // There may be none.
+            let _ = fs::remove_file(self.skew_file(node));
+        }
     }
 
     fn config_path(&self, node: u16) -> PathBuf {
@@ -509,6 +547,7 @@ impl Fleet {
             .open(&path)
             .map_err(io_failure("write", &path))?;
         let child = Command::new(&self.program)
+            .env(suffer::SKEW_FILE, self.home.skew_file(node))
             .args(["server", "--with-parent", "--config"])
             .arg(self.home.config_path(node))
             .stdin(Stdio::null())
@@ -588,6 +627,18 @@ impl Fleet {
     /// Sends every node a signal.
     pub fn tell_all(&self, signal: rustix::process::Signal) {
         (1..=self.home.plan.nodes).for_each(|node| self.signal(node, signal));
+    }
+
+    /// Lets a node's files grow, or not: then every write fails.
+    pub fn let_files_grow(&self, node: u16, grow: bool) {
+        let child = self.children[usize::from(node) - 1].as_ref();
+        let pid = child.and_then(Child::id);
+        if let Some(pid) = pid.and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
+            let current = if grow { None } else { Some(0) };
+            let limit = rustix::process::Rlimit { current, maximum: None };
+            // One that has ended writes nothing.
+            let _ = rustix::process::prlimit(Some(pid), rustix::process::Resource::Fsize, limit);
+        }
     }
 
     /// How a node has ended, if it has.

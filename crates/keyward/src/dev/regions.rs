@@ -38,6 +38,9 @@ pub struct World {
     pub account: String,
     pub nodes: u16,
     pub port_base: u16,
+    /// They seem as far away from each other as AWS's.
+    #[serde(default)]
+    pub aws_like_delays: bool,
     /// All founded and linked.
     pub ready: bool,
 }
@@ -91,6 +94,7 @@ impl World {
             account: self.account.parse().map_err(parse)?,
             nodes: self.nodes,
             port_base: self.port_base + PORTS_PER_REGION * u16::try_from(at).unwrap_or(0),
+            aws_like_delays: self.aws_like_delays,
             ready: false,
         })
     }
@@ -127,6 +131,7 @@ pub fn world(
         account: account.to_string(),
         nodes,
         port_base,
+        aws_like_delays: false,
         ready: false,
     })
 }
@@ -184,6 +189,7 @@ pub async fn up(asked: World, folder: &Path) -> Result<(), Failure> {
             authorities.push(Some(authority));
         }
     }
+    homes.iter().for_each(Home::forget_skews);
     let fleets = homes.iter().map(Fleet::new).collect::<Result<Vec<_>, _>>()?;
     let mut up = Up { folder, world, homes, fleets, conditions: Arc::default() };
     let result = tokio::select! {
@@ -198,6 +204,12 @@ pub async fn up(asked: World, folder: &Path) -> Result<(), Failure> {
     };
     tell("stopping");
     fault::clear(&up.folder);
+    up.homes.iter().for_each(Home::forget_skews);
+    for (fleet, node) in
+        up.fleets.iter().flat_map(|fleet| (1..=up.world.nodes).map(move |node| (fleet, node)))
+    {
+        fleet.let_files_grow(node, true);
+    }
     for fleet in &mut up.fleets {
         fleet.tell_all(rustix::process::Signal::CONT);
     }
@@ -332,6 +344,10 @@ impl Up {
                     if in_force.is_down(&name) {
                         continue;
                     }
+                    // Each time anew: a node that was started again has no limit yet.
+                    if in_force.is_full(&name) {
+                        fleet.let_files_grow(node, false);
+                    }
                     let now = RealEnv.boot_now();
                     match (fleet.has_ended(node), ended_at.get(&(at, node))) {
                         (Some(why), None) => {
@@ -378,6 +394,17 @@ impl Up {
                             rustix::process::Signal::CONT
                         },
                     );
+                }
+                if before.is_full(&name) && !asked.is_full(&name) {
+                    fleet.let_files_grow(node, true);
+                }
+                if before.skew_of(&name) != asked.skew_of(&name) {
+                    let file = self.homes[number].skew_file(node);
+                    let text = asked.skew_of(&name).to_string();
+                    if let Err(failure) = fs::write(&file, text).map_err(io_failure("write", &file))
+                    {
+                        tell(&failure.to_string());
+                    }
                 }
                 let killed = asked.kills_of(&name) > before.kills_of(&name);
                 let (was_down, down) = (before.is_down(&name), asked.is_down(&name));

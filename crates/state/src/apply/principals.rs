@@ -162,10 +162,8 @@ impl Tx<'_> {
             }
             principal
         };
-        // Shut out by this Region too, even if it is by another: nobody lifts what he does not know of.
-        let here =
-            |p: &Principal| p.shut.get(&history).is_some_and(|shut| shut.times > shut.lifted);
-        let changes = |p: &Principal| if disabled { !here(p) } else { p.is_disabled() };
+        // Shut out once more, even if it is: somebody elsewhere may have lifted what this Region said before.
+        let changes = |principal: &Principal| disabled || principal.is_disabled();
         if let Some(own) = own.filter(|own| changes(own)) {
             self.put_told_principal(switch(&own));
         }
