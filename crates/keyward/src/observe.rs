@@ -23,6 +23,23 @@ const GAUGE_ROUND: Duration = Duration::from_secs(1);
 /// Between the times at which the recorder adds up what was measured: until then it keeps every single sample.
 const UPKEEP_ROUND: Duration = Duration::from_secs(1);
 
+/// Standard error, as the log writes to it: a line that cannot be written is lost, and counted. (What logs would tell of the
+/// error on standard error, and panic.)
+struct Lines;
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if std::io::stderr().write_all(bytes).is_err() {
+            metrics::counter!("keyward_log_lines_lost_total").increment(1);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Starts the log. Lines go to standard error.
 pub fn start_log(section: &ObserveSection) {
     let filter = tracing_subscriber::EnvFilter::try_new(&section.log)
@@ -32,7 +49,7 @@ pub fn start_log(section: &ObserveSection) {
         Ok(quiet) if !section.log.contains("cryptoki") => filter.add_directive(quiet),
         _ => filter,
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Lines);
     let started = match section.log_format {
         LogFormat::Text => builder.with_ansi(false).try_init(),
         LogFormat::Json => builder.json().try_init(),
@@ -58,6 +75,10 @@ pub fn start_metrics() -> Option<PrometheusHandle> {
     });
     metrics::describe_counter!("keyward_calls_total", "Calls by operation and outcome");
     metrics::describe_histogram!("keyward_call_seconds", "Time to serve a call, by operation");
+    metrics::describe_counter!(
+        "keyward_log_lines_lost_total",
+        "Lines of the log that standard error did not take: is its disk full?"
+    );
     metrics::describe_counter!(
         "keyward_connections_refused_total",
         "Connections refused, by reason"
