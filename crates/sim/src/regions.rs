@@ -9,6 +9,7 @@ mod ledger;
 mod plan;
 mod roads;
 mod roamers;
+pub mod steps;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

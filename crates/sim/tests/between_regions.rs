@@ -1,6 +1,7 @@
 //! Several Regions at once: seeds that must break no rule, those that found something among them, and runs that must
 //! repeat step for step.
 
+use keyward_sim::regions::steps::{self, Joint, Victim};
 use keyward_sim::{Counters, Options, run};
 
 const SEEDS: u64 = 80;
@@ -46,4 +47,44 @@ fn the_same_seed_gives_the_same_trace_of_all_regions() {
     }
     let (a, b) = (run(1, &options()), run(2, &options()));
     assert_ne!(a.trace_hash, b.trace_hash, "seeds decide");
+}
+
+/// Of all messages that are delivered while an operation goes on, after one in so many a leader dies.
+/// `KEYWARD_SIM_STRIDE=1` takes every one.
+fn stride() -> u64 {
+    let asked = std::env::var("KEYWARD_SIM_STRIDE").ok();
+    asked.and_then(|text| text.parse().ok()).filter(|stride| *stride > 0).unwrap_or(9)
+}
+
+#[test]
+fn a_leader_may_die_at_every_step_of_what_concerns_two_regions() {
+    let (mut broken, mut runs) = (String::new(), 0);
+    for joint in Joint::ALL {
+        let quiet = steps::run(1, joint, None);
+        assert!(quiet.violations.is_empty() && quiet.acknowledged, "{joint:?}: {quiet:?}");
+        let (mut acknowledged, mut refused) = (0, 0);
+        for here in [true, false] {
+            let mut after = 1;
+            while after <= quiet.messages {
+                let victim = Victim { here, after };
+                let ended = steps::run(1, joint, Some(victim));
+                if !ended.violations.is_empty() {
+                    broken += &format!("\n{joint:?} {victim:?}: {}", ended.violations.join("\n  "));
+                }
+                if ended.acknowledged {
+                    acknowledged += 1
+                } else {
+                    refused += 1
+                }
+                (after, runs) = (after + stride(), runs + 1);
+            }
+        }
+        println!(
+            "{joint:?}: {} messages, {acknowledged} acknowledged, {refused} not",
+            quiet.messages
+        );
+        assert!(acknowledged > 0, "{joint:?} never works out");
+    }
+    println!("{runs} runs");
+    assert!(broken.is_empty(), "{broken}");
 }

@@ -17,7 +17,7 @@ use tower::ServiceExt;
 
 use super::{Regions, RegionsPlan, Sample};
 use crate::cluster::Running;
-use crate::dice::Dice;
+use crate::dice::{Dice, Stream};
 use crate::runtime::HARNESS;
 use crate::sleep;
 
@@ -34,7 +34,7 @@ const WINDOW_DAYS: i32 = 7;
 
 /// What a caller does next.
 #[derive(Clone, Debug)]
-enum Change {
+pub(super) enum Change {
     Create,
     Replicate(KeyId, usize),
     Move(KeyId, usize),
@@ -78,7 +78,7 @@ impl Regions {
     }
 
     /// One change through a node of that Region. True once it was acknowledged.
-    async fn change(&self, number: usize, change: &Change) -> bool {
+    pub(super) async fn change(&self, number: usize, change: &Change) -> bool {
         if let Change::Schedule(key) = change {
             self.ledger.lock().unwanted.insert((number, *key));
         }
@@ -223,6 +223,21 @@ impl Regions {
             this.look_at_use(number, &running, &used)
         });
         opened.await.unwrap_or(false)
+    }
+
+    /// Encrypts in that Region until it works; kept for the end.
+    pub(super) async fn encrypt_once(self: &Arc<Self>, number: usize, key: KeyId) {
+        let kept = || self.ledger.lock().samples.len();
+        let (before, end) = (kept(), self.world.now() + FIRST_WITHIN);
+        let mut dice = Dice::new(self.throw(Dice::word), Stream::Client(300));
+        while kept() == before {
+            if self.world.now() > end {
+                let name = self.name(number);
+                return self.violate(format!("NOBODY ENCRYPTS in {name} within {FIRST_WITHIN:?}"));
+            }
+            self.encrypt(number, key, &mut dice).await;
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Encrypts in that Region, and opens what came of it in others at once, now and then.

@@ -191,7 +191,7 @@ fn promote(regions: &Arc<Regions>, at: usize, lost: usize) {
 }
 
 /// True once the promotion was acknowledged.
-async fn promoted(regions: &Regions, at: usize, lost: usize) -> bool {
+pub(super) async fn promoted(regions: &Regions, at: usize, lost: usize) -> bool {
     // Any key there is may be concerned.
     let keys = regions.keys_of_all();
     regions.ledger.lock().promoted.extend(keys);

@@ -38,6 +38,29 @@ pub struct RegionsPlan {
 }
 
 impl RegionsPlan {
+    /// Three Regions, of three nodes, three and one, in which nothing goes wrong.
+    #[must_use]
+    pub fn quiet(seed: u64) -> Self {
+        let regions = [3, 3, 1].into_iter().zip(0u32..).map(|(nodes, number)| {
+            let own = Dice::new(seed, Stream::Region(number)).word();
+            let mut plan = Plan::new(own, None);
+            plan.clocks.truncate(nodes);
+            plan.deletions = Deletions::ClockAdvanced;
+            (own, plan)
+        });
+        Self {
+            regions: regions.collect(),
+            weather: Weather::FAIR,
+            stall_permille: 0,
+            pace_ms: (1, 2),
+            faults: Duration::ZERO,
+            promotions: false,
+            old_disks: false,
+            roamers: false,
+            dates: 0,
+        }
+    }
+
     /// The plan of that seed.
     #[must_use]
     pub fn new(seed: u64, faults: Option<Duration>) -> Self {
