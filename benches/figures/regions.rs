@@ -65,9 +65,23 @@ pub async fn lag_and_failover(keys: usize) {
     let regions = Regions::start(3);
     let (virginia, ireland) =
         (regions.client(VIRGINIA, PATIENCE), regions.client(IRELAND, PATIENCE));
+    memory(&regions);
     usable_after_replicate(&virginia, &ireland).await;
     lag(&regions, &virginia, &ireland).await;
     failover(&regions, keys).await;
+}
+
+/// What the nine processes keep in RAM together: pages that several of them map, as those of the program, count once
+/// (proportional set size, proc_pid_smaps_rollup(5)).
+fn memory(regions: &Regions) {
+    let kib = |process: u32| {
+        let all = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup")).ok()?;
+        let line = all.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+        line.trim().trim_end_matches(" kB").parse::<u64>().ok()
+    };
+    let nodes = regions.processes();
+    let all: u64 = nodes.iter().filter_map(|process| kib(*process)).sum();
+    println!("{} processes, three Regions: {} MiB in RAM (bar: 600 MB)", nodes.len(), all >> 10);
 }
 
 async fn usable_after_replicate(virginia: &Client, ireland: &Client) {

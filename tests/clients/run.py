@@ -1,15 +1,20 @@
 """Clients of other languages against a three-node Region: Python's grpcio (the README's example, typed errors,
-health, reflection, deadlines) and AWS's own Encryption SDK on files of `keyward file`, both ways.
+health, reflection, deadlines) and AWS's own Encryption SDK on files of `keyward file`, both ways, and from Region to Region.
 
 usage: run.py --keyward PATH_TO_BINARY
 """
 import argparse
+import json
+import logging
 import os
 import pathlib
 import shlex
 import subprocess
 import sys
 import tempfile
+import types
+
+import botocore.client
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PASSED = 0
@@ -23,17 +28,17 @@ def check(name, holds, detail=""):
     print(f"ok: {name}", flush=True)
 
 
-def bring_up(keyward, folder):
-    up = subprocess.Popen([keyward, "dev", "up", "--nodes", "3", "--data", folder, "--port-base", "7840"],
+def bring_up(keyward, folder, what=("--nodes", "3"), ready="is up"):
+    up = subprocess.Popen([keyward, "dev", "up", *what, "--data", folder, "--port-base", "7840"],
                           stdout=subprocess.PIPE, text=True)
     for line in up.stdout:
-        if "is up" in line:
+        if ready in line:
             return up
     raise SystemExit("keyward dev up ended before it was ready")
 
 
-def environment(keyward, folder):
-    exports = subprocess.run([keyward, "dev", "env", "--data", folder], check=True, capture_output=True, text=True)
+def environment(keyward, folder, which=()):
+    exports = subprocess.run([keyward, "dev", "env", "--data", folder, *which], check=True, capture_output=True, text=True)
     pairs = (shlex.split(line)[1].split("=", 1) for line in exports.stdout.splitlines())
     return dict(pairs)
 
@@ -144,6 +149,96 @@ def file_checks(keyward, env, arn, folder):
         check(f"we open a file of AWS's SDK, {suite}", pathlib.Path(back).read_bytes() == content)
 
 
+class BotoLike(botocore.client.BaseClient):
+    """A Region of Keyward, spoken to as the SDK speaks to boto3's KMS client."""
+
+    def __init__(self, kms, region):
+        self._kms, self._region = kms, region
+
+    @property
+    def meta(self):
+        return types.SimpleNamespace(region_name=self._region)
+
+    def generate_data_key(self, KeyId, NumberOfBytes, EncryptionContext=None, GrantTokens=None):
+        plaintext, blob, arn = self._kms.generate_data_key(KeyId, NumberOfBytes, EncryptionContext or {})
+        return {"Plaintext": plaintext, "CiphertextBlob": blob, "KeyId": arn}
+
+    def encrypt(self, KeyId, Plaintext, EncryptionContext=None, GrantTokens=None):
+        blob, arn = self._kms.encrypt(KeyId, Plaintext, EncryptionContext or {})
+        return {"CiphertextBlob": blob, "KeyId": arn}
+
+    def decrypt(self, CiphertextBlob, EncryptionContext=None, GrantTokens=None, KeyId=None):
+        plaintext, arn = self._kms.decrypt(CiphertextBlob, KeyId, EncryptionContext or {})
+        return {"Plaintext": plaintext, "KeyId": arn}
+
+
+def region_checks(keyward, folder):
+    """Files of multi-Region keys, by AWS's own MRK-aware providers, in another Region than they were made in."""
+    # The SDK logs what it refuses, with its traces.
+    logging.disable(logging.CRITICAL)
+    sys.path.insert(0, str(ROOT / "tests/esdk"))
+    import cross
+    from aws_encryption_sdk.exceptions import AWSEncryptionSDKClientError
+    from aws_encryption_sdk.key_providers import kms as providers
+
+    data = os.path.join(folder, "regions")
+    names = ["eu-west-1", "us-east-1"]
+    up = bring_up(keyward, data, ["--regions", ",".join(names)], "are up and linked")
+    try:
+        env = {name: environment(keyward, data, ["--region", name]) for name in names}
+
+        def run(region, *arguments):
+            full = {**os.environ, **env[region]}
+            done = subprocess.run([keyward, *arguments], env=full, capture_output=True, text=True)
+            check(f"keyward {' '.join(arguments[:2])} in {region}", done.returncode == 0, done.stderr)
+            return done.stdout
+
+        made = json.loads(run(names[0], "key", "create", "--multi-region", "--output", "json"))["KeyId"]
+        run(names[0], "key", "replicate", made, names[1])
+        arn = {name: f"arn:aws:kms:{name}:111122223333:key/{made}" for name in names}
+        change = json.loads(run(names[0], "key", "replication", made, "--output", "json"))["Change"]
+        run(names[1], "key", "wait-for", change)
+
+        def client(name):
+            at = env[name]
+            kms = cross.KeywardKms(at["KEYWARD_ENDPOINTS"].split(",")[0], at["KEYWARD_CA"], at["KEYWARD_CERT"],
+                                   at["KEYWARD_KEY"], str(ROOT / "proto"))
+            return BotoLike(kms, name)
+
+        clients = {name: client(name) for name in names}
+
+        def provider(of, **settings):
+            # As the SDK makes it, but for where its clients come from.
+            made = type("Ours", (of,), {"_client": lambda self, key: clients[key_region(key)]})
+            return made(**settings)
+
+        def key_region(key):
+            return (key.decode() if isinstance(key, bytes) else key).split(":")[3]
+
+        sdk = cross.client()
+        content = os.urandom(100_001)
+        plain, ours, back = (os.path.join(folder, name) for name in ["mrk-plain", "mrk-ours", "mrk-back"])
+        pathlib.Path(plain).write_bytes(content)
+        run(names[0], "file", "encrypt", "--key-id", arn[names[0]], plain, "-o", ours)
+        message = pathlib.Path(ours).read_bytes()
+        aware = provider(providers.MRKAwareStrictAwsKmsMasterKeyProvider, key_ids=[arn[names[1]]])
+        opened, _ = sdk.decrypt(source=message, key_provider=aware)
+        check("AWS's SDK opens a file of ours by the related key of another Region", opened == content)
+        plainly = provider(providers.StrictAwsKmsMasterKeyProvider, key_ids=[arn[names[1]]])
+        try:
+            sdk.decrypt(source=message, key_provider=plainly)
+            raise SystemExit("a provider that knows no multi-Region keys took another Region's for its own")
+        except AWSEncryptionSDKClientError:
+            check("and not where it is told to know no related keys", True)
+        theirs, _ = sdk.encrypt(source=content, key_provider=aware)
+        pathlib.Path(ours).write_bytes(theirs)
+        run(names[0], "file", "decrypt", ours, "-o", back)
+        check("we open a file of AWS's SDK, made in another Region", pathlib.Path(back).read_bytes() == content)
+    finally:
+        up.terminate()
+        up.wait()
+
+
 def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--keyward", required=True)
@@ -165,6 +260,7 @@ def main():
         finally:
             up.terminate()
             up.wait()
+        region_checks(keyward, folder)
     print(f"{PASSED} passed, 0 failed")
 
 

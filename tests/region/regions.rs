@@ -514,6 +514,7 @@ async fn an_application_does_not_notice_that_a_region_dies() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_and_a_wrong_clock_cost_a_region_nothing() {
     let regions = Regions::start(3);
+    assert_eq!(regions.processes().len(), 9);
     let key = regions.key_everywhere(VIRGINIA).await;
     let node = format!("{VIRGINIA}/3");
     let client = regions.client(VIRGINIA, Duration::from_secs(5));

@@ -129,6 +129,19 @@ impl Regions {
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
+    /// The ids of all nodes' processes.
+    pub fn processes(&self) -> Vec<u32> {
+        let supervisor = self.up.as_ref().map(Child::id);
+        let of_parent = |process: u32| {
+            let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+            // Behind the name, which may hold anything, in brackets: state and parent.
+            let parent = text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok();
+            (parent == supervisor).then_some(process)
+        };
+        let all = std::fs::read_dir("/proc").expect("/proc").flatten();
+        all.filter_map(|entry| of_parent(entry.file_name().to_str()?.parse().ok()?)).collect()
+    }
+
     /// Asks for a fault, or for its end.
     pub fn fault(&self, arguments: &[&str]) {
         let folder = self.folder.path().to_str().expect("a path");
