@@ -196,7 +196,7 @@ async fn kill_after(regions: Arc<Regions>, began: u64, victim: Victim) {
     let cluster = &regions.clusters[if victim.here { HERE } else { THERE }];
     let Some(leader) = cluster.leader() else { return };
     regions.look();
-    let death = if victim.after % 2 == 0 { Death::Kill } else { Death::PowerCut };
+    let death = if victim.after.is_multiple_of(2) { Death::Kill } else { Death::PowerCut };
     cluster.kill(leader, death);
     sleep(DOWN).await;
     cluster.boot(leader);
