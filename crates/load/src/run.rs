@@ -453,6 +453,7 @@ mod tests {
         let draws = Duration::from_micros(100);
         let load = Arc::new(Slow { draws, takes: Duration::ZERO, began: Mutex::default() });
         let plan = open(100_000.0, Duration::from_millis(300), IN_FLIGHT_MAX);
+        let plan = Plan { warm_up: Duration::ZERO, ..plan };
         let measured = measure(&load, &plan).await;
         assert!(measured.meant > 0 && measured.meant <= 3_100, "{} were meant", measured.meant);
         let ends = measured.began + plan.lasts();

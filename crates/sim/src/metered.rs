@@ -316,7 +316,10 @@ impl MeteredCallers {
         let rest: Vec<usize> = all.into_iter().filter(|index| *index != lost).collect();
         let ttl = Duration::from_millis(cluster.timers().lease_ttl_ms);
         self.measure(kind, &rest, ttl + WHOLE_WITHIN, "the others of a lost node").await;
-        cluster.boot(lost);
+        // Whoever had killed it before may have started it again.
+        if cluster.group(lost).is_none() {
+            cluster.boot(lost);
+        }
         crate::ending::must_heal(&self.callers).await;
     }
 
