@@ -12,6 +12,7 @@ mod clocks;
 mod command_line;
 mod deletion;
 mod deployed;
+mod drill;
 mod faults;
 mod invitations;
 mod kinds;

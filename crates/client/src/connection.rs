@@ -425,7 +425,9 @@ fn may_repeat(repeat: Repeat, error: &CallError) -> bool {
     match (&error.code, repeat) {
         // The server says so, and knows whether anything happened.
         (Some(_), _) => error.retryable,
-        (None, Repeat::Safe) => error.retryable,
+        // Whatever has happened to the connection: a node that dies ends calls in several ways. A deadline that has passed
+        // leaves no time.
+        (None, Repeat::Safe) => error.retryable || !error.outcome_unknown,
         (None, Repeat::IfUnsent) => {
             error.retryable
                 && ["tcp connect error", "Connection refused", "connect timed out"]
@@ -455,4 +457,23 @@ fn check_expiry(pem: &[u8]) -> Result<(), ConfigError> {
         return Err(ConfigError::Expired(end.to_string()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_whose_connection_broke_goes_on_at_another_node_if_it_may() {
+        // What tonic makes of a node that dies in the middle of an answer.
+        for code in [Code::Unknown, Code::Internal, Code::Cancelled, Code::Unavailable] {
+            let error = CallError::from(Status::new(code, "h2 protocol error: broken pipe"));
+            assert!(may_repeat(Repeat::Safe, &error), "{code:?}");
+            assert!(!may_repeat(Repeat::IfUnsent, &error), "{code:?}");
+        }
+        let late = CallError::from(Status::deadline_exceeded("no answer in time"));
+        assert!(!may_repeat(Repeat::Safe, &late) && !may_repeat(Repeat::IfUnsent, &late));
+        let unsent = CallError::from(Status::unavailable("tcp connect error"));
+        assert!(may_repeat(Repeat::IfUnsent, &unsent));
+    }
 }

@@ -7,6 +7,7 @@ mod cli;
 mod config;
 mod demo;
 mod dev;
+mod drill;
 mod error;
 mod notify;
 mod observe;
@@ -92,6 +93,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Cluster(command) => cli::cluster::cluster(&cli.connect, format, command).await,
         Command::Root(command) => cli::roots::root(&cli.connect.operator()?, format, command).await,
+        Command::Drill(command) => drill::drill(format, command).await,
         Command::Bench(command) => cli::bench::bench(&cli.connect, format, *command).await,
         Command::Audit(command) => cli::audit::audit(format, command).await,
         Command::Completions { shell } => {

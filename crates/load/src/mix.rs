@@ -161,7 +161,8 @@ impl Mix {
         self.0.things()
     }
 
-    pub(crate) fn draw(&self, dice: &mut ChaCha8Rng) -> Operation {
+    /// One of them.
+    pub fn draw(&self, dice: &mut ChaCha8Rng) -> Operation {
         self.0.parts[self.0.index(dice)].0
     }
 }

@@ -26,7 +26,7 @@ th:first-child,td:first-child,td.text,th.text{text-align:left}td.text{white-spac
 .warn{border-left:4px solid var(--c2);background:var(--card);padding:8px 12px;margin:8px 0;border-radius:0 8px 8px 0}
 .bad{color:var(--bad)}.good{color:var(--good)}
 svg{width:100%;height:auto;display:block}.grid{stroke:var(--line);stroke-width:1}.tick,.name{fill:var(--soft);font-size:12px}
-.line{fill:none;stroke-width:2;stroke-linejoin:round}.dashed{stroke-dasharray:6 5}
+.mark{stroke:var(--c3);stroke-width:1.5;stroke-dasharray:2 3}.line{fill:none;stroke-width:2;stroke-linejoin:round}.dashed{stroke-dasharray:6 5}
 .line.c0{stroke:var(--c0)}.line.c1{stroke:var(--c1)}.line.c2{stroke:var(--c2)}.line.c3{stroke:var(--c3)}.line.c4{stroke:var(--c4)}.line.c5{stroke:var(--c5)}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:13px;color:var(--soft);margin:2px 0 4px}
 .key i{display:inline-block;width:18px;border-top:3px solid;vertical-align:middle;margin-right:6px}.key i.dashed{border-top-style:dashed}

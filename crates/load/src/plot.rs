@@ -211,6 +211,12 @@ impl Chart<'_> {
     /// The chart, with its legend.
     #[must_use]
     pub fn svg(&self) -> String {
+        self.svg_marked(&[])
+    }
+
+    /// The same, with moments marked: a place on the axis to the right, and what it is called.
+    #[must_use]
+    pub fn svg_marked(&self, marks: &[(f64, String)]) -> String {
         let all = || self.lines.iter().flat_map(|line| &line.points);
         let x = Axis::new(self.x, all().map(|point| point.0), LEFT, WIDTH - RIGHT);
         let y = Axis::new(self.y, all().map(|point| point.1), HEIGHT - BOTTOM, TOP);
@@ -222,6 +228,17 @@ impl Chart<'_> {
         self.grid(&mut svg, &x, &y);
         for (number, line) in self.lines.iter().enumerate() {
             draw(&mut svg, line, number, &x, &y);
+        }
+        for (at, name) in marks {
+            let (place, bottom) = (x.place(*at), HEIGHT - BOTTOM);
+            let _ = write!(
+                svg,
+                "<line class=\"mark\" x1=\"{place:.1}\" x2=\"{place:.1}\" y1=\"{TOP}\" y2=\"{bottom}\"/>\
+                 <text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+                place + 3.0,
+                TOP + 10.0,
+                escaped(name)
+            );
         }
         svg.push_str("</svg>");
         let legend = self.lines.iter().enumerate().map(|(number, line)| {

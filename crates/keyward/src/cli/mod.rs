@@ -19,6 +19,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::Overrides;
 use crate::dev;
+use crate::drill;
 use connect::ConnectArgs;
 use output::Format;
 
@@ -90,6 +91,9 @@ pub enum Command {
     Root(roots::RootCommand),
     /// Measure a deployment under load
     Bench(Box<bench::BenchCommand>),
+    /// Rehearse a disaster, with figures of what every caller saw
+    #[command(subcommand)]
+    Drill(drill::DrillCommand),
     /// What this machine's node has on record
     #[command(subcommand)]
     Audit(audit::AuditCommand),

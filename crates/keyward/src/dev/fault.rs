@@ -212,6 +212,30 @@ fn places(world: &World, place: &str) -> Result<Vec<String>, Failure> {
     }
 }
 
+/// Whether a fault names places that are there.
+pub fn check(regions: &[String], nodes: u16, command: &FaultCommand) -> Result<(), Failure> {
+    let world = World {
+        regions: regions.to_vec(),
+        account: String::new(),
+        nodes,
+        port_base: 0,
+        aws_like_delays: false,
+        ready: true,
+    };
+    match command {
+        FaultCommand::Kill { place }
+        | FaultCommand::Down { place }
+        | FaultCommand::Pause { place }
+        | FaultCommand::Fill { place }
+        | FaultCommand::Skew { place, .. }
+        | FaultCommand::Heal { place: Some(place) } => places(&world, place).map(drop),
+        FaultCommand::Cut { from, to, .. } | FaultCommand::Slow { from, to, .. } => {
+            link(&world, from, to)
+        }
+        FaultCommand::Heal { place: None } | FaultCommand::List => Ok(()),
+    }
+}
+
 /// Two Regions that are linked.
 fn link(world: &World, from: &str, to: &str) -> Result<(), Failure> {
     places(world, from)?;

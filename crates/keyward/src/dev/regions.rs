@@ -120,9 +120,9 @@ pub fn world(
             "--regions names a Region twice: two of one name cannot be linked",
         ));
     }
-    if !(2..=REGIONS_MAX).contains(&regions.len()) {
+    if !(1..=REGIONS_MAX).contains(&regions.len()) {
         return Err(Failure::new(format!(
-            "--regions names {} Regions: 2 to {REGIONS_MAX} can be linked on one machine",
+            "--regions names {} Regions: 1 to {REGIONS_MAX} go on one machine",
             regions.len()
         )));
     }
@@ -323,7 +323,7 @@ impl Up {
             "\nIn another terminal:\n  eval \"$(keyward dev env --data {data} --region {first})\"\n  keyward key create \
              --multi-region\n  keyward key replicate KEY_ID {}\n  keyward dev fault --help       \
              cut and slow links, stop nodes and Regions\n\nCtrl-C stops them; the data is kept.",
-            self.world.regions[1]
+            self.world.regions.last().map_or("", String::as_str)
         ));
         tell(&text);
     }
