@@ -114,9 +114,11 @@ async fn a_region_is_lost_and_comes_back_behind() {
     regions.ok(VIRGINIA, &["key", "enable-rotation", &other, "--days", "120"]);
     let unshipped = regions.json(VIRGINIA, &["region", "status"]);
     assert_eq!(unshipped["Links"][0]["Unshipped"], 2, "{unshipped}");
-    RealEnv.sleep(Duration::from_millis(1500)).await;
-    let late = regions.refused(VIRGINIA, &["region", "status", "--alarm", "1"]);
-    assert!(late.contains("later than 1 s"), "{late}");
+    let late = async || {
+        let said = regions.run(VIRGINIA, &["region", "status", "--alarm", "1"]);
+        String::from_utf8_lossy(&said.stderr).contains("later than 1 s")
+    };
+    wait_until("the link is late", Duration::from_secs(10), late).await;
     regions.ok(VIRGINIA, &["region", "status", "--alarm", "60"]);
     let load = Load::start(vec![ireland.clone()], &key, Duration::from_millis(2));
     regions.fault(&["down", VIRGINIA]);
@@ -206,6 +208,20 @@ async fn a_caller_gets_in_everywhere_and_stays_out_when_shut_out_anywhere() {
     // Certificates are issued at home.
     let renewed = regions.refused(IRELAND, &["principal", "renew", &ada, "--out", "unused"]);
     assert!(renewed.contains(&format!("is a principal of {VIRGINIA}")), "{renewed}");
+
+    // Whom a Region has shut out stays out there, also where another Region makes one of that name afterwards.
+    let eve = "arn:aws:iam::111122223333:user/eve";
+    regions.ok(IRELAND, &["principal", "create", eve, "--kind", "user", "--outside"]);
+    regions.ok(IRELAND, &["principal", "disable", eve]);
+    regions.principal(VIRGINIA, "eve");
+    let gets_in = async || call(SYDNEY, "eve").await.is_ok();
+    wait_until("Virginia's eve is known", Duration::from_secs(5), gets_in).await;
+    assert_eq!(code(call(IRELAND, "eve").await), "UnrecognizedClientException");
+    // Operators are one Region's, and nobody says otherwise.
+    let operator = "arn:aws:iam::111122223333:user/second";
+    regions.ok(VIRGINIA, &["principal", "create", operator, "--kind", "operator", "--outside"]);
+    let told = regions.refused(VIRGINIA, &["principal", "disable", operator, "--all-regions"]);
+    assert!(told.contains("no other Region was told"), "{told}");
 
     // Shut out before the loss, with a report of each Region.
     let report = regions.json(VIRGINIA, &["principal", "disable", &bob, "--all-regions"]);

@@ -26,7 +26,7 @@ pub(crate) fn authenticate<'a>(
             .foreign_principal(arn, &home)
             .filter(|row| state.is_linked(row))
             .map(|row| &row.principal),
-        // Its certificate says nothing about a Region. One that is shut out anywhere is shut out.
+        // Its certificate says nothing about a Region. Of several elsewhere, one that is shut out counts.
         Issuer::Outside => own().or_else(|| {
             let linked = state.foreign_principals_named(arn).filter(|row| state.is_linked(row));
             linked.map(|row| &row.principal).max_by_key(|principal| principal.is_disabled())
@@ -34,7 +34,9 @@ pub(crate) fn authenticate<'a>(
     };
     let principal =
         found.ok_or_else(|| refuse(format!("{arn} is not a principal of this Region")))?;
-    if principal.is_disabled() {
+    // Whom this Region has shut out is out, whichever Region has made a principal of that ARN since.
+    let shut_here = || own().is_some_and(Principal::is_disabled);
+    if principal.is_disabled() || (matches!(caller.issuer, Issuer::Region(_)) && shut_here()) {
         return Err(refuse(format!("principal {arn} is disabled")));
     }
     if caller.issuer != Issuer::Outside {

@@ -594,15 +594,24 @@ impl<E: Env> Kms<E> {
         let deadline = self.node.env().boot_now() + patience;
         let arn = principal_arn(arn)?;
         self.operator(caller, patience).await?;
-        self.change(deadline, Command::SetPrincipalDisabled { arn, disabled }).await?;
-        self.last_change(deadline).await
+        self.change(deadline, Command::SetPrincipalDisabled { arn: arn.clone(), disabled }).await?;
+        self.last_change(&arn, deadline).await
     }
 
-    /// Names the last change that other Regions are told of; what this call has changed is not after it.
-    async fn last_change(&self, deadline: Duration) -> Result<String, KmsError> {
+    /// Names the last change that other Regions are told of; what this call has changed of that principal is not after it.
+    /// Nothing where they are told nothing: of an operator.
+    async fn last_change(
+        &self,
+        arn: &PrincipalArn,
+        deadline: Duration,
+    ) -> Result<String, KmsError> {
         let state = self.node.admit(self.left(deadline)).await.map_err(|_| {
             KmsError::unknown_outcome("it is done, and this node has yet to learn it")
         })?;
+        let told = state.foreign_principals_named(arn).next().is_some();
+        if !told && state.principal(arn).is_some_and(|own| own.kinds.operator) {
+            return Ok(String::new());
+        }
         let change = state.change_token(state.feed_head()).ok_or_else(not_founded)?;
         Ok(change.to_string())
     }
@@ -623,8 +632,8 @@ impl<E: Env> Kms<E> {
             ))
         })?;
         self.operator(caller, patience).await?;
-        self.change(deadline, Command::RevokeCertificate { arn, serial }).await?;
-        self.last_change(deadline).await
+        self.change(deadline, Command::RevokeCertificate { arn: arn.clone(), serial }).await?;
+        self.last_change(&arn, deadline).await
     }
 }
 

@@ -97,6 +97,12 @@ impl Following {
         change: &str,
         said: &str,
     ) -> Result<(), Failure> {
+        if self.all_regions && change.is_empty() {
+            return Err(Failure::new(format!(
+                "{said} here, on every node; no other Region was told: operators are those of one Region alone"
+            ))
+            .next("the same command in each Region that has an operator of that ARN"));
+        }
         if self.all_regions {
             let wait = Duration::from_secs(self.wait);
             return everywhere::follow(client, format, change, said, wait).await;

@@ -636,8 +636,14 @@ impl Fleet {
         if let Some(pid) = pid.and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
             let current = if grow { None } else { Some(0) };
             let limit = rustix::process::Rlimit { current, maximum: None };
-            // One that has ended writes nothing.
-            let _ = rustix::process::prlimit(Some(pid), rustix::process::Resource::Fsize, limit);
+            let fsize = rustix::process::Resource::Fsize;
+            match rustix::process::prlimit(Some(pid), fsize, limit) {
+                // One that has ended writes nothing.
+                Ok(_) | Err(rustix::io::Errno::SRCH) => {}
+                Err(why) => {
+                    tell(&format!("node {node} cannot be given a limit for its files: {why}"))
+                }
+            }
         }
     }
 

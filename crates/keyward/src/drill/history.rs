@@ -6,6 +6,8 @@ use serde::Serialize;
 
 /// How a call ended that was answered.
 pub const ANSWERED: &str = "answered";
+/// How one ends that was not.
+pub const NO_ANSWER: &str = "no answer";
 
 /// One call.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Plays a drill: calls in an open loop, steps at their times, all of it on record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::definition::{Drill, LoadSpec, Step};
-use super::history::{ANSWERED, CallRecord, Event, History};
-use super::stage::Stage;
+use super::history::{ANSWERED, CallRecord, Event, History, NO_ANSWER};
+use super::stage::{CALL_PATIENCE, Stage};
 use super::verdict::WRONG;
 use crate::error::Failure;
 
@@ -37,7 +37,6 @@ struct Caller {
     load: usize,
     key: String,
     mix: Mix,
-    rate: f64,
     clients: Vec<Arc<Client>>,
     blob: Vec<u8>,
 }
@@ -54,12 +53,16 @@ impl Caller {
             .key(Repeat::Safe, request, |mut c, r| async move { c.encrypt(r).await })
             .await?;
         let mix = Mix::parse(spec.mix.get_ref())?;
-        let rate = *spec.rate.get_ref();
-        Ok(Self { load, key, mix, rate, clients, blob: sealed.ciphertext_blob })
+        Ok(Self { load, key, mix, clients, blob: sealed.ciphertext_blob })
     }
 
-    /// One call. How it ended.
+    /// One call, with the patience of an application. How it ended.
     async fn call(&self, number: usize, operation: Operation) -> String {
+        let ended = RealEnv.timeout(CALL_PATIENCE, self.try_to_call(number, operation)).await;
+        ended.unwrap_or_else(|| NO_ANSWER.to_owned())
+    }
+
+    async fn try_to_call(&self, number: usize, operation: Operation) -> String {
         let client = &self.clients[number % self.clients.len()];
         let ended = match operation {
             Operation::Decrypt => {
@@ -93,7 +96,7 @@ impl Caller {
         match ended {
             Ok(()) => ANSWERED.to_owned(),
             Err(CallError { code: Some(code), .. }) => code,
-            Err(_) => "no answer".to_owned(),
+            Err(_) => NO_ANSWER.to_owned(),
         }
     }
 }
@@ -110,23 +113,24 @@ fn encrypt(key: &str) -> v1::EncryptRequest {
 type Records = Arc<Mutex<Vec<CallRecord>>>;
 
 fn since_us(began: Duration) -> u64 {
-    u64::try_from(RealEnv.boot_now().saturating_sub(began).as_micros()).unwrap_or(u64::MAX)
+    micros(RealEnv.boot_now().saturating_sub(began))
 }
 
 /// Begins calls at their times, come what may.
-async fn keep_calling(caller: Arc<Caller>, began: Duration, lasts: Duration, records: Records) {
+async fn keep_calling(
+    caller: Arc<Caller>,
+    due: impl Iterator<Item = Duration> + Send + 'static,
+    began: Duration,
+    records: Records,
+) {
     let mut dice = ChaCha8Rng::seed_from_u64(caller.load as u64);
-    for number in 0usize.. {
-        let due = Duration::from_secs_f64(number as f64 / caller.rate);
-        if due >= lasts {
-            return;
-        }
+    for (number, due) in due.enumerate() {
         RealEnv.sleep((began + due).saturating_sub(RealEnv.boot_now())).await;
         let operation = caller.mix.draw(&mut dice);
         let (caller, records) = (Arc::clone(&caller), Arc::clone(&records));
         RealEnv.spawn(async move {
             let ended = caller.call(number, operation).await;
-            let began_us = u64::try_from(due.as_micros()).unwrap_or(u64::MAX);
+            let began_us = micros(due);
             let took_us = since_us(began).saturating_sub(began_us);
             records.lock().push(CallRecord { load: caller.load, began_us, took_us, ended });
         });
@@ -171,8 +175,9 @@ pub async fn play(
     let lasts = drill.lasts();
     let records = Records::default();
     let began = RealEnv.boot_now();
-    for caller in &callers {
-        RealEnv.spawn(keep_calling(Arc::clone(caller), began, lasts, Arc::clone(&records)));
+    for (caller, load) in callers.iter().zip(&drill.load) {
+        let due = due(load, lasts);
+        RealEnv.spawn(keep_calling(Arc::clone(caller), due, began, Arc::clone(&records)));
     }
     let events = Mutex::new(Vec::new());
     let steps = async {
@@ -206,21 +211,38 @@ pub async fn play(
         }
     };
     futures_util::future::join(steps, seconds).await;
-    let meant: usize = drill.load.iter().map(|load| calls_of(load, lasts)).sum();
+    let meant: Vec<(usize, u64)> = (0..drill.load.len())
+        .flat_map(|load| due(&drill.load[load], lasts).map(move |due| (load, micros(due))))
+        .collect();
     let end = RealEnv.boot_now() + REST;
-    while records.lock().len() < meant && RealEnv.boot_now() < end {
+    while records.lock().len() < meant.len() && RealEnv.boot_now() < end {
         RealEnv.sleep(Duration::from_millis(20)).await;
     }
-    let mut history =
-        History { calls: std::mem::take(&mut *records.lock()), events: events.into_inner() };
+    let mut calls = std::mem::take(&mut *records.lock());
+    // What has not ended until now, or could not be begun, is a call without an answer.
+    let ended: BTreeSet<(usize, u64)> =
+        calls.iter().map(|call| (call.load, call.began_us)).collect();
+    let open = meant.into_iter().filter(|call| !ended.contains(call));
+    calls.extend(open.collect::<Vec<_>>().into_iter().map(|(load, began_us)| CallRecord {
+        load,
+        began_us,
+        took_us: since_us(began).saturating_sub(began_us),
+        ended: NO_ANSWER.to_owned(),
+    }));
+    let mut history = History { calls, events: events.into_inner() };
     history.sort();
     Ok(history)
 }
 
-/// Calls that a load begins.
-fn calls_of(load: &LoadSpec, lasts: Duration) -> usize {
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// When a load's calls begin.
+fn due(load: &LoadSpec, lasts: Duration) -> impl Iterator<Item = Duration> + use<> {
     let rate = *load.rate.get_ref();
-    (0usize..).take_while(|number| Duration::from_secs_f64(*number as f64 / rate) < lasts).count()
+    let at = move |number: u32| Duration::from_secs_f64(f64::from(number) / rate);
+    (0..).map(at).take_while(move |due| *due < lasts)
 }
 
 fn second_line(drill: &Drill, second: u64, calls: &[CallRecord]) -> String {

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A key is in all its Regions within this.
 const KEY_WITHIN: Duration = Duration::from_secs(20);
 /// A call of a load, tries on other nodes included.
-const CALL_PATIENCE: Duration = Duration::from_secs(2);
+pub const CALL_PATIENCE: Duration = Duration::from_secs(2);
 /// Between looks.
 const LOOK: Duration = Duration::from_millis(20);
 
