@@ -188,16 +188,18 @@ impl<W: Workload> Run<W> {
         let mut dice = ChaCha8Rng::seed_from_u64(seed.wrapping_add(number));
         let mut call = number;
         loop {
+            // Under way before it looks: the run ends when the time is over and nothing is under way.
+            self.in_flight.fetch_add(1, Ordering::SeqCst);
             let now = RealEnv.boot_now();
             if self.over(now) {
+                self.in_flight.fetch_sub(1, Ordering::SeqCst);
                 break;
             }
             if now >= self.counts_from {
                 self.meant.fetch_add(1, Ordering::Relaxed);
             }
-            self.in_flight.fetch_add(1, Ordering::Relaxed);
             let answered = self.one(self.target.draw(call, &mut dice), now).await;
-            self.in_flight.fetch_sub(1, Ordering::Relaxed);
+            self.in_flight.fetch_sub(1, Ordering::SeqCst);
             if !answered {
                 RealEnv.sleep(UNANSWERED_PAUSE).await;
             }
@@ -312,20 +314,22 @@ pub async fn run(
         offered: AtomicU64::new(0),
         held_back: AtomicU64::new(0),
     });
-    match plan.pace.clone() {
+    let pacer = match plan.pace.clone() {
         Pace::Open { schedule, spacing, in_flight_max } => {
             let schedule = schedule.after(plan.warm_up);
             let pacing = Pacing { schedule, spacing, in_flight_max, seed: plan.seed };
             let (run, runtime) = (Arc::clone(&run), tokio::runtime::Handle::current());
-            RealEnv.spawn(RealEnv.blocking(move || run.pace(began, pacing, &runtime)));
+            let pace = RealEnv.blocking(move || run.pace(began, pacing, &runtime));
+            Some(<RealEnv as Env>::Runtime::spawn(pace))
         }
         Pace::Closed { in_flight, .. } => {
             let callers = in_flight as u64;
             for number in 0..callers {
                 RealEnv.spawn(Arc::clone(&run).caller(number, callers, plan.seed));
             }
+            None
         }
-    }
+    };
     sleep_until(counts_from, &stop).await;
     let began_cpu = RealEnv.usage().cpu;
     let watched = Stop::default();
@@ -343,8 +347,12 @@ pub async fn run(
     let over = RealEnv.boot_now();
     watched.tell();
     let client_cpu = RealEnv.usage().cpu.saturating_sub(began_cpu);
+    // What it has begun is under way, and it begins nothing more.
+    if let Some(pacer) = pacer {
+        pacer.await.expect("the pacer does not panic");
+    }
     let patience = over + plan.patience + MARGIN;
-    while run.in_flight.load(Ordering::Relaxed) > 0 && RealEnv.boot_now() < patience {
+    while run.in_flight.load(Ordering::SeqCst) > 0 && RealEnv.boot_now() < patience {
         RealEnv.sleep(Duration::from_millis(5)).await;
     }
     collected.take_rest(&run);
