@@ -69,6 +69,8 @@ bugs! {
     RemovedNodeForgotten "removed-node-forgotten"
     /// A node whose removal is in the log and not committed is granted a lease.
     LeavingNodeGranted "leaving-node-granted"
+    /// A node counts as removed once that is in the leader's log: its root is forgotten, whatever becomes of the removal.
+    RemovalOnTrust "removal-on-trust"
     // Rule 6: the last leader is spared.
     /// Winning an election does not end the follower lease.
     KeepLeaseAsLeader "keep-lease-as-leader"

@@ -247,11 +247,12 @@ async fn readyz(State(seen): State<Seen>) -> (StatusCode, String) {
     if seen.kms.node().state().region.is_none() {
         return not_ready("this node belongs to no Region yet".to_owned());
     }
-    if let Err(refusal) = seen.kms.node().admit_now() {
-        return not_ready(refusal.to_string());
-    }
+    // Before the lease, which it gives up for that reason if it leads.
     if let Some(why) = seen.kms.audit().failing() {
         return not_ready(format!("the audit trail cannot be written: {why}"));
+    }
+    if let Err(refusal) = seen.kms.node().admit_now() {
+        return not_ready(refusal.to_string());
     }
     if let Err(error) = seen.kms.hsm().keys_usable() {
         return not_ready(error.to_string());

@@ -77,8 +77,8 @@ struct Leading {
     fenced: BTreeMap<NodeId, u64>,
     /// Fences wanted, and since when.
     wanted: BTreeMap<u64, Duration>,
-    /// On their way out: granted nothing more.
-    leaving: BTreeSet<NodeId>,
+    /// On their way out, and how many calls see to it: granted nothing more until all of them have given up.
+    leaving: BTreeMap<NodeId, usize>,
     clocks: BTreeMap<NodeId, ClockWatch>,
 }
 
@@ -199,7 +199,7 @@ impl Keeper {
             holders: BTreeMap::new(),
             fenced: BTreeMap::new(),
             wanted: BTreeMap::new(),
-            leaving: BTreeSet::new(),
+            leaving: BTreeMap::new(),
             clocks: BTreeMap::new(),
         });
     }
@@ -221,6 +221,14 @@ impl Keeper {
     #[must_use]
     pub fn voters(&self) -> Vec<BTreeSet<NodeId>> {
         self.inner.lock().effective.get_joint_config().clone()
+    }
+
+    /// Whether that node is a member by the last configuration in the log, and by the last one that is committed.
+    #[must_use]
+    pub fn is_member(&self, node: NodeId) -> (bool, bool) {
+        let inner = self.inner.lock();
+        let has = |membership: &Membership| membership.get_node(&node).is_some();
+        (has(&inner.effective), has(&inner.committed))
     }
 
     /// This node may not take part any more: no lease from here on, of whatever kind.
@@ -247,7 +255,7 @@ impl Keeper {
             // A removal that is committed is complete: membership itself refuses the node now, and it
             // may be added again.
             if let Some(leading) = &mut inner.leading {
-                leading.leaving.retain(|node| committed.get_node(node).is_some());
+                leading.leaving.retain(|node, _| committed.get_node(node).is_some());
             }
         }
         if let Some(leading) = &mut inner.leading
@@ -360,7 +368,7 @@ impl Keeper {
         if !leading.first_applied {
             return Err("the leader's own first entry is not committed yet".to_owned());
         }
-        if !member || leading.leaving.contains(&peer) {
+        if !member || leading.leaving.contains_key(&peer) {
             return Err(format!("node {peer} is not a committed member, or is being removed"));
         }
         if !clock_fits(leading, peer, request, now) {
@@ -530,26 +538,37 @@ impl Keeper {
 
     // --- Removal, first step.
 
-    /// Nothing more is granted to `node` in this term.
-    pub fn stop_granting(&self, node: NodeId) {
-        if let Some(leading) = &mut self.inner.lock().leading {
-            leading.leaving.insert(node);
+    /// Nothing more is granted to `node` in this term, which is returned, until `grant_again`. None: this node does not lead.
+    pub fn stop_granting(&self, node: NodeId) -> Option<LeaderId> {
+        let mut inner = self.inner.lock();
+        let leading = inner.leading.as_mut()?;
+        *leading.leaving.entry(node).or_default() += 1;
+        Some(leading.id)
+    }
+
+    /// A call that was to remove it in that term has given up. Another one may go on: it has seen that the node holds
+    /// nothing.
+    pub fn grant_again(&self, node: NodeId, term: LeaderId) {
+        let mut inner = self.inner.lock();
+        let Some(leading) = inner.leading.as_mut().filter(|leading| leading.id == term) else {
+            return;
+        };
+        if let Some(calls) = leading.leaving.get_mut(&node) {
+            *calls = calls.saturating_sub(1);
+            if *calls == 0 {
+                leading.leaving.remove(&node);
+            }
         }
     }
 
-    /// The removal was given up.
-    pub fn grant_again(&self, node: NodeId) {
-        if let Some(leading) = &mut self.inner.lock().leading {
-            leading.leaving.remove(&node);
-        }
-    }
-
-    /// True once `node` can hold no lease, of this term or an earlier one.
+    /// True once `node` can hold no lease, of that term or an earlier one, and is granted none.
     #[must_use]
-    pub fn lease_is_over(&self, node: NodeId, now: Duration) -> bool {
+    pub fn lease_is_over(&self, node: NodeId, term: LeaderId, now: Duration) -> bool {
         let inner = self.inner.lock();
-        let Some(leading) = &inner.leading else { return false };
-        leading.leaving.contains(&node)
+        let Some(leading) = inner.leading.as_ref().filter(|leading| leading.id == term) else {
+            return false;
+        };
+        leading.leaving.contains_key(&node)
             && leading.holders.get(&node).is_none_or(|over| now >= *over)
             && now >= leading.elected + grantors_wait(self.ttl())
     }

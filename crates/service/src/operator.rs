@@ -339,15 +339,16 @@ impl<E: Env> Kms<E> {
                 Ok(LeaderReply::Done)
             }
             LeaderCommand::RemoveNode { node } => {
-                let is_member = self.node.members().iter().any(|member| member.node == node);
+                let left = self.left(deadline);
+                let has_left = self.node.has_left(node, left).await.map_err(refused)?;
                 // A removal that was cut off half done has left its roots: domain keys would wait for them.
-                if !is_member && self.node.state().roots_of(node).next().is_none() {
+                if has_left && self.node.state().roots_of(node).next().is_none() {
                     return Err(KmsError::new(
                         ErrorCode::NotFoundException,
                         format!("node {node} is not a member; `keyward cluster status` lists them"),
                     ));
                 }
-                if is_member {
+                if !has_left {
                     self.node.remove(node, self.left(deadline)).await.map_err(refused)?;
                 }
                 self.change(deadline, Command::ForgetRoot { node }).await?;

@@ -174,12 +174,30 @@ fn a_node_on_its_way_out_counts_while_its_grant_does() {
     let asked = earlier_terms_over();
     let grant = granted(&keeper, 3, asked);
     let over = asked + Duration::from_nanos(grant.duration_ns);
-    keeper.stop_granting(3);
+    let term = keeper.stop_granting(3).expect("it leads");
     keeper.configured(members(&[1, 2]));
     keeper.applied(11, &members(&[1, 2]), asked);
     assert_eq!(keeper.possible_holders(over - NS), Some(BTreeSet::from([3])));
-    assert!(!keeper.lease_is_over(3, over - NS));
+    assert!(!keeper.lease_is_over(3, term, over - NS));
     assert_eq!(keeper.possible_holders(over), Some(BTreeSet::new()));
+}
+
+#[test]
+fn a_call_that_gives_up_a_removal_leaves_those_of_others_alone() {
+    let keeper = leading(None);
+    let now = earlier_terms_over();
+    keeper.acknowledged(leader(5, 1), 2, now, now);
+    let request = keeper.request(0, 0, now);
+    let refused = || keeper.grant(3, &request, None, now).is_err();
+    let term = keeper.stop_granting(3).expect("it leads");
+    assert_eq!(keeper.stop_granting(3), Some(term));
+    keeper.grant_again(3, term);
+    assert!(refused() && keeper.lease_is_over(3, term, now));
+    // A call of an earlier term has nothing to give up in this one.
+    keeper.grant_again(3, leader(1, 1));
+    assert!(refused() && !keeper.lease_is_over(3, leader(1, 1), now));
+    keeper.grant_again(3, term);
+    assert!(!refused() && !keeper.lease_is_over(3, term, now));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Members: adding, promoting, removing, and handing leadership over.
 
+use keyward_env::AsyncRuntime;
 use openraft::ChangeMembers;
 use openraft::errors::ChangeMembershipError;
 
@@ -36,11 +37,30 @@ impl<E: Env> Node<E> {
         self.members().iter().any(|member| member.node == node)
     }
 
-    /// Carries out one change of the members. One that is under way is waited for: openraft takes them one at a time, and
-    /// nodes may be added together.
+    /// Whether that node has left for good. A removal that is in the log alone is waited for: the next leader might not have
+    /// it. Leader only.
+    pub async fn has_left(&self, node: NodeId, patience: Duration) -> Result<bool, String> {
+        let end = self.env.boot_now() + patience;
+        loop {
+            match self.keeper.is_member(node) {
+                (true, _) => return Ok(false),
+                (false, false) => return Ok(true),
+                (false, true) if on(Bug::RemovalOnTrust) => return Ok(true),
+                (false, true) => {}
+            }
+            if self.env.boot_now() >= end || self.keeper.leading().is_none() {
+                return Err(format!("the removal of node {node} is not committed yet; try again"));
+            }
+            self.env.sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Carries out one change of the members, as soon as it is `allowed`. One that is under way is waited for: openraft takes
+    /// them one at a time, and nodes may be added together.
     async fn in_turn<T, F>(
         &self,
         patience: Duration,
+        allowed: impl Fn() -> Result<(), String> + Send + Sync,
         change: impl Fn() -> F + Send + Sync,
     ) -> Result<(), String>
     where
@@ -50,6 +70,7 @@ impl<E: Env> Node<E> {
     {
         let end = self.env.boot_now() + patience;
         loop {
+            allowed()?;
             let error = match change().await {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
@@ -89,28 +110,50 @@ impl<E: Env> Node<E> {
         patience: Duration,
     ) -> Result<(), String> {
         let add = || self.raft.add_learner(node, BasicNode::new(address), false);
-        self.in_turn(patience, add).await
+        self.in_turn(patience, || Ok(()), add).await
     }
 
     /// Makes followers that have caught up vote. Leader only.
     pub async fn promote(&self, node: NodeId, patience: Duration) -> Result<(), String> {
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([node]));
-        self.in_turn(patience, || self.raft.change_membership(change.clone(), true)).await
+        let promote = || self.raft.change_membership(change.clone(), true);
+        self.in_turn(patience, || Ok(()), promote).await
     }
 
     /// Removes a node: first nothing more is granted to it and its leases run out, then the membership
-    /// changes (rule 5). Leader only.
-    pub async fn remove(&self, node: NodeId, patience: Duration) -> Result<(), String> {
+    /// changes (rule 5). Goes on to its end even if nobody waits for it any more. Leader only.
+    pub async fn remove(self: &Arc<Self>, node: NodeId, patience: Duration) -> Result<(), String> {
         if node == self.id() {
             return Err("the leader cannot remove itself: transfer leadership first".to_owned());
         }
+        let this = Arc::clone(self);
+        let removed = E::Runtime::spawn(async move {
+            let Some(term) = this.keeper.stop_granting(node) else {
+                return Err("this node does not lead".to_owned());
+            };
+            let result = this.remove_in(term, node, patience).await;
+            if result.is_err() {
+                this.keeper.grant_again(node, term);
+            }
+            result
+        });
+        removed.await.map_err(|error| error.to_string())?
+    }
+
+    /// Removes a node that is granted nothing in that term.
+    async fn remove_in(
+        &self,
+        term: LeaderId,
+        node: NodeId,
+        patience: Duration,
+    ) -> Result<(), String> {
         let end = self.env.boot_now() + patience;
-        self.keeper.stop_granting(node);
-        while !self.keeper.lease_is_over(node, self.env.boot_now())
-            && !on(Bug::RemovedNodeForgotten)
-        {
-            if self.env.boot_now() >= end || self.keeper.leading().is_none() {
-                self.keeper.grant_again(node);
+        let holds_nothing = || {
+            self.keeper.lease_is_over(node, term, self.env.boot_now())
+                || on(Bug::RemovedNodeForgotten)
+        };
+        while !holds_nothing() {
+            if self.env.boot_now() >= end || self.keeper.leading() != Some(term) {
                 return Err(format!("node {node}'s lease did not run out in time; try again"));
             }
             self.env.sleep(LOOK_AGAIN).await;
@@ -122,13 +165,13 @@ impl<E: Env> Node<E> {
         } else {
             ChangeMembers::RemoveNodes(removed)
         };
+        // While it waits for its turn another call may have made a member of it anew, or another term have begun.
+        let allowed = || match holds_nothing() {
+            true => Ok(()),
+            false => Err(format!("node {node} may hold a lease again; try again")),
+        };
         let left = end.saturating_sub(self.env.boot_now());
-        let change = || self.raft.change_membership(change.clone(), false);
-        let result = self.in_turn(left, change).await;
-        if result.is_err() {
-            self.keeper.grant_again(node);
-        }
-        result
+        self.in_turn(left, allowed, || self.raft.change_membership(change.clone(), false)).await
     }
 
     /// Hands leadership to `to`, or to whichever voter takes it. Returns the new leader. An error also if

@@ -13,7 +13,8 @@ const RECORD_EVERY: Duration = Duration::from_secs(60);
 
 impl<E: Env> Node<E> {
     /// Asks the other voters, as the log and the state know them, until this node may vote and stand. A node
-    /// that knows of no Region waits for a leader to vouch for it.
+    /// that knows of no Region waits for a leader to vouch for it; so does one that does not vote by its own log, while a
+    /// leader lives. Where none does, the others may have made a voter of it and wait for its vote.
     pub(super) async fn prove_disk(self: Arc<Self>) {
         let may_stand = || {
             self.disks.may_vote(self.keeper.cell().applied())
@@ -22,7 +23,7 @@ impl<E: Env> Node<E> {
         while !self.is_stopped() && !may_stand() {
             let voters = self.keeper.voters();
             let all: BTreeSet<NodeId> = voters.iter().flatten().copied().collect();
-            if all.contains(&self.id()) {
+            if all.contains(&self.id()) || (!all.is_empty() && !self.leader_lives()) {
                 let nodes = self.members();
                 let others: Vec<&Member> = nodes
                     .iter()

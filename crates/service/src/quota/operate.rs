@@ -95,7 +95,14 @@ impl<E: Env> Kms<E> {
         self.operator(caller, patience).await?.check_quota(&quota)?;
         self.change(deadline, Command::PutQuotas { quotas: vec![quota], profile: false }).await?;
         tracing::warn!(by = %caller.principal, quota = %name, "a quota was set");
-        self.node.state().quota(&name).map(|quota| Quota::clone(quota)).ok_or_else(|| gone(&name))
+        // It is acknowledged, so no node that serves is without it; this one may have yet to apply it.
+        let left = deadline.saturating_sub(self.node.env().boot_now());
+        let state = self.operator(caller, left).await.map_err(|why| {
+            KmsError::unknown_outcome(format!(
+                "quota {name} was set; how it stands now is not known: {why}"
+            ))
+        })?;
+        state.quota(&name).map(|quota| Quota::clone(quota)).ok_or_else(|| gone(&name))
     }
 
     /// Removes a quota: calls that it alone counted are not limited any more.
