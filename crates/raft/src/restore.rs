@@ -114,10 +114,15 @@ impl<E: Env> Node<E> {
     ///
     /// # Errors
     /// The store's, and what `read` fails with.
-    pub async fn read_at_one_moment<T: Send + 'static>(
+    pub fn read_at_one_moment<T, F>(
         &self,
-        read: impl FnOnce(&dyn Moment, &Standing) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
+        read: F,
+    ) -> impl Future<Output = io::Result<T>> + Send + use<T, F, E>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn Moment, &Standing) -> io::Result<T> + Send + 'static,
+    {
+        let env = self.env().clone();
         let store = self.state_store();
         let blocking = move || {
             let (mut read, mut result) = (Some(read), None);
@@ -130,6 +135,6 @@ impl<E: Env> Node<E> {
             })?;
             result.ok_or_else(|| io::Error::other("the store showed nothing"))
         };
-        self.env().blocking(blocking).await
+        async move { env.blocking(blocking).await }
     }
 }

@@ -138,7 +138,9 @@ impl<E: Env> Snapshotting<E> {
         let write = move |rows: &dyn Moment, stands: &Standing| {
             Ok(written(rows, stands, about, sealer, &signer, out))
         };
-        kms.node.read_at_one_moment(write).await?
+        let reading = kms.node.read_at_one_moment(write);
+        drop(kms);
+        reading.await?
     }
 }
 
