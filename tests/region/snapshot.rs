@@ -34,8 +34,11 @@ fn machine(region: &mut Region) -> (u16, PathBuf) {
     fs::create_dir_all(region.node_folder(node)).expect("a folder");
     let config = fs::read_to_string(region.config(1)).expect("a configuration");
     let ports = |offset: u16| (region.port_base + offset + 1, region.port_base + offset + node);
-    let mut config: String =
-        config.lines().filter(|line| !line.starts_with("id = ")).map(|line| format!("{line}\n")).collect();
+    let mut config: String = config
+        .lines()
+        .filter(|line| !line.starts_with("id = "))
+        .map(|line| format!("{line}\n"))
+        .collect();
     // The door's port, and the one that the node is observed at.
     for offset in [0, 100] {
         let (old, new) = ports(offset);
@@ -50,11 +53,15 @@ async fn until_deleted(region: &Region, key: &str) {
     wait_until("the key is gone", Duration::from_secs(60), async || {
         let request = v1::GetKeyDeletionStatusRequest { key_id: key.to_owned() };
         let status = client
-            .key(Repeat::Safe, request, |mut c, r| async move {
-                c.get_key_deletion_status(r).await
-            })
+            .key(
+                Repeat::Safe,
+                request,
+                |mut c, r| async move { c.get_key_deletion_status(r).await },
+            )
             .await;
-        status.is_ok_and(|status| status.key_state == "Deleted" && status.nodes.iter().all(|n| n.gone))
+        status.is_ok_and(|status| {
+            status.key_state == "Deleted" && status.nodes.iter().all(|n| n.gone)
+        })
     })
     .await;
 }
@@ -73,9 +80,13 @@ async fn a_region_that_lost_all_nodes_is_restored_and_what_was_deleted_stays_so(
     // Saved under load, as a file and as a stream; it says what it is and who made it.
     let file = region.folder.path().join("one.snapshot");
     let load = Load::start(vec![region.client(&[1]), region.client(&[2])], &kept, Duration::ZERO);
-    let saved: Value = serde_json::from_str(
-        &region.run_ok(&["--output", "json", "snapshot", "save", text(&file)]),
-    )
+    let saved: Value = serde_json::from_str(&region.run_ok(&[
+        "--output",
+        "json",
+        "snapshot",
+        "save",
+        text(&file),
+    ]))
     .expect("JSON");
     let stream = region.run(&["snapshot", "save"]);
     load.end_well().await;
@@ -84,10 +95,13 @@ async fn a_region_that_lost_all_nodes_is_restored_and_what_was_deleted_stays_so(
     let again = region.run(&["snapshot", "save", text(&file)]);
     assert!(!again.status.success(), "a backup is not overwritten");
     let inspected = region.run_ok(&["snapshot", "inspect", text(&file)]);
-    assert!(inspected.contains("by this Region's authority") && inspected.contains("(node 3)"), "{inspected}");
+    assert!(
+        inspected.contains("by this Region's authority") && inspected.contains("(node 3)"),
+        "{inspected}"
+    );
     let config = region.config(1);
     let (proved, told) = keyward(&["snapshot", "verify", text(&file), "--config", text(&config)]);
-    assert!(proved && told.contains("TokensOpened") && told.contains("since"), "{told}");
+    assert!(proved && told.contains("TokensOpened") && told.contains("records since"), "{told}");
     let refused = region.run_as("dev", &["snapshot", "save", "-"]);
     assert!(refused.contains("is not an operator"), "{refused}");
 
@@ -127,7 +141,8 @@ async fn a_region_that_lost_all_nodes_is_restored_and_what_was_deleted_stays_so(
 
     let lost_data = region.node_folder(1).join("data");
     let tombstones = ["--tombstones", text(&lost_data)];
-    let (done, told) = restore(&file, &restored_config, &[&tombstones[..], &["--resurrect", &kept]].concat());
+    let (done, told) =
+        restore(&file, &restored_config, &[&tombstones[..], &["--resurrect", &kept]].concat());
     assert!(!done && told.contains("nothing to resurrect"), "{told}");
     let (done, told) = restore(&file, &restored_config, &tombstones);
     assert!(done, "{told}");
@@ -156,9 +171,13 @@ async fn a_region_that_lost_all_nodes_is_restored_and_what_was_deleted_stays_so(
     region.start_node(node);
     region.wait_serving(1).await;
     let second = region.folder.path().join("two.snapshot");
-    let saved: Value = serde_json::from_str(
-        &region.run_ok(&["--output", "json", "snapshot", "save", text(&second)]),
-    )
+    let saved: Value = serde_json::from_str(&region.run_ok(&[
+        "--output",
+        "json",
+        "snapshot",
+        "save",
+        text(&second),
+    ]))
     .expect("JSON");
     assert_eq!(saved["Keys"], 2);
     region.stop(node);
@@ -167,10 +186,14 @@ async fn a_region_that_lost_all_nodes_is_restored_and_what_was_deleted_stays_so(
     let (other, other_config) = machine(&mut region);
     let later = ["--tombstones", text(&second), "--resurrect", &doomed];
     let own = region.config(node);
-    let (done, told) = restore(&file, &other_config, &[&later[..], &["--roots-of", text(&own)]].concat());
+    let (done, told) =
+        restore(&file, &other_config, &[&later[..], &["--roots-of", text(&own)]].concat());
     assert!(done, "{told}");
     let told: Value = serde_json::from_str(&told).expect("JSON");
-    assert_eq!((&told["Keys"], &told["Resurrected"][0]), (&Value::from(2), &Value::from(doomed.as_str())));
+    assert_eq!(
+        (&told["Keys"], &told["Resurrected"][0]),
+        (&Value::from(2), &Value::from(doomed.as_str()))
+    );
     region.start_node(other);
     region.wait_serving(1).await;
     let opened = decrypt(&region.client(&[other]), &doomed_blob).await.expect("it opens again");

@@ -141,10 +141,9 @@ impl Door {
             .max_decoding_message_size(REQUEST_BYTES_MAX);
         let region = RegionServiceServer::new(RegionDoor(Arc::clone(&operator_door)))
             .max_decoding_message_size(REQUEST_BYTES_MAX);
+        let snapshot = SnapshotDoor { door: Arc::clone(&operator_door), spool: self.config.spool };
         let snapshot =
-            SnapshotDoor { door: Arc::clone(&operator_door), spool: self.config.spool };
-        let snapshot = SnapshotServiceServer::new(snapshot)
-            .max_decoding_message_size(REQUEST_BYTES_MAX);
+            SnapshotServiceServer::new(snapshot).max_decoding_message_size(REQUEST_BYTES_MAX);
         let link = LinkServiceServer::new(LinkDoor { kms: Arc::clone(&kms) })
             .max_decoding_message_size(PEER_BYTES_MAX)
             .max_encoding_message_size(PEER_BYTES_MAX);

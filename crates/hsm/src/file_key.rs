@@ -169,8 +169,7 @@ mod tests {
         let hsm = hsm_of_memory(1);
         let domain = block_on(hsm.generate_domain_key()).unwrap().id;
         let (mut sealer, token) = hsm.generate_file_key(domain).unwrap();
-        let chunks =
-            [sealed(&mut sealer, false, b"one"), sealed(&mut sealer, false, b"two")];
+        let chunks = [sealed(&mut sealer, false, b"one"), sealed(&mut sealer, false, b"two")];
         let end = sealed(&mut sealer, true, b"");
         assert!(matches!(
             sealer.seal(false, b"header", &mut Vec::new()),
@@ -179,12 +178,13 @@ mod tests {
 
         let open = |pieces: &[(bool, &[u8], &Vec<u8>)]| {
             let mut opener = hsm.open_file_key(&token).unwrap();
-            pieces.iter().try_for_each(|(last, aad, piece)| {
-                opener.open(*last, aad, &mut (*piece).clone())
-            })
+            pieces
+                .iter()
+                .try_for_each(|(last, aad, piece)| opener.open(*last, aad, &mut (*piece).clone()))
         };
         let (header, other): (&[u8], &[u8]) = (b"header", b"another");
-        let whole = [(false, header, &chunks[0]), (false, header, &chunks[1]), (true, header, &end)];
+        let whole =
+            [(false, header, &chunks[0]), (false, header, &chunks[1]), (true, header, &end)];
         assert!(open(&whole).is_ok());
         let beyond = [whole[0], whole[1], whole[2], whole[2]];
         assert!(matches!(open(&beyond), Err(HsmError::FileIsOver)));
@@ -200,10 +200,7 @@ mod tests {
         }
         let (mut second, _) = hsm.generate_file_key(domain).unwrap();
         let spliced = sealed(&mut second, false, b"one");
-        assert!(matches!(
-            open(&[(false, header, &spliced)]),
-            Err(HsmError::ChunkDoesNotOpen)
-        ));
+        assert!(matches!(open(&[(false, header, &spliced)]), Err(HsmError::ChunkDoesNotOpen)));
     }
 
     #[test]

@@ -82,8 +82,7 @@ impl<E: Env> Kms<E> {
         let turn = Turn::take(&self.taking_snapshot)?;
         let facts = state.region.as_ref().ok_or_else(not_founded)?;
         let domain = self.active_domain_key(&state).await?;
-        let (sealer, file_key) =
-            self.hsm.generate_file_key(domain).map_err(|e| hsm_refused(&e))?;
+        let (sealer, file_key) = self.hsm.generate_file_key(domain).map_err(|e| hsm_refused(&e))?;
         let signer = self.snapshot_signer(&state).await?;
         let about = About {
             node: self.node.id(),
@@ -97,7 +96,8 @@ impl<E: Env> Kms<E> {
     }
 
     async fn snapshot_signer(&self, state: &State) -> Result<Signer, KmsError> {
-        let broken = |what: &dyn std::fmt::Display| internal("no key to sign a snapshot with", what);
+        let broken =
+            |what: &dyn std::fmt::Display| internal("no key to sign a snapshot with", what);
         let facts = state.region.as_ref().ok_or_else(not_founded)?;
         let key = KeyPair::generate().map_err(|e| broken(&e))?;
         let request =
@@ -117,7 +117,8 @@ impl<E: Env> Kms<E> {
                 return AuditEnd { node: member.node, next_sequence: self.audit.next_sequence() };
             }
             let request = AppRequest::TrailEnd;
-            let answer = self.ask_peer(member.node, &member.address, &request, TRAIL_PATIENCE).await;
+            let answer =
+                self.ask_peer(member.node, &member.address, &request, TRAIL_PATIENCE).await;
             let next_sequence = match answer {
                 Ok(AppResponse::TrailEnd(next)) => next,
                 _ => None,
@@ -207,6 +208,8 @@ pub fn snapshot_refused(error: &SnapshotError) -> KmsError {
     tracing::error!(%error, "a snapshot could not be written");
     KmsError::new(
         ErrorCode::KMSInternalException,
-        format!("the snapshot could not be written: {error}. Nothing of it counts; try another node"),
+        format!(
+            "the snapshot could not be written: {error}. Nothing of it counts; try another node"
+        ),
     )
 }

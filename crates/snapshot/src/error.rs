@@ -64,7 +64,9 @@ pub enum SnapshotError {
         at: u64,
     },
     /// What is behind the last chunk was changed.
-    #[error("the end of the snapshot, behind byte {at}, was altered: {why}; take another copy of it")]
+    #[error(
+        "the end of the snapshot, behind byte {at}, was altered: {why}; take another copy of it"
+    )]
     Trailer {
         /// Where it begins.
         at: u64,

@@ -44,8 +44,7 @@ impl Trailer {
     /// # Errors
     /// [`SnapshotError::Signature`].
     pub fn check(&self, authority: &[u8]) -> Result<(), SnapshotError> {
-        let refuse =
-            |why| SnapshotError::Signature { region: self.region.clone(), why };
+        let refuse = |why| SnapshotError::Signature { region: self.region.clone(), why };
         let (_, authority) = X509Certificate::from_der(authority)
             .map_err(|_| refuse("the authority's certificate cannot be read"))?;
         let (_, own) = X509Certificate::from_der(&self.certificate)
@@ -54,9 +53,11 @@ impl Trailer {
             .map_err(|_| refuse("its certificate was not issued by that authority"))?;
         let named = own.subject_alternative_name().ok().flatten().is_some_and(|names| {
             let expected = format!("{SNAPSHOT_URN}{}:{}", self.region, self.region_id);
-            names.value.general_names.iter().any(
-                |name| matches!(name, GeneralName::URI(uri) if *uri == expected),
-            )
+            names
+                .value
+                .general_names
+                .iter()
+                .any(|name| matches!(name, GeneralName::URI(uri) if *uri == expected))
         });
         if !named {
             return Err(refuse("its certificate is of another Region, or for another purpose"));

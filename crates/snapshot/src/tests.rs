@@ -76,9 +76,8 @@ type Row = (Table, Vec<u8>, Vec<u8>);
 
 /// As many as fill several chunks, with one that is longer than a chunk.
 fn rows() -> Vec<Row> {
-    let small = (0..900_u32).map(|at| {
-        (Table::Keys, at.to_be_bytes().to_vec(), vec![at as u8; 150])
-    });
+    let small =
+        (0..900_u32).map(|at| (Table::Keys, at.to_be_bytes().to_vec(), vec![at as u8; 150]));
     let long = (Table::Tokens, vec![1; 32], vec![9; CHUNK_BYTES + 5000]);
     small.chain([long]).collect()
 }
@@ -184,10 +183,7 @@ async fn a_file_that_was_cut_off_is_refused_wherever_it_ends() {
     let ends = (0..60).chain(around).chain([made.file.len() - 1]);
     for end in ends.filter(|end| *end < made.file.len()) {
         let error = read(&made, &made.file[..end]).expect_err("refused");
-        let named = matches!(
-            error,
-            SnapshotError::NotASnapshot | SnapshotError::Truncated { .. }
-        );
+        let named = matches!(error, SnapshotError::NotASnapshot | SnapshotError::Truncated { .. });
         assert!(named, "cut at {end}: {error}");
     }
     // A last chunk's mark does not make an end of it.
@@ -206,7 +202,8 @@ async fn a_flipped_bit_is_found_wherever_it_is() {
     let (body, end) = (made.edges[0], made.edges[4]);
     // All of the header and of the end; in chunks their edges, and some between.
     let around = made.edges[..4].iter().flat_map(|edge| *edge..edge + 24);
-    let places = (0..body).chain(around).chain((body..end).step_by(9973)).chain(end..made.file.len());
+    let places =
+        (0..body).chain(around).chain((body..end).step_by(9973)).chain(end..made.file.len());
     for at in places {
         for bit in [0, 7] {
             let mut file = made.file.clone();
@@ -271,7 +268,11 @@ async fn what_a_later_version_wrote_is_named_and_not_guessed() {
 async fn a_certificate_of_the_authority_for_another_purpose_vouches_for_nothing() {
     let made = made().await;
     let trailer = Reader::open(made.file.as_slice()).unwrap().skip().unwrap();
-    for uri in ["urn:keyward:node:2", "urn:keyward:snapshot:eu-west-1:00", "urn:keyward:snapshot:us-east-1:07"] {
+    for uri in [
+        "urn:keyward:node:2",
+        "urn:keyward:snapshot:eu-west-1:00",
+        "urn:keyward:snapshot:us-east-1:07",
+    ] {
         let (key, certificate) = made.authority.issue(uri);
         let signature = key.sign(&signed_message(&trailer.digest)).expect("signed");
         let forged = Trailer { certificate, signature, ..trailer.clone() };

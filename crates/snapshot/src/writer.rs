@@ -42,8 +42,8 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// What the other end refused with; a header that is too long.
     pub fn begin(out: W, header: &Header, sealer: FileSealer) -> Result<Self, SnapshotError> {
-        let json = serde_json::to_vec(header)
-            .map_err(|e| SnapshotError::Header { why: e.to_string() })?;
+        let json =
+            serde_json::to_vec(header).map_err(|e| SnapshotError::Header { why: e.to_string() })?;
         let length = u32::try_from(json.len()).ok().filter(|_| json.len() <= HEADER_BYTES_MAX);
         let length = length.ok_or_else(|| SnapshotError::Header {
             why: format!("it has {} bytes, and {HEADER_BYTES_MAX} are the most", json.len()),

@@ -172,7 +172,9 @@ impl Intake<'_> {
         let material =
             material.map_err(|_| SnapshotError::Rows("a token of an odd material".into()))?;
         let key = awaited.and_then(|awaited| awaited.remove(&material)).ok_or_else(|| {
-            SnapshotError::Rows(format!("there is a token of material {material}, and no key that has it"))
+            SnapshotError::Rows(format!(
+                "there is a token of material {material}, and no key that has it"
+            ))
         })?;
         let token = SealedToken::from_bytes(value.to_vec());
         self.hsm.try_token(key, material, &token).map_err(|error| {
@@ -189,10 +191,16 @@ impl Content {
         let wrong = |what: String| Err(SnapshotError::Rows(what));
         let Some(facts) = &state.region else { return wrong("they are of no Region".into()) };
         let said = (header.region.as_str(), header.region_id()?, header.applied, header.keys);
-        let found =
-            (facts.region.as_str(), facts.region_id, self.standing.applied, state.key_count() as u64);
+        let found = (
+            facts.region.as_str(),
+            facts.region_id,
+            self.standing.applied,
+            state.key_count() as u64,
+        );
         if said != found {
-            return wrong("the header speaks of another Region, another moment or other keys".into());
+            return wrong(
+                "the header speaks of another Region, another moment or other keys".into(),
+            );
         }
         if let Some(key) = state.key_that_is_gone() {
             return wrong(format!("key {key} is there although its tombstone is"));

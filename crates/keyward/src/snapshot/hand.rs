@@ -35,7 +35,8 @@ impl Hand {
             return Err(Failure::new(format!("no root is at hand:\n  {}", absent.join("\n  ")))
                 .next("set [root] in the configuration, or name another node's: --roots-of FILE"));
         };
-        let arena = ArenaConfig { allow_unlocked: config.hsm.allow_unlocked, ..ArenaConfig::default() };
+        let arena =
+            ArenaConfig { allow_unlocked: config.hsm.allow_unlocked, ..ArenaConfig::default() };
         let settings = HsmConfig { cache_max_entries: config.hsm.cache_max_entries, arena };
         let hsm = Hsm::new(first, RealEnv.entropy(), &settings).map_err(Failure::from_error)?;
         for root in all {
@@ -98,5 +99,11 @@ pub fn named(path: &Path) -> String {
 /// Whether a root of the node is among those that are open.
 pub fn opens(hsm: &Hsm, header: &Header) -> Vec<RootId> {
     let open: Vec<RootId> = hsm.roots().into_iter().map(|status| status.id).collect();
-    header.sealed_for.iter().map(|copy| &copy.root).filter(|id| open.contains(id)).cloned().collect()
+    header
+        .sealed_for
+        .iter()
+        .map(|copy| &copy.root)
+        .filter(|id| open.contains(id))
+        .cloned()
+        .collect()
 }

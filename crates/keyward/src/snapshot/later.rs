@@ -81,7 +81,10 @@ impl Later {
         let reader = open(path, "looking for tombstones")?;
         if reader.header().region_id()? != region_id {
             let source_of_deletions = path.display().to_string();
-            return Err(Refusal::Later { source_of_deletions, why: "it is of another Region".into() });
+            return Err(Refusal::Later {
+                source_of_deletions,
+                why: "it is of another Region".into(),
+            });
         }
         let opener = hand.opener(reader.header()).await?;
         let read = move || {
@@ -113,9 +116,11 @@ impl Later {
         Ok(())
     }
 
-    /// Leaves what the backup knows, too. A replica that was made anew is not gone.
+    /// Leaves out what the backup knows, too. A replica that was made anew and deleted again is later.
     pub fn forget_known(&mut self, backup: &State) {
-        self.gone.retain(|key, _| backup.tombstone(key).is_none());
+        self.gone.retain(|key, later| {
+            backup.tombstone(key).is_none_or(|known| known.number < later.number)
+        });
     }
 
     /// Whether a key was deleted later.

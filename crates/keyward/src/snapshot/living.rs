@@ -36,7 +36,10 @@ pub fn told(living: &[NodeStatus], members: &BTreeMap<NodeId, String>) -> String
             Some(leader) => format!("it follows node {leader}"),
             None => "it has no leader".to_owned(),
         };
-        format!("node {} answers at {at}, {follows} and has applied {}", status.node, status.applied)
+        format!(
+            "node {} answers at {at}, {follows} and has applied {}",
+            status.node, status.applied
+        )
     });
     said.collect::<Vec<_>>().join("; ")
 }

@@ -27,13 +27,17 @@ pub enum SnapshotCommand {
   keyward snapshot save - | ssh vault 'cat > eu-west-1.snapshot'")]
     Save(save::SaveArgs),
     /// Say what a snapshot is, and which roots open it: needs none. With --ca (KEYWARD_CA), check who made it
-    #[command(after_help = "Example:\n  keyward snapshot inspect /backup/eu-west-1.snapshot --ca /etc/keyward/ca.pem")]
+    #[command(
+        after_help = "Example:\n  keyward snapshot inspect /backup/eu-west-1.snapshot --ca /etc/keyward/ca.pem"
+    )]
     Inspect {
         /// The snapshot; `-` reads it from standard input
         file: PathBuf,
     },
     /// Prove that a snapshot would restore: open all of it, and every sealed token in it, with the roots of a node
-    #[command(after_help = "Example:\n  keyward snapshot verify /backup/eu-west-1.snapshot --config /etc/keyward/keyward.toml")]
+    #[command(
+        after_help = "Example:\n  keyward snapshot verify /backup/eu-west-1.snapshot --config /etc/keyward/keyward.toml"
+    )]
     Verify(verify::VerifyArgs),
     /// Found the Region again out of a snapshot, on this machine, in a new history: after all its nodes were lost
     #[command(after_help = "Examples:

@@ -73,7 +73,10 @@ impl Placing {
         });
         let Some(aside) = aside.take(1000).find(|aside| !aside.exists()) else {
             let what = format!("{} is in the way", path.display());
-            return Err(Refusal::Place { what, why: "so are a thousand others of its kind".into() });
+            return Err(Refusal::Place {
+                what,
+                why: "so are a thousand others of its kind".into(),
+            });
         };
         fs::rename(path, &aside).map_err(cannot("move away", path))?;
         self.moved.push((path.to_owned(), aside.clone()));

@@ -18,19 +18,25 @@ pub enum Refusal {
          another one"
     )]
     OtherAuthority { file: String },
-    #[error("none of the roots at hand opens the snapshot. It opens with: {wanted}. At hand: {at_hand}")]
+    #[error(
+        "none of the roots at hand opens the snapshot. It opens with: {wanted}. At hand: {at_hand}"
+    )]
     NoRoot { wanted: String, at_hand: String },
     #[error("domain key {id} does not open with the roots at hand: {why}")]
     DomainKey { id: String, why: String },
     #[error("{folder} is not empty ({holds}): it belongs to a node, living or lost")]
     NotEmpty { folder: String, holds: String },
-    #[error("the configuration names a node id, node.id = {0}, which the Region had before the backup or may have had")]
+    #[error(
+        "the configuration names a node id, node.id = {0}, which the Region had before the backup or may have had"
+    )]
     NamesAnId(NodeId),
     #[error("Region {region} lives: {nodes}")]
     Lives { region: String, nodes: String },
     #[error("{source_of_deletions}: {why}")]
     Later { source_of_deletions: String, why: String },
-    #[error("{0} was not deleted after the backup, as far as --tombstones tells: there is nothing to resurrect")]
+    #[error(
+        "{0} was not deleted after the backup, as far as --tombstones tells: there is nothing to resurrect"
+    )]
     NotDeleted(KeyId),
     #[error(
         "{0} is a multi-Region key: other Regions know that it is gone, and it would go again. Its primary's Region brings \
@@ -45,7 +51,9 @@ impl Refusal {
     /// What to do next.
     fn next(&self) -> Option<&'static str> {
         Some(match self {
-            Self::OtherRegion { .. } => "name the configuration of a node of that Region: --config FILE",
+            Self::OtherRegion { .. } => {
+                "name the configuration of a node of that Region: --config FILE"
+            }
             Self::OtherAuthority { .. } => {
                 "for another machine's first node, move that file away: the authority is in the snapshot"
             }
@@ -57,7 +65,9 @@ impl Refusal {
                 "if that node is lost: move the folder away (mv DIR DIR.lost), and have what was deleted later looked for \
                  in it: --tombstones DIR.lost"
             }
-            Self::NamesAnId(_) => "take node.id out: the restored node gets an id that no node ever had",
+            Self::NamesAnId(_) => {
+                "take node.id out: the restored node gets an id that no node ever had"
+            }
             Self::Lives { .. } => {
                 "if its nodes are to be given up, stop them first (systemctl stop keyward). If they cannot be stopped: \
                  --over-a-living-region. What they acknowledged since the backup is then lost to the restored Region, \
@@ -83,7 +93,10 @@ impl From<Refusal> for Failure {
 }
 
 /// The disk said no.
-pub fn cannot(what: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Refusal {
+pub fn cannot(
+    what: &'static str,
+    path: &std::path::Path,
+) -> impl FnOnce(std::io::Error) -> Refusal {
     let what = format!("cannot {what} {}", path.display());
     move |why| Refusal::Place { what, why: why.to_string() }
 }

@@ -186,13 +186,8 @@ async fn fill(
         let cannot = |why: std::io::Error| SnapshotError::Io(why);
         let store = RocksStore::open(&folder.join("state"), &Table::STATE).map_err(cannot)?;
         let log = RocksStore::open(&folder.join("log"), &Table::LOG).map_err(cannot)?;
-        let intake = Intake {
-            hsm: &hsm,
-            store: &store,
-            keep_tokens: true,
-            doomed: &skipped,
-            runtime,
-        };
+        let intake =
+            Intake { hsm: &hsm, store: &store, keep_tokens: true, doomed: &skipped, runtime };
         let content = intake.take(reader, opener)?;
         Ok((content, store, log))
     };
@@ -213,9 +208,8 @@ async fn fill(
     let changed = move || -> Result<Content, Failure> {
         let mut batch = Batch::default();
         change(&mut content.state, &mut batch, &restoring).map_err(Failure::from_error)?;
-        let written = store
-            .write(batch, true)
-            .and_then(|()| found_again(&log, &store, node, &address));
+        let written =
+            store.write(batch, true).and_then(|()| found_again(&log, &store, node, &address));
         written.map_err(|e| Failure::new(format!("the stores cannot be written: {e}")))?;
         Ok(content)
     };
@@ -335,9 +329,10 @@ fn tell(
 ) {
     let state = &restored.content.state;
     let lost: BTreeMap<_, _> = state.lost.iter().collect();
-    let waits = later.waiting.iter().filter(|key| {
-        state.key(key).is_some_and(|key| key.deletion_date.is_none())
-    });
+    let waits = later
+        .waiting
+        .iter()
+        .filter(|key| state.key(key).is_some_and(|key| key.deletion_date.is_none()));
     one(
         format,
         &[

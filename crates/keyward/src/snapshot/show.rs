@@ -35,7 +35,7 @@ pub fn authority(connect: &ConnectArgs) -> Result<Option<Vec<u8>>, Failure> {
 /// How far the nodes' audit trails had come.
 pub fn audit_ends(ends: &[AuditEnd]) -> Value {
     let shown = ends.iter().map(|end| match end.next_sequence {
-        Some(next) => format!("node {}: {} records", end.node, next),
+        Some(next) => format!("node {}: before record {next}", end.node),
         None => format!("node {}: did not answer", end.node),
     });
     json!(shown.collect::<Vec<_>>())
@@ -69,11 +69,7 @@ pub fn fields(header: &Header) -> Vec<(&'static str, Value)> {
 }
 
 /// Says what a snapshot is. Opens nothing.
-pub async fn inspect(
-    connect: &ConnectArgs,
-    format: Format,
-    file: PathBuf,
-) -> Result<(), Failure> {
+pub async fn inspect(connect: &ConnectArgs, format: Format, file: PathBuf) -> Result<(), Failure> {
     let authority = authority(connect)?;
     let look = move || -> Result<(Header, Option<bool>), Failure> {
         let source: Box<dyn Read> = if file == Path::new("-") {

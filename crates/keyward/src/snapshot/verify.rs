@@ -62,7 +62,10 @@ pub async fn verify(format: Format, args: VerifyArgs) -> Result<(), Failure> {
     let trail = trail(&config, &header).await?;
     let mut shown = fields(&header);
     shown.extend([
-        ("OpenedWith", json!(opens(&hand.hsm, &header).iter().map(ToString::to_string).collect::<Vec<_>>())),
+        (
+            "OpenedWith",
+            json!(opens(&hand.hsm, &header).iter().map(ToString::to_string).collect::<Vec<_>>()),
+        ),
         ("TokensOpened", json!(content.tokens)),
         ("DomainKeysOpened", json!(content.state.domain_keys.len())),
         ("Tombstones", json!(content.state.deletions())),
@@ -95,11 +98,11 @@ async fn trail(config: &Config, header: &Header) -> Result<Value, Failure> {
     let has = newest.map_or(0, |newest| newest + 1);
     if has < next {
         return Err(Failure::new(format!(
-            "the audit trail in {shown} ends with record {}, and node {node} had {next} records when the snapshot was \
-             taken: records are missing. The snapshot itself would restore",
+            "the audit trail in {shown} ends with record {}, and node {node} had come to record {next} when the snapshot \
+             was taken: records are missing. The snapshot itself would restore",
             has.saturating_sub(1)
         ))
         .next("look for the rest of the trail: another disk, an older folder"));
     }
-    Ok(json!(format!("{has} records, {} since", has - next)))
+    Ok(json!(format!("whole up to then, and {} records since", has - next)))
 }

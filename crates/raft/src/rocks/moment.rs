@@ -57,3 +57,65 @@ pub(crate) fn read_left_behind(
         .map_err(|e| io::Error::other(format!("database {}: {e}", path.display())))?;
     look(&RocksMoment::of(&db))
 }
+
+#[cfg(test)]
+mod tests {
+    use keyward_state::{Batch, Store};
+
+    use super::*;
+    use crate::rocks::RocksStore;
+
+    fn row(store: &dyn Store, key: &str, value: &str) {
+        let mut batch = Batch::default();
+        batch.put(Table::Tokens, key, value.as_bytes().to_vec());
+        store.write(batch, true).unwrap();
+    }
+
+    fn rows(moment: &dyn Moment) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut rows = Vec::new();
+        moment
+            .scan(Table::Tokens, &mut |key, value| {
+                rows.push((key.to_vec(), value.to_vec()));
+                Ok(())
+            })
+            .unwrap();
+        rows
+    }
+
+    #[test]
+    fn a_moment_does_not_change_while_it_is_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(folder.path(), &Table::STATE).unwrap();
+        row(&store, "a", "1");
+        store
+            .at_one_moment(&mut |moment| {
+                row(&store, "a", "2");
+                row(&store, "b", "3");
+                assert_eq!(rows(moment), [(b"a".to_vec(), b"1".to_vec())]);
+                assert_eq!(moment.get(Table::Tokens, b"b")?, None);
+                Ok(())
+            })
+            .unwrap();
+        store.at_one_moment(&mut |moment| Ok(assert_eq!(rows(moment).len(), 2))).unwrap();
+    }
+
+    #[test]
+    fn what_was_left_behind_is_read_and_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |look: &mut dyn FnMut(&dyn Moment)| {
+            read_left_behind(folder.path(), &Table::STATE, &mut |moment| {
+                look(moment);
+                Ok(())
+            })
+        };
+        let error = read(&mut |_| ()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is made");
+        let store = RocksStore::open(folder.path(), &Table::STATE).unwrap();
+        row(&store, "a", "1");
+        drop(store);
+        read(&mut |moment| assert_eq!(rows(moment).len(), 1)).unwrap();
+        let store = RocksStore::open(folder.path(), &Table::STATE).unwrap();
+        assert_eq!(store.get(Table::Tokens, b"a").unwrap(), Some(b"1".to_vec()));
+    }
+}
