@@ -76,16 +76,16 @@ pub fn found_again(
     log.write(batch, true)
 }
 
+/// Sees the rows that a node left behind, and the keys that its log deletes beyond them.
+pub type LookBehind<'a> = &'a mut dyn FnMut(&dyn Moment, &BTreeSet<KeyId>) -> io::Result<()>;
+
 /// Looks at the stores in the data folder of a node that does not run, and leaves them as they are. `look` sees the
 /// state's rows, and which keys the log deletes beyond them: whether those deletions were acknowledged cannot be told from
 /// one log alone.
 ///
 /// # Errors
 /// Stores that cannot be read, and what `look` fails with.
-pub fn left_behind<E: Env>(
-    data: &Path,
-    look: &mut dyn FnMut(&dyn Moment, &BTreeSet<KeyId>) -> io::Result<()>,
-) -> io::Result<()> {
+pub fn left_behind<E: Env>(data: &Path, look: LookBehind<'_>) -> io::Result<()> {
     let mut applied = 0;
     let state = data.join("state");
     read_left_behind(&state, &[Table::Meta], &mut |rows| {

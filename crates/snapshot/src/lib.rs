@@ -34,7 +34,7 @@ mod writer;
 pub use error::SnapshotError;
 pub use header::{AuditEnd, Header, RootOf, SealedFor};
 pub use reader::{Reader, Unread};
-pub use rows::{Go, left_out, order};
+pub use rows::{Go, VisitRows, left_out, order};
 pub use signature::{SNAPSHOT_URN, Trailer, signed_message};
 pub use writer::{Sign, Writer, Written};
 

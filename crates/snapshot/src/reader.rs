@@ -3,12 +3,11 @@
 use std::io::{self, Read};
 
 use keyward_hsm::{FileOpener, HsmError};
-use keyward_state::Table;
 use ring::digest::{Context, SHA256};
 
 use crate::error::SnapshotError;
 use crate::header::Header;
-use crate::rows::{Go, Records};
+use crate::rows::{Go, Records, VisitRows};
 use crate::signature::{Trailer, digest_of};
 use crate::{CHUNK_BYTES, FORMAT, HEADER_BYTES_MAX, LAST, MAGIC, TRAILER_PART_BYTES_MAX};
 
@@ -121,7 +120,7 @@ impl<R: Read> Reader<R> {
     pub fn rows<E: From<SnapshotError>>(
         mut self,
         mut opener: FileOpener,
-        visit: &mut dyn FnMut(Table, &[u8], &[u8]) -> Result<Go, E>,
+        visit: VisitRows<'_, E>,
     ) -> Result<Unread, E> {
         let mut records = Records::default();
         let mut bytes = Vec::new();

@@ -24,6 +24,9 @@ pub enum Go {
     NoFurther,
 }
 
+/// Visits rows as they are opened: table, key, value.
+pub type VisitRows<'a, E> = &'a mut dyn FnMut(Table, &[u8], &[u8]) -> Result<Go, E>;
+
 /// Tables that no snapshot holds: outcomes answer those who try again within minutes.
 #[must_use]
 pub fn left_out(table: Table) -> bool {
@@ -69,7 +72,7 @@ impl Records {
     /// Hands out whole rows, as far as they have come.
     pub(crate) fn visit<E: From<SnapshotError>>(
         &mut self,
-        visit: &mut dyn FnMut(Table, &[u8], &[u8]) -> Result<Go, E>,
+        visit: VisitRows<'_, E>,
     ) -> Result<Go, E> {
         loop {
             let left = self.left();

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use keyward_env::OsEntropy;
-use keyward_hsm::{
-    ARENA_BYTES_MIN, ArenaConfig, Hsm, HsmConfig, MemoryRoot, RootProvider, SealedDomainKey,
-};
+use keyward_hsm::{ARENA_BYTES_MIN, ArenaConfig, Hsm, HsmConfig, MemoryRoot, SealedDomainKey};
 use keyward_state::Table;
 use keyward_state::codec::SCHEMA;
 use rcgen::string::Ia5String;

@@ -96,7 +96,14 @@ mod tests {
                 Ok(())
             })
             .unwrap();
-        store.at_one_moment(&mut |moment| Ok(assert_eq!(rows(moment).len(), 2))).unwrap();
+        let mut later = 0;
+        store
+            .at_one_moment(&mut |moment| {
+                later = rows(moment).len();
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(later, 2);
     }
 
     #[test]

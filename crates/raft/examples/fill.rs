@@ -1,7 +1,7 @@
 //! Fills the data folder of a stopped node of a Region of one with keys, as if they had been created: to measure what
 //! takes long with many, without waiting for a million changes.
 //!
-//! `cargo run --release -p keyward-service --example fill -- DATA ROOT-KEY KEYS`
+//! `cargo run --release -p keyward-raft --example fill -- DATA ROOT-KEY KEYS`
 
 use std::collections::BTreeMap;
 use std::path::Path;
