@@ -123,6 +123,7 @@ impl Server {
             region: region.clone(),
             timers: Timers::DEFAULT,
             tls: tls.clone(),
+            spool: std::env::temp_dir(),
         })
         .await
         .expect("a door");

@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "keyward/v1/quota.proto",
         "keyward/v1/region.proto",
         "keyward/v1/data_plane.proto",
+        "keyward/v1/snapshot.proto",
         "google/rpc/status.proto",
     ];
     let descriptors = protox::compile(files, [root])?;

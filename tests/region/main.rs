@@ -25,4 +25,5 @@ mod refusals;
 mod regions;
 mod roots;
 mod secrets;
+mod snapshot;
 mod streams;

@@ -275,6 +275,29 @@ impl Region {
             .expect("keyward runs")
     }
 
+    /// Runs the command line as somebody else, is refused, and tells with which words.
+    pub fn run_as(&self, who: &str, arguments: &[&str]) -> String {
+        let endpoints: Vec<String> = (1..=self.nodes).map(|node| self.endpoint(node)).collect();
+        let output = Command::new(KEYWARD)
+            .args(arguments)
+            .env("KEYWARD_ENDPOINTS", endpoints.join(","))
+            .env("KEYWARD_CA", self.pki("ca.pem"))
+            .env("KEYWARD_CERT", self.pki(&format!("{who}.pem")))
+            .env("KEYWARD_KEY", self.pki(&format!("{who}.key")))
+            .stdin(Stdio::null())
+            .output()
+            .expect("keyward runs");
+        assert!(!output.status.success(), "{who} may not do that");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Room for one more node, which something else makes. Returns its number here.
+    pub fn adopt(&mut self) -> u16 {
+        self.nodes += 1;
+        self.children.push(None);
+        self.nodes
+    }
+
     /// Runs the command line and expects success.
     pub fn run_ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);

@@ -226,6 +226,12 @@ impl Trail {
         }
     }
 
+    /// The number that the next record gets: all that are on record have smaller ones.
+    #[must_use]
+    pub fn next_sequence(&self) -> u64 {
+        self.0.queue.lock().head.sequence
+    }
+
     /// Fails when the trail takes no records now. For calls to ask before they begin: one atomic.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use keyward_proto::v1::key_service_client::KeyServiceClient;
 use keyward_proto::v1::operator_service_client::OperatorServiceClient;
 use keyward_proto::v1::quota_service_client::QuotaServiceClient;
 use keyward_proto::v1::region_service_client::RegionServiceClient;
+use keyward_proto::v1::snapshot_service_client::SnapshotServiceClient;
 use keyward_proto::{rpc, v1};
 use prost::Message;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -414,6 +415,8 @@ services! {
     quota: QuotaServiceClient,
     /// Calls the service about other Regions.
     region: RegionServiceClient,
+    /// Calls the service for backups.
+    snapshot: SnapshotServiceClient,
     /// Calls the service for joining.
     joining: JoinServiceClient,
 }

@@ -20,6 +20,7 @@ mod peer;
 mod quota;
 mod region;
 mod server;
+mod snapshot;
 mod tls;
 mod uses;
 

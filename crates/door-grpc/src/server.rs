@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use keyward_proto::v1::operator_service_server::OperatorServiceServer;
 use keyward_proto::v1::peer_service_server::PeerServiceServer;
 use keyward_proto::v1::quota_service_server::QuotaServiceServer;
 use keyward_proto::v1::region_service_server::RegionServiceServer;
+use keyward_proto::v1::snapshot_service_server::SnapshotServiceServer;
 use keyward_service::{Kms, stack};
 use keyward_state::Timers;
 use tokio::net::TcpListener;
@@ -33,6 +35,7 @@ use crate::operator::OperatorDoor;
 use crate::peer::{PEER_BYTES_MAX, PeerDoor};
 use crate::quota::QuotaDoor;
 use crate::region::RegionDoor;
+use crate::snapshot::SnapshotDoor;
 use crate::tls::{Terminator, TlsFiles, TrustedRegion};
 
 /// Calls under way on one connection.
@@ -57,6 +60,8 @@ pub struct DoorConfig {
     pub timers: Timers,
     /// Certificates and key.
     pub tls: TlsFiles,
+    /// A folder on a disk that has room for a snapshot of the Region, in a file without a name, while it is sent.
+    pub spool: PathBuf,
 }
 
 /// Why a door does not open.
@@ -136,6 +141,9 @@ impl Door {
             .max_decoding_message_size(REQUEST_BYTES_MAX);
         let region = RegionServiceServer::new(RegionDoor(Arc::clone(&operator_door)))
             .max_decoding_message_size(REQUEST_BYTES_MAX);
+        let snapshot = SnapshotDoor { door: Arc::clone(&operator_door), spool: self.config.spool };
+        let snapshot =
+            SnapshotServiceServer::new(snapshot).max_decoding_message_size(REQUEST_BYTES_MAX);
         let link = LinkServiceServer::new(LinkDoor { kms: Arc::clone(&kms) })
             .max_decoding_message_size(PEER_BYTES_MAX)
             .max_encoding_message_size(PEER_BYTES_MAX);
@@ -159,6 +167,7 @@ impl Door {
             .add_service(operator)
             .add_service(quota)
             .add_service(region)
+            .add_service(snapshot)
             .add_service(link)
             .add_service(join)
             .add_service(peer)
@@ -193,6 +202,7 @@ async fn report_health(reporter: tonic_health::server::HealthReporter, kms: Arc<
         "keyward.v1.OperatorService",
         "keyward.v1.QuotaService",
         "keyward.v1.RegionService",
+        "keyward.v1.SnapshotService",
     ];
     while !kms.node().is_stopped() {
         let serves = kms.node().admit_now().is_ok()

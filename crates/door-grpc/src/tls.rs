@@ -434,6 +434,7 @@ impl Terminator {
                     None => nobody("the certificate names a Region that is not approved here"),
                 }
             }
+            Some(Subject::Snapshot(..)) => nobody("the certificate of a snapshot opens no door"),
             Some(Subject::Principal(principal)) => {
                 let issuer = match self.region_that_issued(&certificate) {
                     _ if own_authority => Issuer::Own,

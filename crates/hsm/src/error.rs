@@ -72,6 +72,12 @@ pub enum HsmError {
          version"
     )]
     TransferDoesNotOpen,
+    /// A chunk of a file does not open.
+    #[error("a chunk of the file does not open: it was altered, or is not the one that comes next")]
+    ChunkDoesNotOpen,
+    /// The file had its last chunk, or as many as one key seals.
+    #[error("the file has had its last chunk: nothing more is sealed or opened under its key")]
+    FileIsOver,
     /// Something is longer, or shorter, than its limit.
     #[error("{what}: {bytes} bytes; allowed are {bytes_min} to {bytes_max}")]
     Length {

@@ -462,6 +462,40 @@ impl Hsm {
 
     // --- Backing keys.
 
+    pub(crate) fn crypto(&self) -> Arc<dyn CryptoProvider> {
+        Arc::clone(&self.crypto)
+    }
+
+    /// A fresh secret in locked memory.
+    pub(crate) fn random_secret(&self, bytes: usize) -> Result<Secret, HsmError> {
+        Ok(self.slot(|arena| arena.random(&*self.entropy, bytes))?)
+    }
+
+    /// Seals under an open domain key.
+    pub(crate) fn seal_as(
+        &self,
+        domain: DomainKeyId,
+        belongs: Belongs<'_>,
+        plaintext: &[u8],
+    ) -> Result<SealedToken, HsmError> {
+        let sealer = self.domain(domain)?;
+        token::seal(&*self.crypto, domain, &sealer, &self.salt(), belongs, plaintext)
+    }
+
+    /// Opens into locked memory.
+    pub(crate) fn open_as(
+        &self,
+        sealed: &SealedToken,
+        belongs: Belongs<'_>,
+        bytes: usize,
+    ) -> Result<Secret, HsmError> {
+        let domain = sealed.domain_key_id().ok_or(HsmError::TokenFormat("unreadable"))?;
+        let opener = self.domain(domain)?;
+        let mut secret = self.slot(|arena| arena.zeroed(bytes))?;
+        token::open(&*self.crypto, &opener, sealed, belongs, secret.expose_mut())?;
+        Ok(secret)
+    }
+
     fn salt(&self) -> [u8; SALT_BYTES] {
         let mut salt = [0; SALT_BYTES];
         self.entropy.fill(&mut salt);
@@ -486,17 +520,14 @@ impl Hsm {
         Ok((material, token))
     }
 
-    fn open_token(
+    pub(crate) fn open_token(
         &self,
         key: KeyId,
         material: KeyMaterialId,
         sealed: &SealedToken,
     ) -> Result<Secret, HsmError> {
-        let domain = sealed.domain_key_id().ok_or(HsmError::TokenFormat("unreadable"))?;
-        let opener = self.domain(domain)?;
-        let mut secret = self.slot(|arena| arena.zeroed(BACKING_KEY_BYTES))?;
         let belongs = Belongs::BackingKey(key, material);
-        token::open(&*self.crypto, &opener, sealed, belongs, secret.expose_mut())?;
+        let secret = self.open_as(sealed, belongs, BACKING_KEY_BYTES)?;
         if material_id(&*self.crypto, key, &secret) != material {
             return Err(HsmError::WrongMaterial(material));
         }

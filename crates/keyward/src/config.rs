@@ -187,7 +187,7 @@ const fn token_timeout() -> u64 {
 
 impl RootSection {
     /// The files that it names.
-    fn paths(&mut self) -> Vec<&mut PathBuf> {
+    pub fn paths(&mut self) -> Vec<&mut PathBuf> {
         match self {
             Self::File { path } | Self::Shamir { path, .. } => vec![path],
             Self::Passphrase { params, credential } => {

@@ -16,6 +16,7 @@ mod recover;
 mod roots;
 mod server;
 mod setup;
+mod snapshot;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -93,6 +94,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Cluster(command) => cli::cluster::cluster(&cli.connect, format, command).await,
         Command::Root(command) => cli::roots::root(&cli.connect.operator()?, format, command).await,
+        Command::Snapshot(command) => snapshot::snapshot(&cli.connect, format, command).await,
         Command::Drill(command) => drill::drill(format, command).await,
         Command::Bench(command) => cli::bench::bench(&cli.connect, format, *command).await,
         Command::Audit(command) => cli::audit::audit(format, command).await,

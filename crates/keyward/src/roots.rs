@@ -17,7 +17,7 @@ use keyward_service::{KeptRoot, RootKeeper};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, RootSection, TokenSection};
+use crate::config::{Config, Overrides, RootSection, TokenSection};
 use crate::error::Failure;
 
 /// The record, in the data folder.
@@ -177,6 +177,56 @@ fn place(spec: &RootSection) -> String {
             format!("token {}, key {}", name.unwrap_or("?"), token.key_label)
         }
     }
+}
+
+/// Roots that are opened for a moment, to read a backup.
+#[derive(Default)]
+pub struct AtHand {
+    /// The node's own.
+    pub own: Vec<Arc<dyn RootProvider>>,
+    /// Of other nodes.
+    pub others: Vec<Arc<dyn RootProvider>>,
+    /// Those that could not be opened, and why.
+    pub absent: Vec<String>,
+}
+
+/// The roots that a file describes: a node's configuration, or its record of roots.
+fn described(path: &Path) -> Result<Vec<RootSection>, Failure> {
+    let wrong = |why: String| {
+        Failure::new(format!("{}: {why}", path.display()))
+            .next("name a node's configuration, or the roots.toml of its data folder")
+    };
+    let text = fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    if table.contains_key("node") {
+        let config = Config::load(path, &Overrides::default()).map_err(Failure::from_error)?;
+        return Ok(vec![config.root]);
+    }
+    let record: Record = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    Ok(record.root.into_iter().map(|entry| entry.spec).collect())
+}
+
+/// Opens the roots that a node has on record, or that its configuration names, and those that `others` describe. With
+/// `make` the configured one is made where it is not there. Writes no record. Blocks.
+pub fn at_hand(config: &Config, others: &[PathBuf], make: bool) -> Result<AtHand, Failure> {
+    let record = config.node.data.join(RECORD);
+    let own = if record.exists() { described(&record)? } else { vec![config.root.clone()] };
+    let mut hand = AtHand::default();
+    let mut others_described = Vec::new();
+    for path in others {
+        others_described.extend(described(path)?);
+    }
+    let unlocked = config.hsm.allow_unlocked;
+    for (spec, is_own) in
+        own.iter().map(|spec| (spec, true)).chain(others_described.iter().map(|spec| (spec, false)))
+    {
+        match open(spec, make && is_own, unlocked) {
+            Ok(opened) if is_own => hand.own.push(opened.provider),
+            Ok(opened) => hand.others.push(opened.provider),
+            Err(why) => hand.absent.push(format!("{}: {why}", place(spec))),
+        }
+    }
+    Ok(hand)
 }
 
 impl Roots {

@@ -80,6 +80,7 @@ pub async fn run(
         region: config.node.region.clone(),
         timers,
         tls: tls.clone(),
+        spool: config.node.data.clone(),
     })
     .await
     .map_err(|error| {

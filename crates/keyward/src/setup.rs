@@ -216,7 +216,8 @@ fn prepare(args: &NodeArgs, region: &Region, draft: &mut Draft) -> Result<Config
     Ok(config)
 }
 
-fn host(config: &Config) -> String {
+/// The host that other nodes and callers reach the node at.
+pub fn host(config: &Config) -> String {
     let address = config.address();
     let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
     host.trim_matches(['[', ']']).to_owned()

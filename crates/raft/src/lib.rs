@@ -18,6 +18,7 @@ mod network;
 mod node;
 mod recover;
 mod region_time;
+mod restore;
 mod rocks;
 mod types;
 
@@ -33,5 +34,6 @@ pub use node::{Node, NodeConfig, NotServing, PeerApp, SnapshotPace, StartError};
 pub use openraft::impls::BasicNode;
 pub use recover::{Survey, ask_status, go_on_alone, survey};
 pub use region_time::CLOCK_OFF_MAX_MS;
+pub use restore::{LookBehind, Standing, found_again, left_behind, standing_of};
 pub use rocks::RocksStore;
 pub use types::LeaderId;

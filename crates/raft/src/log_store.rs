@@ -28,7 +28,8 @@ use crate::types::{LeaderId, LogEntry, LogId, Membership, StoredMembership, Type
 
 /// The vote.
 pub(crate) const LAST_VOTE: &[u8] = b"vote";
-const PURGED: &[u8] = b"purged";
+/// The last entry that is no longer in the log.
+pub(crate) const PURGED: &[u8] = b"purged";
 /// Up to which deletion this node's disks hold nothing of deleted keys.
 const PURGED_OF_KEYS: &[u8] = b"purged_of_keys";
 /// Raised with every write to the log (`disk.rs`).

@@ -21,7 +21,7 @@ use crate::lease::Keeper;
 use crate::log_store::LogStore;
 use crate::types::{Applied, LogId, SnapshotData, StoredMembership, TypeConfig};
 
-const APPLIED: &[u8] = b"applied";
+pub(crate) const APPLIED: &[u8] = b"applied";
 
 /// Entries written in one batch at most: bounds what one slow write holds up.
 const GROUP_MAX: usize = 256;
@@ -39,7 +39,7 @@ impl Visible {
     }
 }
 
-type Position = (Option<LogId>, StoredMembership);
+pub(crate) type Position = (Option<LogId>, StoredMembership);
 type Frozen = (Arc<dyn Checkpoint>, Position);
 
 /// Where the state machine stands, and its latest checkpoint. Shared with the task that purges disks.

@@ -257,6 +257,10 @@ impl<E: Env> Node<E> {
         self.visible.load()
     }
 
+    pub(crate) fn state_store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.state_store)
+    }
+
     /// A sealed token, read from the store: it is not kept in memory.
     pub async fn token(
         &self,

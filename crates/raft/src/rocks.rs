@@ -10,14 +10,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use keyward_state::{Batch, Change, Checkpoint, Install, Store, Table, Visit};
-use parking_lot::Mutex;
+use keyward_state::{Batch, Change, Checkpoint, Install, Look, Store, Table, Visit};
+use parking_lot::{Mutex, RwLock};
 use rocksdb::{
     BottommostLevelCompaction, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
     DBRecoveryMode, FlushOptions, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
+mod moment;
 mod sum;
+
+pub(crate) use moment::read_left_behind;
 
 const CURRENT: &str = "CURRENT-DB";
 /// After the name of a database that has not been made whole yet.
@@ -40,6 +43,8 @@ struct Shared {
     sum: Mutex<u64>,
     /// Checkpoints and installs, one at a time.
     maintenance: Mutex<()>,
+    /// Held shared while somebody looks at one moment: RocksDB keeps what was deleted since, and a purge waits for it.
+    looking: RwLock<()>,
     /// Snapshots that were begun to be received.
     incoming: AtomicU64,
 }
@@ -133,6 +138,7 @@ impl RocksStore {
             db: ArcSwap::from_pointee(db),
             sum: Mutex::new(sum),
             maintenance: Mutex::new(()),
+            looking: RwLock::new(()),
             incoming: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -216,6 +222,12 @@ impl Store for RocksStore {
         Ok(())
     }
 
+    fn at_one_moment(&self, look: Look<'_>) -> io::Result<()> {
+        let _not_purged = self.shared.looking.read();
+        let db = self.shared.db.load_full();
+        look(&moment::RocksMoment::of(&db))
+    }
+
     fn write(&self, batch: Batch, sync: bool) -> io::Result<()> {
         let mut sum = self.shared.sum.lock();
         let db = self.shared.db.load();
@@ -258,6 +270,7 @@ impl Store for RocksStore {
     }
 
     fn purge(&self, tables: &[Table]) -> io::Result<()> {
+        let _nobody_looks = self.shared.looking.write();
         let _one_at_a_time = self.shared.maintenance.lock();
         let db = self.shared.db.load_full();
         // All tables are flushed: a write-ahead file goes once nothing in it is still in memory only.

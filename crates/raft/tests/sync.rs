@@ -11,7 +11,7 @@ use keyward_raft::{
     BasicNode, BoxFuture, Node, NodeConfig, ProposeError, Transport, TransportError,
 };
 use keyward_state::{
-    Batch, Checkpoint, Command, Envelope, Install, MemStore, Store, Table, Timers, Visit,
+    Batch, Checkpoint, Command, Envelope, Install, Look, MemStore, Store, Table, Timers, Visit,
 };
 
 /// A store whose syncs can be held up, or made to fail.
@@ -30,6 +30,10 @@ impl Store for Gated {
 
     fn scan(&self, table: Table, visit: Visit<'_>) -> io::Result<()> {
         self.inner.scan(table, visit)
+    }
+
+    fn at_one_moment(&self, look: Look<'_>) -> io::Result<()> {
+        self.inner.at_one_moment(look)
     }
 
     fn write(&self, batch: Batch, sync: bool) -> io::Result<()> {

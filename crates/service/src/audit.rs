@@ -105,6 +105,11 @@ impl Audit {
         }
     }
 
+    /// The number that the trail's next record gets; none of a node without a trail.
+    pub(crate) fn next_sequence(&self) -> Option<u64> {
+        self.trail.as_ref().map(Trail::next_sequence)
+    }
+
     /// Refuses a call before it begins when it could not be recorded.
     pub fn check(&self) -> Result<(), KmsError> {
         match &self.trail {

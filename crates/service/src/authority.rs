@@ -5,6 +5,7 @@
 use keyward_env::Entropy;
 use keyward_model::limits::{CERTIFICATE_DAYS, CERTIFICATE_DAYS_DEFAULT};
 use keyward_model::{KmsError, NodeId, PrincipalArn, Region, Timestamp};
+use keyward_snapshot::SNAPSHOT_URN;
 use keyward_state::InvitationId;
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -76,6 +77,8 @@ pub enum Subject {
     Invitation(InvitationId),
     /// A Region, to other Regions.
     Region(Region, [u8; 16]),
+    /// A Region's backup, to whoever may restore it. It opens no door.
+    Snapshot(Region, [u8; 16]),
 }
 
 impl Subject {
@@ -85,6 +88,7 @@ impl Subject {
             Self::Node(node) => format!("{NODE_URN}{node}"),
             Self::Invitation(id) => format!("{INVITATION_URN}{}", hex::encode(id)),
             Self::Region(name, id) => format!("{REGION_URN}{name}:{}", hex::encode(id)),
+            Self::Snapshot(name, id) => format!("{SNAPSHOT_URN}{name}:{}", hex::encode(id)),
         }
     }
 
@@ -98,11 +102,17 @@ impl Subject {
             let mut bytes = [0; 16];
             return hex::decode_to_slice(id, &mut bytes).ok().map(|()| Self::Invitation(bytes));
         }
-        if let Some(region) = uri.strip_prefix(REGION_URN) {
+        let named = |region: &str| {
             let (name, id) = region.split_once(':')?;
             let mut bytes = [0; 16];
             hex::decode_to_slice(id, &mut bytes).ok()?;
-            return name.parse().ok().map(|name| Self::Region(name, bytes));
+            Some((name.parse().ok()?, bytes))
+        };
+        if let Some(region) = uri.strip_prefix(REGION_URN) {
+            return named(region).map(|(name, id)| Self::Region(name, id));
+        }
+        if let Some(region) = uri.strip_prefix(SNAPSHOT_URN) {
+            return named(region).map(|(name, id)| Self::Snapshot(name, id));
         }
         uri.parse().ok().map(Self::Principal)
     }
@@ -215,6 +225,19 @@ impl Authority {
         self.sign(request, &subject, &[], now.plus_days(LINK_DAYS), entropy, now)
     }
 
+    /// Issues the certificate of the key that signs one snapshot. It is looked at for as long as backups are kept.
+    pub fn issue_snapshot(
+        &self,
+        request: &[u8],
+        region: &Region,
+        region_id: [u8; 16],
+        entropy: &dyn Entropy,
+        now: Timestamp,
+    ) -> Result<Issued, AuthorityError> {
+        let subject = Subject::Snapshot(region.clone(), region_id);
+        self.sign(request, &subject, &[], now.plus_days(AUTHORITY_DAYS), entropy, now)
+    }
+
     /// Attests the public key that material is sealed to (an uncompressed P-256 point) as a Region's. The key agrees on
     /// secrets and signs nothing.
     pub fn attest_region_key(
@@ -279,6 +302,8 @@ impl Authority {
             Subject::Principal(_) | Subject::Invitation(_) | Subject::Region(..) => {
                 vec![ExtendedKeyUsagePurpose::ClientAuth]
             }
+            // Nothing that a door asks for.
+            Subject::Snapshot(..) => vec![ExtendedKeyUsagePurpose::CodeSigning],
             Subject::Node(_) => {
                 vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
             }

@@ -3,7 +3,7 @@
 //! Raft command) > look at the lease again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use keyward_env::sabotage::{Bug, on};
@@ -49,6 +49,8 @@ pub struct Kms<E: Env> {
     pub(crate) evicted: AtomicU64,
     /// Links with other Regions.
     pub(crate) regions: RegionLinks,
+    /// A snapshot is being taken on this node.
+    pub(crate) taking_snapshot: Arc<AtomicBool>,
 }
 
 /// What a call is served with: one immutable snapshot, and who asks.
@@ -97,6 +99,7 @@ impl<E: Env> Kms<E> {
             rounds_of_change: AtomicU32::new(0),
             evicted: AtomicU64::new(0),
             regions: RegionLinks::default(),
+            taking_snapshot: Arc::default(),
         })
     }
 

@@ -22,6 +22,7 @@ mod regions;
 mod resolve;
 mod roots;
 mod rotation;
+mod snapshot;
 mod stack;
 
 pub use api::{Call, Caller, Issuer, Request, Response};
@@ -33,8 +34,9 @@ pub use authorize::{Authorize, ByKind, Question};
 pub use joining::{Invited, Joined};
 pub use kms::Kms;
 pub use multiplex::{Multiplex, Numbered, STREAM_CALLS_MAX};
-pub use operator::{ClusterStatus, FoundingRequest, MemberStatus};
+pub use operator::{ClusterStatus, FoundingRequest, MemberStatus, open_authority};
 pub use quota::{BucketFigures, BucketUsage, NodeShare, PlanLine, QuotaUsage, Quotas};
 pub use regions::{Decision, RegionCard, RegionDelays, RegionsStatus, SeenLink};
 pub use roots::{KeptRoot, RootCommand, RootInfo, RootKeeper, RootReply};
+pub use snapshot::{Snapshotting, snapshot_refused};
 pub use stack::{Deadline, Handler, Measure, Serve, Shed, Stack, stack};

@@ -545,10 +545,7 @@ impl<E: Env> Kms<E> {
         let damaged = || internal("the authority's key is damaged", &"no domain key named");
         let domain_key = facts.ca_private_key.domain_key_id().ok_or_else(damaged)?;
         self.open_domain_key(state, domain_key).await?;
-        let key =
-            self.hsm.open_secret(&facts.ca_private_key, CA_LABEL).map_err(|e| hsm_refused(&e))?;
-        Authority::open(&facts.ca_certificate, key.expose())
-            .map_err(|e| internal("the authority cannot be opened", &e))
+        open_authority(&self.hsm, facts)
     }
 
     async fn fenced_principal(
@@ -636,6 +633,19 @@ impl<E: Env> Kms<E> {
         self.change(deadline, Command::RevokeCertificate { arn: arn.clone(), serial }).await?;
         self.last_change(&arn, deadline).await
     }
+}
+
+/// Opens the authority of a Region whose domain keys are open in `hsm`.
+///
+/// # Errors
+/// A domain key that is not open; a key that is none.
+pub fn open_authority(
+    hsm: &keyward_hsm::Hsm,
+    facts: &keyward_state::RegionFacts,
+) -> Result<Authority, KmsError> {
+    let key = hsm.open_secret(&facts.ca_private_key, CA_LABEL).map_err(|e| hsm_refused(&e))?;
+    Authority::open(&facts.ca_certificate, key.expose())
+        .map_err(|e| internal("the authority cannot be opened", &e))
 }
 
 /// The host in an address of the form `host:port`.

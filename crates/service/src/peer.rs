@@ -31,6 +31,8 @@ pub(crate) enum AppRequest {
     Quota(QuotaRequest),
     /// May you use multi-Region keys?
     Admitted,
+    /// How far has your audit trail come?
+    TrailEnd,
 }
 
 /// Operator commands that only a leader can carry out.
@@ -92,6 +94,8 @@ pub(crate) enum AppResponse {
     Roots(Result<RootReply, KmsError>),
     Quota(QuotaAnswer),
     Admitted(bool),
+    /// The number of its next record; none of a node without a trail.
+    TrailEnd(Option<u64>),
 }
 
 impl<E: Env> Kms<E> {
@@ -123,6 +127,7 @@ impl<E: Env> Kms<E> {
                 self.reseal(from, &request, &domain_keys).await.map(AppResponse::Resealed)
             }
             AppRequest::Admitted => Ok(AppResponse::Admitted(self.is_admitted())),
+            AppRequest::TrailEnd => Ok(AppResponse::TrailEnd(self.audit.next_sequence())),
             // What a node says that was removed is nobody's word any more.
             AppRequest::Roots(_) | AppRequest::Operate { .. } | AppRequest::Quota(_)
                 if !self.node.has_member(from) =>

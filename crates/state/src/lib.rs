@@ -8,14 +8,16 @@
 mod apply;
 pub mod codec;
 mod command;
+mod essentials;
 mod mem;
 mod multi_region;
 mod rows;
 mod state;
 mod store;
 
-pub use apply::apply;
+pub use apply::{Restoring, apply, restore};
 pub use command::{Command, CommandId, Envelope, Founding, Outcome, Reply};
+pub use essentials::Essentials;
 pub use keyward_hsm::SealedToken;
 pub use mem::{DiskFaults, MemStore};
 pub use multi_region::{
@@ -28,4 +30,4 @@ pub use rows::{
     Tombstone,
 };
 pub use state::{Fed, Listed, Page, State};
-pub use store::{Batch, Change, Checkpoint, Install, Store, Table, Visit};
+pub use store::{Batch, Change, Checkpoint, Install, Look, Moment, Store, Table, Visit};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::codec;
-use crate::store::{Batch, Change, Checkpoint, Install, Store, Table, Visit};
+use crate::store::{Batch, Change, Checkpoint, Install, Look, Moment, Store, Table, Visit};
 
 type Rows = BTreeMap<(Table8, Vec<u8>), Vec<u8>>;
 type Row = ((Table8, Vec<u8>), Vec<u8>);
@@ -221,6 +221,11 @@ impl Store for MemStore {
         })
     }
 
+    fn at_one_moment(&self, look: Look<'_>) -> io::Result<()> {
+        let rows = self.open(|disk| Ok(disk.visible.clone()))?;
+        look(&MemMoment(rows))
+    }
+
     fn write(&self, batch: Batch, sync: bool) -> io::Result<()> {
         self.open_to_write(|disk| {
             // Nobody looks for leftovers of tables that hold no sealed material.
@@ -268,6 +273,23 @@ impl Store for MemStore {
         let number = disk.begun;
         disk.incoming.insert(number, Vec::new());
         Ok(Box::new(MemInstall { store: self.clone(), number }))
+    }
+}
+
+struct MemMoment(Rows);
+
+impl Moment for MemMoment {
+    fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.0.get(&(table_number(table), key.to_vec())).cloned())
+    }
+
+    fn scan(&self, table: Table, visit: Visit<'_>) -> io::Result<()> {
+        let table = table_number(table);
+        let rows = self.0.range((table, vec![])..).take_while(|((t, _), _)| *t == table);
+        for ((_, key), value) in rows {
+            visit(key, value)?;
+        }
+        Ok(())
     }
 }
 

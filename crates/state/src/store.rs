@@ -146,6 +146,18 @@ pub trait Install: Send + 'static {
 /// Visits rows: key, value.
 pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>;
 
+/// The rows of a store as they were at one moment, whatever is written meanwhile.
+pub trait Moment {
+    /// Reads a row.
+    fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
+
+    /// Visits all rows of a table in key order.
+    fn scan(&self, table: Table, visit: Visit<'_>) -> io::Result<()>;
+}
+
+/// Looks at a moment's rows.
+pub type Look<'a> = &'a mut dyn FnMut(&dyn Moment) -> io::Result<()>;
+
 /// A key-value store with atomic batches. Calls may block on a disk: keep them off async threads.
 pub trait Store: Send + Sync + 'static {
     /// Reads a row.
@@ -153,6 +165,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Visits all rows of a table in key order.
     fn scan(&self, table: Table, visit: Visit<'_>) -> io::Result<()>;
+
+    /// Lets `look` see all tables as they are now: batches that are written meanwhile do not show. A purge waits until
+    /// it is done, so a look reads and writes down what it finds, and waits for nobody.
+    fn at_one_moment(&self, look: Look<'_>) -> io::Result<()>;
 
     /// Writes a batch. With `sync` it, and all that was written before it, survives a power cut once the
     /// call has returned.

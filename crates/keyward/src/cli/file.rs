@@ -219,7 +219,8 @@ fn open_input(path: &Path) -> Result<(Box<dyn Read + Send>, Option<u64>), Failur
     Ok((Box::new(BufReader::with_capacity(256 * 1024, file)), Some(len)))
 }
 
-fn progress(total: Option<u64>, what: &'static str) -> impl FnMut(u64) {
+/// Shows how far something has come that takes its time.
+pub fn progress(total: Option<u64>, what: &'static str) -> impl FnMut(u64) + Send {
     let began = RealEnv.boot_now();
     let mut bar: Option<ProgressBar> = None;
     move |bytes| {

@@ -20,6 +20,7 @@ use clap::{Parser, Subcommand};
 use crate::config::Overrides;
 use crate::dev;
 use crate::drill;
+use crate::snapshot::SnapshotCommand;
 use connect::ConnectArgs;
 use output::Format;
 
@@ -89,6 +90,9 @@ pub enum Command {
     /// The roots that everything is sealed for (operators only)
     #[command(subcommand)]
     Root(roots::RootCommand),
+    /// Backups: save, look at, prove, restore
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Measure a deployment under load
     Bench(Box<bench::BenchCommand>),
     /// Rehearse a disaster, with figures of what every caller saw

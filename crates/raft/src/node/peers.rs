@@ -188,7 +188,7 @@ impl<E: Env> Node<E> {
                 PeerResponse::Ok
             }
             PeerRequest::Banish { why } => {
-                if self.has_member(from) {
+                if self.has_member(from) || self.is_superseded_by(from) {
                     self.condemn(&why).await;
                     PeerResponse::Ok
                 } else {

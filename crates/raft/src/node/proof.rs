@@ -97,11 +97,22 @@ impl<E: Env> Node<E> {
     pub(super) fn is_lost(&self, node: NodeId) -> Option<String> {
         self.visible.load().lost.contains_key(&node).then(|| {
             format!(
-                "node {node} was given up when the Region went on without it (`keyward cluster recover`): its \
-                 history is another one now. Empty its data folder, and have it join under a new id (`keyward \
+                "node {node} was given up when the Region went on without it (`keyward cluster recover`, or `keyward \
+                 snapshot restore`): its history is another one now. Empty its data folder, and have it join under a new id (`keyward \
                  cluster invite`)"
             )
         })
+    }
+
+    /// Whether this node's Region was restored from a backup: `from`, which the Region's authority has made a node, was
+    /// never heard of here. A Region that lives is not ended by that: somebody may be looking at an old backup.
+    pub(super) fn is_superseded_by(&self, from: NodeId) -> bool {
+        let state = self.visible.load();
+        let known = state.counters.contains_key(&from)
+            || state.lost.contains_key(&from)
+            || state.roots_of(from).next().is_some()
+            || state.invitations.values().any(|invitation| invitation.node == from);
+        !known && state.region.is_some() && !self.leader_lives()
     }
 
     /// Whether this node goes on after a recovery that is not in its state yet.

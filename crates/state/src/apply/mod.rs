@@ -6,6 +6,9 @@ mod multi_region;
 mod principals;
 mod quotas;
 mod region;
+mod restore;
+
+pub use restore::{Restoring, restore};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
