@@ -22,7 +22,7 @@ use keyward_service::{Kms, Stack, stack};
 use keyward_state::{MemStore, Purpose, Timers};
 use parking_lot::Mutex;
 
-use crate::check::Step;
+use keyward_check::Step;
 use crate::dice::{Dice, Stream};
 use crate::env::{Drawn, SimEntropy, SimEnv};
 use crate::network::{Net, SimTransport, answers_of};

@@ -9,7 +9,7 @@ use keyward_service::{Call, Request, Response, Stack};
 use tower::ServiceExt;
 
 use super::Callers;
-use crate::check::Step;
+use keyward_check::Step;
 use crate::cluster::Running;
 use crate::trail::RequestId;
 

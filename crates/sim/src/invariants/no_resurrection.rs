@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use keyward_model::KeyId;
 
 use crate::book::{Book, KeyView};
-use crate::check::{End, Step, WriteId};
+use keyward_check::{End, Step, WriteId};
 use crate::cluster::Cluster;
 
 /// A key that is gone.
