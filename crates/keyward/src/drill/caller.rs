@@ -18,6 +18,8 @@ use super::pool::{Pool, Sealed};
 use super::stage::{CALL_PATIENCE, Stage};
 use crate::error::Failure;
 
+/// A client that has waited as long as it may says why; one that hangs does not.
+const MARGIN: Duration = Duration::from_millis(100);
 /// Connections of a load.
 const CLIENTS: usize = 4;
 
@@ -56,18 +58,46 @@ impl Outcome {
     }
 }
 
+/// How a call is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// As the client makes it: on another node where one does not answer, and again when a quota has room.
+    Patient,
+    /// Once.
+    Once,
+}
+
+/// Calls in that manner.
+macro_rules! ask {
+    ($client:expr, $manner:expr, $request:expr, $method:ident) => {
+        match $manner {
+            Manner::Patient => {
+                $client
+                    .key(Repeat::Safe, $request, |mut c, r| async move { c.$method(r).await })
+                    .await
+            }
+            Manner::Once => {
+                $client.key_once($request, |mut c, r| async move { c.$method(r).await }).await
+            }
+        }
+    };
+}
+
 /// Encrypts a plaintext.
-pub async fn encrypt(client: &Client, key: &str, plaintext: Vec<u8>) -> Result<Vec<u8>, CallError> {
+pub async fn encrypt(
+    client: &Client,
+    manner: Manner,
+    key: &str,
+    plaintext: Vec<u8>,
+) -> Result<Vec<u8>, CallError> {
     let request = v1::EncryptRequest { key_id: key.to_owned(), plaintext, ..Default::default() };
-    let sealed = client.key(Repeat::Safe, request, |mut c, r| async move { c.encrypt(r).await });
-    Ok(sealed.await?.ciphertext_blob)
+    Ok(ask!(client, manner, request, encrypt)?.ciphertext_blob)
 }
 
 /// Opens a ciphertext: the mark of its plaintext.
-pub async fn open(client: &Client, sealed: &Sealed) -> Outcome {
+pub async fn open(client: &Client, manner: Manner, sealed: &Sealed) -> Outcome {
     let request = v1::DecryptRequest { ciphertext_blob: sealed.blob.clone(), ..Default::default() };
-    let opened = client.key(Repeat::Safe, request, |mut c, r| async move { c.decrypt(r).await });
-    match opened.await {
+    match ask!(client, manner, request, decrypt) {
         Ok(opened) => Outcome::answered(sealed.subject, mark(&opened.plaintext)),
         Err(error) => Outcome::failed(error, sealed.subject),
     }
@@ -80,6 +110,7 @@ pub struct Caller {
     mix: Mix,
     rate: f64,
     retries: u32,
+    manner: Manner,
     clients: Vec<Client>,
     pool: Arc<Pool>,
 }
@@ -101,6 +132,7 @@ impl Caller {
             mix: Mix::parse(spec.mix.get_ref())?,
             rate,
             retries: spec.retries.as_ref().map_or(0, |retries| *retries.get_ref()),
+            manner: if spec.retries.is_some() { Manner::Once } else { Manner::Patient },
             clients: (0..CLIENTS).map(client).collect::<Result<_, _>>()?,
             pool,
         })
@@ -158,7 +190,7 @@ impl Caller {
 
     /// One call, with the patience of an application.
     async fn call(&self, number: usize, operation: Operation) -> Outcome {
-        let ended = RealEnv.timeout(CALL_PATIENCE, self.once(number, operation)).await;
+        let ended = RealEnv.timeout(CALL_PATIENCE + MARGIN, self.once(number, operation)).await;
         let no_answer = || Outcome { ended: NO_ANSWER.to_owned(), subject: 0, value: 0 };
         ended.unwrap_or_else(no_answer)
     }
@@ -169,13 +201,13 @@ impl Caller {
         if operation == Operation::Decrypt
             && let Some(sealed) = self.pool.draw(&mut dice)
         {
-            return open(client, &sealed).await;
+            return open(client, self.manner, &sealed).await;
         }
         let made = match operation {
             Operation::GenerateDataKey => self.data_key(client).await,
             _ => {
                 let plaintext = format!("drill {} {number}", self.source).into_bytes();
-                let blob = encrypt(client, &self.key, plaintext.clone()).await;
+                let blob = encrypt(client, self.manner, &self.key, plaintext.clone()).await;
                 blob.map(|blob| Sealed::new(blob, &plaintext))
             }
         };
@@ -195,9 +227,7 @@ impl Caller {
             key_spec: Some("AES_256".to_owned()),
             ..Default::default()
         };
-        let made = client
-            .key(Repeat::Safe, request, |mut c, r| async move { c.generate_data_key(r).await })
-            .await?;
+        let made = ask!(client, self.manner, request, generate_data_key)?;
         Ok(Sealed::new(made.ciphertext_blob, &made.plaintext))
     }
 }

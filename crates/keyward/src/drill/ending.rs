@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use keyward_client::Client;
 use keyward_env::{Env, RealEnv};
 
-use super::caller::{Records, micros, open, since_us};
+use super::caller::{Manner, Records, encrypt, micros, open, since_us};
 use super::changes::shown;
 use super::definition::Action;
 use super::history::{ANSWERED, CallRecord, Kind, NO_ANSWER, Source};
@@ -89,7 +89,7 @@ impl Ask<'_> {
     async fn ciphertext(&self, sealed: Sealed) {
         loop {
             let sent_us = since_us(self.began);
-            let outcome = open(self.client, &sealed).await;
+            let outcome = open(self.client, Manner::Patient, &sealed).await;
             let passing = matches!(
                 outcome.ended.as_str(),
                 NO_ANSWER | "DependencyTimeoutException" | "KeyUnavailableException" | "ThrottlingException"
@@ -138,7 +138,7 @@ pub async fn before(
         let client = stage.client(&source.region, None, &[])?;
         let plaintext = format!("drill {number} before").into_bytes();
         let (key, sent) = (stage.key(&source.key), RealEnv.boot_now());
-        let blob = super::caller::encrypt(&client, key, plaintext.clone()).await?;
+        let blob = encrypt(&client, Manner::Patient, key, plaintext.clone()).await?;
         let sealed = Sealed::new(blob, &plaintext);
         records.lock().push(CallRecord {
             source: number,
