@@ -49,7 +49,8 @@ fn the_shipped_drills_hold_what_they_promise() {
         .collect();
     assert!(files.len() >= 16, "{files:?}");
     files.sort();
-    let names: Vec<PathBuf> = files.iter().map(|file| PathBuf::from(file.file_stem().expect("a name"))).collect();
+    let names: Vec<PathBuf> =
+        files.iter().map(|file| PathBuf::from(file.file_stem().expect("a name"))).collect();
     // The longest are played first, so that none is left over in the end.
     files.sort_by_key(|file| lasts(file));
     let (left, failed) = (Mutex::new(files), Mutex::new(String::new()));
@@ -63,7 +64,8 @@ fn the_shipped_drills_hold_what_they_promise() {
                     let played = play(&file, &report, lane, &[]);
                     if !played.status.success() {
                         let told = text(&played.stdout) + &text(&played.stderr);
-                        *failed.lock().expect("a lock") += &format!("{}:\n{told}\n", file.display());
+                        *failed.lock().expect("a lock") +=
+                            &format!("{}:\n{told}\n", file.display());
                     }
                 }
             });
@@ -111,7 +113,8 @@ fn a_report_that_was_changed_is_noticed(report: &Path) {
 /// A browser finds all of it in the page, and nothing that it would have to fetch.
 fn the_page_opens_in_a_browser(report: &Path) {
     let page = std::fs::read_to_string(report.join("report.html")).expect("a page");
-    for fetched in ["src=", "href=", "@import", "url(", "<script", "<iframe", "http://", "https://"] {
+    for fetched in ["src=", "href=", "@import", "url(", "<script", "<iframe", "http://", "https://"]
+    {
         assert!(!page.contains(fetched), "the page has {fetched}");
     }
     let profile = tempfile::tempdir().expect("a folder");
@@ -135,7 +138,12 @@ fn the_page_opens_in_a_browser(report: &Path) {
     assert_eq!(count("class=\"mark\""), 3 * of("Events"));
     assert_eq!(count("<path class=\"line"), 2 * of("Loads") + of("Regions"));
     assert_eq!(count("<b class=\"good\">held</b>"), of("Verdicts"));
-    for expected in ["keyward dev fault down us-east-1", "without an answered call (RTO)", "keyward drill run", "Regions agree"] {
+    for expected in [
+        "keyward dev fault down us-east-1",
+        "without an answered call (RTO)",
+        "keyward drill run",
+        "Regions agree",
+    ] {
         assert!(dom.contains(expected), "{expected} is not in the page");
     }
     let picture = std::fs::metadata(profile.path().join("page.png")).map_or(0, |file| file.len());
@@ -326,12 +334,16 @@ fn a_drill_attaches_to_what_is_there_and_does_what_is_allowed_and_nothing_else()
             .expect("keyward runs");
         assert!(!told.status.success());
         let told = text(&told.stderr);
-        assert!(told.contains("ours.toml:38:7: this deployment does not allow 'key disable'"), "{told}");
+        assert!(
+            told.contains("ours.toml:38:7: this deployment does not allow 'key disable'"),
+            "{told}"
+        );
         assert!(told.contains("add \"key disable\" to allow"), "{told}");
     }
     assert!(!there.folder.path().join("drill-report").exists(), "nothing is half done");
     // A key that is not there is told before anything happens, too.
-    std::fs::write(&file, there.drill().replace("alias/rehearsal", "alias/nobody")).expect("written");
+    std::fs::write(&file, there.drill().replace("alias/rehearsal", "alias/nobody"))
+        .expect("written");
     let told = play(&file, &report, 0, &[]);
     let told = text(&told.stderr);
     assert!(told.contains("NotFoundException") && told.contains("nothing was done yet"), "{told}");

@@ -35,7 +35,9 @@ pub enum VaultError {
 impl fmt::Display for VaultError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Missing(name) => write!(f, "{name} is not set: `keyward dev env` prints what is needed"),
+            Self::Missing(name) => {
+                write!(f, "{name} is not set: `keyward dev env` prints what is needed")
+            }
             Self::Config(why) | Self::Message(why) => f.write_str(why),
             Self::Name(name) => write!(f, "'{name}' is no name of a file in the vault"),
             Self::Io(error) => write!(f, "{error}"),
@@ -113,7 +115,14 @@ impl Vault {
             let options = EncryptOptions::new(Suite::Commit);
             keys.bytes = bytes.len() as u64;
             let mut message = Vec::with_capacity(bytes.len() + 4096);
-            esdk::encrypt(&mut keys, &options, &*RealEnv.entropy(), &bytes[..], &mut message, |_| {})?;
+            esdk::encrypt(
+                &mut keys,
+                &options,
+                &*RealEnv.entropy(),
+                &bytes[..],
+                &mut message,
+                |_| {},
+            )?;
             let draft = place.with_extension("part");
             std::fs::write(&draft, message)?;
             Ok(std::fs::rename(draft, place)?)

@@ -75,12 +75,10 @@ with EFBIG, as with ENOSPC on a full disk.")]
         place: String,
     },
     /// Take the root key of a node or of a whole Region away until it is healed, as an HSM that is unplugged
-    #[command(
-        after_help = "Example:\n  keyward dev fault root-away us-east-1/2
+    #[command(after_help = "Example:\n  keyward dev fault root-away us-east-1/2
 
 Keys that are open are used on for an hour, or for as long as `dev up --root-grace` says. A node that starts without its
-root waits for it."
-    )]
+root waits for it.")]
     RootAway {
         /// REGION or REGION/NODE
         place: String,

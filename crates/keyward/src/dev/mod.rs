@@ -179,8 +179,7 @@ pub async fn run(command: DevCommand, connect: &ConnectArgs) -> Result<(), Failu
             account,
             aws_like_delays,
             root_grace,
-        } if !regions.is_empty() || regions::World::is_in(&data) =>
-        {
+        } if !regions.is_empty() || regions::World::is_in(&data) => {
             let world = if regions.is_empty() {
                 regions::World::open(&data)?
             } else {

@@ -30,7 +30,12 @@ pub struct Dev {
 }
 
 impl Dev {
-    async fn up(drill: &Drill, folder: &Path, program: &Path, port_base: u16) -> Result<Self, Failure> {
+    async fn up(
+        drill: &Drill,
+        folder: &Path,
+        program: &Path,
+        port_base: u16,
+    ) -> Result<Self, Failure> {
         let cannot =
             |why: &dyn std::fmt::Display| Failure::new(format!("cannot bring it up: {why}"));
         let topology = drill.topology.as_ref().ok_or_else(|| cannot(&"there is no topology"))?;
@@ -237,7 +242,10 @@ impl Stage {
                 Ok(_) => true,
                 // A refusal for want of the key, or of a kind, comes after it was let in.
                 Err(error) => {
-                    matches!(error.code.as_deref(), Some("NotFoundException" | "AccessDeniedException"))
+                    matches!(
+                        error.code.as_deref(),
+                        Some("NotFoundException" | "AccessDeniedException")
+                    )
                 }
             };
             if known {

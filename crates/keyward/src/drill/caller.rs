@@ -152,7 +152,8 @@ impl Caller {
             RealEnv.sleep((began + due).saturating_sub(RealEnv.boot_now())).await;
             let operation = self.mix.draw(&mut dice);
             let (caller, records) = (Arc::clone(&self), Arc::clone(&records));
-            RealEnv.spawn(async move { caller.tries(number, operation, began, due, &records).await });
+            RealEnv
+                .spawn(async move { caller.tries(number, operation, began, due, &records).await });
         }
     }
 

@@ -66,7 +66,13 @@ struct Ask<'a> {
 }
 
 impl Ask<'_> {
-    fn record(&self, operation: &'static str, sent_us: u64, (subject, value): (u64, u64), ended: String) {
+    fn record(
+        &self,
+        operation: &'static str,
+        sent_us: u64,
+        (subject, value): (u64, u64),
+        ended: String,
+    ) {
         self.records.lock().push(CallRecord {
             source: self.source,
             operation: Cow::Borrowed(operation),
@@ -92,11 +98,20 @@ impl Ask<'_> {
             let outcome = open(self.client, Manner::Patient, &sealed).await;
             let passing = matches!(
                 outcome.ended.as_str(),
-                NO_ANSWER | "DependencyTimeoutException" | "KeyUnavailableException" | "ThrottlingException"
-                    | "InvalidCiphertextException" | "KMSInternalException"
+                NO_ANSWER
+                    | "DependencyTimeoutException"
+                    | "KeyUnavailableException"
+                    | "ThrottlingException"
+                    | "InvalidCiphertextException"
+                    | "KMSInternalException"
             );
             if !passing || RealEnv.boot_now() >= self.end {
-                return self.record("Decrypt", sent_us, (sealed.subject, outcome.value), outcome.ended);
+                return self.record(
+                    "Decrypt",
+                    sent_us,
+                    (sealed.subject, outcome.value),
+                    outcome.ended,
+                );
             }
             RealEnv.sleep(AGAIN).await;
         }
@@ -111,7 +126,12 @@ impl Ask<'_> {
             let late = RealEnv.boot_now() >= self.end;
             match asked {
                 Ok(days) if before == Some(days) || late => {
-                    return self.record("GetKeyRotationStatus", sent_us, (0, days), ANSWERED.to_owned());
+                    return self.record(
+                        "GetKeyRotationStatus",
+                        sent_us,
+                        (0, days),
+                        ANSWERED.to_owned(),
+                    );
                 }
                 Ok(days) => before = Some(days),
                 Err(error) if late => {

@@ -158,7 +158,8 @@ impl History {
     /// Brings the calls into order.
     pub fn sort(&mut self) {
         self.calls.sort_by_key(|call| (call.began_us, call.source, call.sent_us));
-        self.looks.sort_by(|one, other| (one.at_us, &one.region).cmp(&(other.at_us, &other.region)));
+        self.looks
+            .sort_by(|one, other| (one.at_us, &one.region).cmp(&(other.at_us, &other.region)));
     }
 
     /// Calls of those sources, in order.

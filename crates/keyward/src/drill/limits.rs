@@ -144,7 +144,11 @@ pub fn last_success(calls: &[&CallRecord], after_us: u64, limit: Duration, step:
         }
         Some(last) => {
             let late = Duration::from_micros(last - after_us);
-            (late <= limit, promised, format!("the last one that was began {} s after that", seconds(late)))
+            (
+                late <= limit,
+                promised,
+                format!("the last one that was began {} s after that", seconds(late)),
+            )
         }
     }
 }
@@ -167,7 +171,9 @@ pub fn quota(calls: &[&CallRecord], quota: &QuotaSpec) -> Held {
     }
     let promised = format!("no window holds more than {limit} and {} at once", quota.burst);
     match meter.check(0, &[], 0) {
-        Ok(()) => (true, promised, format!("{} of {} were admitted", meter.admitted(), calls.len())),
+        Ok(()) => {
+            (true, promised, format!("{} of {} were admitted", meter.admitted(), calls.len()))
+        }
         Err(why) => (false, promised, why),
     }
 }
@@ -228,7 +234,9 @@ mod tests {
         let ms = Duration::from_millis;
         assert!(p99(&calls, ms(10)).0 && !p99(&calls, ms(9)).0);
         assert!(!p99(&calls[1..2], END).0);
-        assert!(last_success(&calls, 3000, ms(0), "x").0 && last_success(&calls, 2000, ms(1), "x").0);
+        assert!(
+            last_success(&calls, 3000, ms(0), "x").0 && last_success(&calls, 2000, ms(1), "x").0
+        );
         assert!(!last_success(&calls, 2000, ms(0), "x").0);
         assert!(per_second(&calls, 1.5, END).0 && !per_second(&calls, 1.6, END).0);
         assert!(quota(&calls, &QuotaSpec { rate: 1, burst: 3 }).0);

@@ -15,6 +15,11 @@ use super::verdict::{Verdict, seconds};
 /// Characters of what a command said that are shown.
 const SAID_MAX: usize = 160;
 
+/// A cell that is no longer is not broken into lines.
+const WHOLE_MAX: usize = 16;
+/// Looks that are further apart are not joined by a line, in microseconds.
+const GAP_US: u64 = 2_500_000;
+
 /// The page.
 pub fn page(report: &Report, drill: &Drill, history: &History) -> String {
     let (class, word) = if report.held { ("good", "held") } else { ("bad", "did not hold") };
@@ -24,17 +29,15 @@ pub fn page(report: &Report, drill: &Drill, history: &History) -> String {
         escaped(&report.version),
         escaped(&report.about)
     );
-    let of = |invariant: bool| report.verdicts.iter().filter(move |v| v.invariant == invariant);
-    html.push_str("<h2>Promises</h2>");
-    verdicts(&mut html, of(false));
-    html.push_str("<h2>What must hold always</h2>");
-    verdicts(&mut html, of(true));
+    promises(&mut html, report);
     curves(&mut html, report, drill, history);
     regions(&mut html, report);
     timeline(&mut html, report);
     loads(&mut html, report);
     html.push_str("<h2>Again</h2><code>");
-    html.push_str(&report.commands.iter().map(|line| escaped(line)).collect::<Vec<_>>().join("<br>"));
+    html.push_str(
+        &report.commands.iter().map(|line| escaped(line)).collect::<Vec<_>>().join("<br>"),
+    );
     let _ = write!(
         html,
         "</code><p class=\"soft\">SHA-256 of the drill's file: {}. Every call is in {HISTORY}, SHA-256 {}. {JSON} has \
@@ -44,21 +47,27 @@ pub fn page(report: &Report, drill: &Drill, history: &History) -> String {
     shell(&report.name, &html)
 }
 
-fn verdicts<'a>(html: &mut String, verdicts: impl Iterator<Item = &'a Verdict>) {
-    table(
-        html,
-        &["", "promise", "of", "promised", "seen"],
-        verdicts.map(|verdict| {
-            let (class, word) = if verdict.held { ("good", "held") } else { ("bad", "broken") };
-            vec![
-                format!("<b class=\"{class}\">{word}</b>"),
-                escaped(&verdict.name),
-                escaped(verdict.of.as_deref().unwrap_or("")),
-                escaped(&verdict.promised),
-                escaped(&verdict.seen),
-            ]
-        }),
-    );
+fn sign(verdict: &Verdict) -> String {
+    let (class, word) = if verdict.held { ("good", "held") } else { ("bad", "broken") };
+    format!("<b class=\"{class}\">{word}</b>")
+}
+
+fn promises(html: &mut String, report: &Report) {
+    html.push_str("<h2>Promises</h2>");
+    let promised = report.verdicts.iter().filter(|verdict| !verdict.invariant);
+    let cells = |verdict: &Verdict| {
+        let of = verdict.of.as_deref().unwrap_or("");
+        let texts = [&verdict.name, of, &verdict.promised, &verdict.seen];
+        [sign(verdict)].into_iter().chain(texts.map(escaped)).collect()
+    };
+    table(html, &["", "promise", "of", "promised", "seen"], promised.map(cells));
+    html.push_str("<h2>What must hold always</h2>");
+    let always = report.verdicts.iter().filter(|verdict| verdict.invariant);
+    let cells = |verdict: &Verdict| {
+        let texts = [&verdict.name, &verdict.promised, &verdict.seen];
+        [sign(verdict)].into_iter().chain(texts.map(|text| escaped(text))).collect()
+    };
+    table(html, &["", "rule", "that is", "seen"], always.map(cells));
 }
 
 /// Goodput, latency and lag, with every step marked by its number.
@@ -100,7 +109,11 @@ fn regions(html: &mut String, report: &Report) {
             recovery,
             lost,
             time(region.lag_peak_ms),
-            if quotas.is_empty() { "no quota was drawn on".to_owned() } else { quotas.join("<br>") },
+            if quotas.is_empty() {
+                "no quota was drawn on".to_owned()
+            } else {
+                quotas.join("<br>")
+            },
         ]
     };
     html.push_str("<h2>Regions</h2>");
@@ -172,9 +185,12 @@ fn table(html: &mut String, columns: &[&str], rows: impl Iterator<Item = Vec<Str
     }
     html.push_str("</tr>");
     for row in rows {
-        let cells: String =
-            row.iter().map(|cell| format!("<td class=\"text\">{cell}</td>")).collect();
-        let _ = write!(html, "<tr>{cells}</tr>");
+        html.push_str("<tr>");
+        for cell in row {
+            let whole = if cell.len() <= WHOLE_MAX { " style=\"white-space:nowrap\"" } else { "" };
+            let _ = write!(html, "<td class=\"text\"{whole}>{cell}</td>");
+        }
+        html.push_str("</tr>");
     }
     html.push_str("</table></div>");
 }
@@ -222,9 +238,16 @@ fn by_slot<'a>(
 fn lag<'a>(drill: &Drill, history: &History) -> Chart<'a> {
     let line = |region: String| {
         let looks = history.looks.iter().filter(|look| look.region == region);
-        let points: Vec<(f64, f64)> =
-            looks.map(|look| (look.at_us as f64 / 1e6, look.lag_ms as f64 / 1000.0)).collect();
-        Line::new(region, points)
+        let (mut points, mut before_us) = (Vec::new(), 0);
+        for look in looks {
+            let at = look.at_us as f64 / 1e6;
+            if look.at_us > before_us + GAP_US {
+                points.push((at, f64::NAN));
+            }
+            points.push((at, look.lag_ms as f64 / 1000.0));
+            before_us = look.at_us;
+        }
+        Line::new(region.clone(), points)
     };
     let lines = drill.regions().into_iter().map(line).collect();
     Chart { x_name: "seconds", y_name: "seconds behind", x: Scale::Linear, y: Scale::Linear, lines }

@@ -78,12 +78,17 @@ impl Place {
 
     fn get(&self, name: &str) -> Result<&str, Failure> {
         let value = self.environment.get(name).filter(|value| !value.is_empty());
-        value.map(String::as_str).ok_or_else(|| {
-            Failure::new(format!("{name} of {} is not told", self.region))
-        })
+        value
+            .map(String::as_str)
+            .ok_or_else(|| Failure::new(format!("{name} of {} is not told", self.region)))
     }
 
-    fn connect(&self, who: (&str, &str), nodes: &[u16], patience: Duration) -> Result<Client, Failure> {
+    fn connect(
+        &self,
+        who: (&str, &str),
+        nodes: &[u16],
+        patience: Duration,
+    ) -> Result<Client, Failure> {
         let all: Vec<String> =
             self.get("KEYWARD_ENDPOINTS")?.split(',').map(|one| one.trim().to_owned()).collect();
         let endpoints = match nodes {
@@ -94,7 +99,10 @@ impl Place {
                     let at = usize::from(*node).checked_sub(1);
                     at.and_then(|at| all.get(at)).cloned().ok_or_else(|| {
                         let there = all.len();
-                        Failure::new(format!("{} has no node {node}: it has nodes 1 to {there}", self.region))
+                        Failure::new(format!(
+                            "{} has no node {node}: it has nodes 1 to {there}",
+                            self.region
+                        ))
                     })
                 })
                 .collect::<Result<_, _>>()?,
@@ -133,7 +141,8 @@ impl Place {
     pub fn signer(&self) -> Result<(String, String), Failure> {
         let text = |name| {
             let path = self.get(name)?;
-            std::fs::read_to_string(path).map_err(|e| Failure::new(format!("cannot read {path}: {e}")))
+            std::fs::read_to_string(path)
+                .map_err(|e| Failure::new(format!("cannot read {path}: {e}")))
         };
         Ok((text("KEYWARD_OPERATOR_CERT")?, text("KEYWARD_OPERATOR_KEY")?))
     }

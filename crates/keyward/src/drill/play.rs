@@ -109,7 +109,9 @@ fn meets(ran: &Ran, step: &Step, stage: &Stage) -> Result<(), String> {
     if let Some(shows) = step.shows.as_ref().filter(|shows| !ran.said.contains(*shows)) {
         return Err(format!("it does not show '{shows}'"));
     }
-    let of = |name: &String, result: std::io::Result<Vec<u8>>| result.map_err(|e| format!("{name}: {e}"));
+    let of = |name: &String, result: std::io::Result<Vec<u8>>| {
+        result.map_err(|e| format!("{name}: {e}"))
+    };
     if let Some(name) = &step.save {
         of(name, std::fs::write(stage.work.join(name), &ran.output).map(|()| Vec::new()))?;
     }

@@ -42,7 +42,12 @@ pub struct Program {
 
 impl Program {
     /// Starts it, pointed at its Region and key. A program beside `keyward` is found first.
-    pub fn start(source: usize, spec: &LoadSpec, command: &[String], stage: &Stage) -> Result<Self, Failure> {
+    pub fn start(
+        source: usize,
+        spec: &LoadSpec,
+        command: &[String],
+        stage: &Stage,
+    ) -> Result<Self, Failure> {
         let (name, arguments) = command.split_first().ok_or_else(|| Failure::new("no program"))?;
         let beside = stage.program.with_file_name(name);
         let program = if !name.contains('/') && beside.exists() { beside } else { name.into() };
@@ -99,11 +104,19 @@ fn record(source: usize, line: &str, now_us: u64) -> CallRecord {
     let short = |text: String| text.chars().take(TOLD_MAX).collect::<String>();
     match serde_json::from_str::<Line>(line) {
         Ok(line) => call(source, short(line.operation), now_us, line.took_us, short(line.ended)),
-        Err(error) => call(source, "(line)".to_owned(), now_us, 0, short(format!("not understood: {error}"))),
+        Err(error) => {
+            call(source, "(line)".to_owned(), now_us, 0, short(format!("not understood: {error}")))
+        }
     }
 }
 
-fn call(source: usize, operation: String, ended_us: u64, took_us: u64, ended: String) -> CallRecord {
+fn call(
+    source: usize,
+    operation: String,
+    ended_us: u64,
+    took_us: u64,
+    ended: String,
+) -> CallRecord {
     let began_us = ended_us.saturating_sub(took_us);
     CallRecord {
         source,

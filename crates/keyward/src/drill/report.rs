@@ -152,9 +152,10 @@ fn region_report(region: &str, drill: &Drill, history: &History) -> RegionReport
 impl Report {
     /// What came of a drill.
     pub fn new(drill: &Drill, heading: Heading, history: &History, verdicts: Vec<Verdict>) -> Self {
-        let loads = history.sources.iter().filter(|source| {
-            matches!(source.kind, Kind::Load | Kind::Program)
-        });
+        let loads = history
+            .sources
+            .iter()
+            .filter(|source| matches!(source.kind, Kind::Load | Kind::Program));
         let regions = drill.regions();
         Self {
             name: drill.name.clone(),
@@ -164,7 +165,9 @@ impl Report {
             held: verdicts.iter().all(|verdict| verdict.held),
             verdicts,
             regions: regions.iter().map(|region| region_report(region, drill, history)).collect(),
-            loads: loads.map(|load| load_report(&load.name, &load.region, drill, history)).collect(),
+            loads: loads
+                .map(|load| load_report(&load.name, &load.region, drill, history))
+                .collect(),
             events: history.events.clone(),
             drill_sha256: sha256(&heading.text),
             history_sha256: sha256(&history.csv()),
@@ -190,7 +193,8 @@ impl Report {
         write(JUNIT, &self.junit())?;
         let json = serde_json::to_value(self).map_err(|e| Failure::new(e.to_string()))?;
         let signed = signer.sign(&json)?;
-        let text = serde_json::to_string_pretty(&signed).map_err(|e| Failure::new(e.to_string()))?;
+        let text =
+            serde_json::to_string_pretty(&signed).map_err(|e| Failure::new(e.to_string()))?;
         write(JSON, &text)
     }
 

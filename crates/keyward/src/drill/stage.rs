@@ -58,7 +58,8 @@ impl Stage {
         let beside = beside.unwrap_or(Path::new("."));
         let beside = beside.canonicalize().unwrap_or_else(|_| beside.to_path_buf());
         let regions = drill.attach.iter().flat_map(|attach| &attach.region);
-        let places = regions.map(|region| Place::attached(region, &beside)).collect::<Result<_, _>>()?;
+        let places =
+            regions.map(|region| Place::attached(region, &beside)).collect::<Result<_, _>>()?;
         let path = |text: &Option<super::definition::Text>| {
             let text = text.as_ref().map(|text| text.get_ref().clone()).unwrap_or_default();
             beside.join(text).display().to_string()
@@ -95,12 +96,14 @@ impl Stage {
         for key in &drill.key {
             for region in key.regions.get_ref() {
                 let client = self.place(region.get_ref())?.client(None, &[], CALL_PATIENCE)?;
-                let request = v1::DescribeKeyRequest { key_id: self.key(key.name.get_ref()).to_owned() };
+                let request =
+                    v1::DescribeKeyRequest { key_id: self.key(key.name.get_ref()).to_owned() };
                 let shown = client
                     .key(Repeat::Safe, request, |mut c, r| async move { c.describe_key(r).await });
                 let shown = shown.await.map_err(|error| {
                     let (key, region) = (key.name.get_ref(), region.get_ref());
-                    Failure::new(format!("key {key} in {region}: {error}")).next("nothing was done yet")
+                    Failure::new(format!("key {key} in {region}: {error}"))
+                        .next("nothing was done yet")
                 })?;
                 let enabled = shown.key_metadata.is_some_and(|key| key.enabled);
                 if !enabled {
@@ -130,7 +133,12 @@ impl Stage {
     }
 
     /// A client of a Region's nodes, or of all of them.
-    pub fn client(&self, region: &str, who: Option<&str>, nodes: &[u16]) -> Result<Client, Failure> {
+    pub fn client(
+        &self,
+        region: &str,
+        who: Option<&str>,
+        nodes: &[u16],
+    ) -> Result<Client, Failure> {
         self.place(region)?.client(self.identity(who), nodes, CALL_PATIENCE)
     }
 

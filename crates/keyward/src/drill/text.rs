@@ -46,13 +46,10 @@ mod tests {
 
     #[test]
     fn quotes_hold_words_together_and_braces_are_filled() {
-        assert_eq!(words("key set-description {k} 'two words' ''"), [
-            "key",
-            "set-description",
-            "{k}",
-            "two words",
-            ""
-        ]);
+        assert_eq!(
+            words("key set-description {k} 'two words' ''"),
+            ["key", "set-description", "{k}", "two words", ""]
+        );
         let filled = fill("a {x} b", |name| (name == "x").then(|| "1".to_owned()));
         assert_eq!(filled, Ok("a 1 b".to_owned()));
         assert_eq!(fill("a {y} b", |_| None), Err("y".to_owned()));

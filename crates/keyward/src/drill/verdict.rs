@@ -127,16 +127,19 @@ fn last_success(promise: &PromiseSpec, about: &About<'_>, limit: Duration) -> He
     let event = about.history.events.iter().find(|event| event.name.as_ref() == Some(&step));
     match event.filter(|event| event.done) {
         Some(event) => limits::last_success(&about.calls, event.ended_us, limit, &step),
-        None => {
-            (false, format!("no call is answered after '{step}'"), "that step was not done".to_owned())
-        }
+        None => (
+            false,
+            format!("no call is answered after '{step}'"),
+            "that step was not done".to_owned(),
+        ),
     }
 }
 
 /// Recovery point: acknowledged changes of a Region that are not there.
 fn rpo(about: &About<'_>, limit: u64) -> Held {
     let promised = format!("at most {limit} acknowledged changes are not there in the end");
-    let of_region = changed(about.history).into_iter().filter(|one| one.source.region == about.region);
+    let of_region =
+        changed(about.history).into_iter().filter(|one| one.source.region == about.region);
     let (mut acknowledged, mut lost) = (0, 0);
     for one in of_region {
         if one.shown.is_none() {

@@ -25,7 +25,12 @@ const SILENT_MS: u64 = 1500;
 pub type Looks = Arc<Mutex<Vec<Look>>>;
 
 /// Looks at every Region once a second. Ends with the drill.
-pub fn watch(stage: &Stage, began: Duration, lasts: Duration, looks: &Looks) -> Result<(), Failure> {
+pub fn watch(
+    stage: &Stage,
+    began: Duration,
+    lasts: Duration,
+    looks: &Looks,
+) -> Result<(), Failure> {
     for place in &stage.places {
         let operator = place.operator(PATIENCE)?;
         let (region, looks) = (place.region.clone(), Arc::clone(looks));
@@ -68,7 +73,8 @@ fn behind_ms(link: &v1::RegionLink, since_began_ms: u64) -> u64 {
 
 /// How much of a limit a second no node has: a node that is lost takes its share with it until it is divided anew.
 fn headroom_lost(bucket: &v1::BucketUsage) -> Option<(String, u64)> {
-    let limit = bucket.limit.as_ref().filter(|limit| limit.window == "second" && limit.limit > 0)?;
+    let limit =
+        bucket.limit.as_ref().filter(|limit| limit.window == "second" && limit.limit > 0)?;
     let held: u64 = bucket.nodes.iter().map(|node| node.share).sum();
     // Where tokens are prepaid, nodes have no shares.
     if held == 0 {

@@ -52,7 +52,10 @@ impl Check<'_> {
             None if !all => {
                 let hint = "give endpoints, ca, certificate and private_key; or env_prefix = \"\", and KEYWARD_ENDPOINTS, \
                             KEYWARD_CA, KEYWARD_CERT, KEYWARD_KEY in the environment";
-                let what = format!("where {} is, and who calls it, is not all told", region.name.get_ref());
+                let what = format!(
+                    "where {} is, and who calls it, is not all told",
+                    region.name.get_ref()
+                );
                 self.fault(&region.name, what, Some(hint.to_owned()));
             }
             _ => {}
@@ -63,8 +66,13 @@ impl Check<'_> {
     fn things_of_the_owner(&mut self) {
         for key in &self.drill.key {
             if key.id.is_none() {
-                let hint = "id = \"alias/rehearsal\": a key that is there, for the rehearsal alone".to_owned();
-                self.fault(&key.name, "a drill makes no keys in a deployment that is not its own", Some(hint));
+                let hint = "id = \"alias/rehearsal\": a key that is there, for the rehearsal alone"
+                    .to_owned();
+                self.fault(
+                    &key.name,
+                    "a drill makes no keys in a deployment that is not its own",
+                    Some(hint),
+                );
             }
         }
         for one in &self.drill.principal {

@@ -299,13 +299,20 @@ impl Check<'_> {
         self.region(&changes.region);
         self.key_in(&changes.key, &changes.region);
         self.rate(&changes.rate, 10.0);
-        let others = self.drill.changes.iter().filter(|one| one.key.get_ref() == changes.key.get_ref());
+        let others =
+            self.drill.changes.iter().filter(|one| one.key.get_ref() == changes.key.get_ref());
         if others.count() > 1 {
             let hint = "give each its own key".to_owned();
-            self.fault(&changes.key, "two change the same key: nobody could tell what was lost", Some(hint));
+            self.fault(
+                &changes.key,
+                "two change the same key: nobody could tell what was lost",
+                Some(hint),
+            );
         }
         if self.lasts.as_secs_f64() * changes.rate.get_ref() > f64::from(CHANGES_MAX) {
-            let what = format!("more than {CHANGES_MAX} changes, which is all that a rotation period can tell apart");
+            let what = format!(
+                "more than {CHANGES_MAX} changes, which is all that a rotation period can tell apart"
+            );
             self.fault(&changes.rate, what, None);
         }
     }

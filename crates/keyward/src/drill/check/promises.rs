@@ -34,8 +34,7 @@ impl Check<'_> {
         let name = &promise.name;
         self.times(promise);
         self.of_what(promise, name);
-        let durations =
-            [&promise.outage_max, &promise.p99_max, &promise.rto_max, &promise.lag_max];
+        let durations = [&promise.outage_max, &promise.p99_max, &promise.rto_max, &promise.lag_max];
         for limit in durations.into_iter().chain([&promise.last_success_max]).flatten() {
             self.long(limit);
         }

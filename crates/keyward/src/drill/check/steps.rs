@@ -11,8 +11,18 @@ use crate::drill::wrong::nearest;
 
 /// Commands of `keyward` that a step may be, by their first words.
 const STEPS: [&str; 12] = [
-    "key", "alias", "file", "principal", "quota", "cluster", "region", "root", "audit", "snapshot",
-    "dev fault", "dev clock",
+    "key",
+    "alias",
+    "file",
+    "principal",
+    "quota",
+    "cluster",
+    "region",
+    "root",
+    "audit",
+    "snapshot",
+    "dev fault",
+    "dev clock",
 ];
 
 /// Whether a command begins with these words.
@@ -48,7 +58,11 @@ impl Check<'_> {
             (None, Some(name), None) => self.own(name),
             (None, None, Some(metric)) if self.drill.attach.is_some() => {
                 let hint = "name a command of your own that looks at it".to_owned();
-                self.fault(metric, "where metrics are is not known of an attached deployment", Some(hint));
+                self.fault(
+                    metric,
+                    "where metrics are is not known of an attached deployment",
+                    Some(hint),
+                );
             }
             (None, None, Some(_)) => {}
             _ => {
@@ -87,7 +101,9 @@ impl Check<'_> {
             }
         };
         let words = words(&filled);
-        match Cli::try_parse_from(std::iter::once("keyward").chain(words.iter().map(String::as_str))) {
+        match Cli::try_parse_from(
+            std::iter::once("keyward").chain(words.iter().map(String::as_str)),
+        ) {
             Err(error) => {
                 let said = error.render().to_string();
                 let first = said.lines().next().unwrap_or("no command of keyward").trim();
@@ -119,7 +135,11 @@ impl Check<'_> {
     fn allowed(&mut self, run: &Text, words: &[String], attach: &Attach) {
         if begins(words, "dev fault") {
             let hint = "name a command of your own in [[attach.command]], and do = it".to_owned();
-            return self.fault(run, "faults of an attached deployment are its owner's own commands", Some(hint));
+            return self.fault(
+                run,
+                "faults of an attached deployment are its owner's own commands",
+                Some(hint),
+            );
         }
         if attach.allow.iter().all(|allowed| !begins(words, allowed.get_ref())) {
             let asked = words.iter().take(2).cloned().collect::<Vec<_>>().join(" ");
@@ -131,13 +151,25 @@ impl Check<'_> {
     fn own(&mut self, name: &Text) {
         let Some(attach) = &self.drill.attach else {
             let hint = "run = a command of keyward, dev fault among them".to_owned();
-            return self.fault(name, "commands of one's own are for an attached deployment", Some(hint));
+            return self.fault(
+                name,
+                "commands of one's own are for an attached deployment",
+                Some(hint),
+            );
         };
-        let own: Vec<String> = attach.command.iter().map(|own| own.name.get_ref().clone()).collect();
+        let own: Vec<String> =
+            attach.command.iter().map(|own| own.name.get_ref().clone()).collect();
         self.known("command", name, &own);
-        if own.contains(name.get_ref()) && attach.allow.iter().all(|one| one.get_ref() != name.get_ref()) {
-            let hint = format!("if it may be done: add \"{}\" to allow in [attach]", name.get_ref());
-            self.fault(name, format!("this deployment does not allow '{}'", name.get_ref()), Some(hint));
+        if own.contains(name.get_ref())
+            && attach.allow.iter().all(|one| one.get_ref() != name.get_ref())
+        {
+            let hint =
+                format!("if it may be done: add \"{}\" to allow in [attach]", name.get_ref());
+            self.fault(
+                name,
+                format!("this deployment does not allow '{}'", name.get_ref()),
+                Some(hint),
+            );
         }
     }
 
@@ -153,8 +185,12 @@ impl Check<'_> {
                 let with = |name: &str| [&walked[..], &[name.to_owned()]].concat().join(" ");
                 let names = command.get_subcommands().map(|sub| with(sub.get_name()));
                 let names: Vec<String> = names.chain(own).collect();
-                let hint = nearest(entry.get_ref(), &names).map(|near| format!("did you mean {near}?"));
-                let what = format!("'{}' is no command of keyward, and none of [[attach.command]]", entry.get_ref());
+                let hint =
+                    nearest(entry.get_ref(), &names).map(|near| format!("did you mean {near}?"));
+                let what = format!(
+                    "'{}' is no command of keyward, and none of [[attach.command]]",
+                    entry.get_ref()
+                );
                 return self.fault(entry, what, hint);
             };
             walked.push(word.to_owned());

@@ -2,17 +2,23 @@
 //! acts on a state that was over, operators' changes happened one after the other, quotas are kept, and nothing
 //! acknowledged is lost.
 
+mod changed;
+mod quotas;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use keyward_check::key::{KeyCommand, KeyModel, OfKey, ToldOfKey};
 use keyward_check::linear::Operations;
-use keyward_check::{End, History as Writes, KeyView, Meter};
+use keyward_check::{End, History as Writes, KeyView};
 
-use super::asked::{Asked, Holder, Names, asked, end};
-use super::changes::OPERATION;
-use super::history::{CallRecord, History, Kind, Source, UNKNOWN};
+use super::asked::{Asked, Names, asked, end};
+use super::history::{CallRecord, History, Kind, Source};
 use super::verdict::Verdict;
+
+pub use changed::{Changed, changed};
 
 /// A broken rule is told with so many examples.
 const EXAMPLES: usize = 3;
@@ -26,8 +32,8 @@ pub fn judge(history: &History, names: &Names) -> Vec<Verdict> {
     ];
     verdicts.extend(principals_are_as_told(history, names));
     verdicts.extend(changes_happened(history, names));
-    verdicts.extend(quotas_are_kept(history, names));
-    verdicts.extend(changes_are_there(history));
+    verdicts.extend(quotas::are_kept(history, names));
+    verdicts.extend(changed::are_there(history));
     verdicts
 }
 
@@ -205,7 +211,8 @@ fn ciphertexts_open_in_the_end(history: &History, names: &Names) -> Verdict {
 /// Nobody who was switched off is let in, and nobody else is kept out.
 fn principals_are_as_told(history: &History, names: &Names) -> Option<Verdict> {
     let mut let_in: BTreeMap<(String, String), Writes<bool>> = BTreeMap::new();
-    let places = history.sources.iter().filter_map(|s| Some((s.principal.clone()?, s.region.clone())));
+    let places =
+        history.sources.iter().filter_map(|s| Some((s.principal.clone()?, s.region.clone())));
     let_in.extend(places.map(|place| (place, Writes::new(true))));
     for event in &history.events {
         let Asked::Principal { arn, let_in: value, everywhere } = asked(event) else { continue };
@@ -280,178 +287,8 @@ fn changes_happened(history: &History, names: &Names) -> Option<Verdict> {
         verdict(
             "changes of keys are linearizable",
             "they happened one after the other, with the outcomes that operators were told",
-            &format!("{all} changes did"),
+            &format!("{all} of {all} did"),
             &broken,
         )
     })
-}
-
-/// Whether a call was admitted: whatever came after that.
-fn admitted(call: &CallRecord) -> bool {
-    view(&call.ended).is_some() || call.ended == "AccessDeniedException"
-}
-
-/// Never more than a quota and its burst.
-fn quotas_are_kept(history: &History, names: &Names) -> Option<Verdict> {
-    let arn = |who: &Option<String>| {
-        let name = who.clone().unwrap_or_default();
-        names.principals.iter().find(|(_, known)| **known == name).map(|(arn, _)| arn.clone())
-    };
-    // By Region and by whose calls it counts: what was defined, and whose calls that is.
-    let mut meters: BTreeMap<(String, Holder, Option<String>), Meter> = BTreeMap::new();
-    let sources: BTreeSet<(&String, Option<String>)> =
-        history.sources.iter().map(|source| (&source.region, arn(&source.principal))).collect();
-    for event in &history.events {
-        let Asked::Quota { holder, limit: Some(limit) } = asked(event) else { continue };
-        let meant: BTreeSet<Option<String>> = match &holder {
-            Holder::EachPrincipal => {
-                let here = sources.iter().filter(|(at, _)| **at == event.region);
-                here.map(|(_, who)| who.clone()).collect()
-            }
-            Holder::One(one) if one.starts_with("arn:") => [Some(one.clone())].into(),
-            Holder::One(_) | Holder::EachAccount => [None].into(),
-        };
-        for who in meant {
-            let place = (event.region.clone(), holder.clone(), who.clone());
-            match (meters.get_mut(&place), end(event)) {
-                (Some(meter), end) => {
-                    meter.define(limit, Duration::from_micros(event.began_us));
-                    if let End::Acknowledged(at) = end {
-                        meter.defined(Duration::from_micros(at));
-                    }
-                }
-                (None, End::Acknowledged(at)) => {
-                    let name = format!("{} in {}", who.unwrap_or("all".to_owned()), event.region);
-                    let mut meter = Meter::new(name, limit, Duration::from_micros(at));
-                    count(history, &place, at, &arn, &mut meter);
-                    meters.insert(place, meter);
-                }
-                (None, _) => {}
-            }
-        }
-    }
-    let all: u64 = meters.values().map(Meter::admitted).sum();
-    let refused: u64 = meters.values().map(Meter::refused).sum();
-    let broken: Vec<String> = meters.values().filter_map(|meter| meter.check(0, &[], 0).err()).collect();
-    (!meters.is_empty()).then(|| {
-        verdict(
-            "quotas are never exceeded",
-            "no window holds more calls than a quota and its burst admit",
-            &format!("{all} calls were admitted, {refused} were not"),
-            &broken,
-        )
-    })
-}
-
-/// Calls that a quota counts, from its acknowledgement on.
-fn count(
-    history: &History,
-    (region, holder, who): &(String, Holder, Option<String>),
-    from_us: u64,
-    arn: &dyn Fn(&Option<String>) -> Option<String>,
-    meter: &mut Meter,
-) {
-    // It is gone from then on.
-    let gone = history.events.iter().find(|event| {
-        let gone = Asked::Quota { holder: holder.clone(), limit: None };
-        event.region == *region && event.began_us > from_us && asked(event) == gone
-    });
-    let until_us = gone.map_or(u64::MAX, |event| event.began_us);
-    for (call, source) in uses(history).filter(|(_, source)| source.region == *region) {
-        let by_one = matches!(holder, Holder::EachPrincipal)
-            || matches!(holder, Holder::One(one) if one.starts_with("arn:"));
-        let meant = !by_one || arn(&source.principal) == *who;
-        if !meant || call.sent_us < from_us || call.ended_us() > until_us {
-            continue;
-        }
-        if admitted(call) {
-            let at = Duration::from_micros;
-            meter.admit(at(call.sent_us), at(call.ended_us()));
-        } else if call.ended == "ThrottlingException" {
-            meter.note_refused();
-        }
-    }
-}
-
-/// Of one who makes changes: those that were acknowledged, and what is there in the end.
-pub struct Changed<'a> {
-    pub source: &'a Source,
-    pub acknowledged: Vec<&'a CallRecord>,
-    /// What its Region shows in the end.
-    pub shown: Option<&'a CallRecord>,
-    /// Acknowledged, and not there.
-    pub lost: Vec<&'a CallRecord>,
-}
-
-/// All of them.
-pub fn changed(history: &History) -> Vec<Changed<'_>> {
-    let of = |number: usize| history.calls.iter().filter(move |call| call.source == number);
-    let sources = history.sources.iter().enumerate();
-    let changes = sources.filter(|(_, source)| source.kind == Kind::Changes);
-    changes
-        .map(|(number, source)| {
-            let at = history.sources.iter().position(|end| {
-                end.kind == Kind::End && end.key == source.key && end.region == source.region
-            });
-            let shown = at.and_then(|at| of(at).find(|call| call.operation == "GetKeyRotationStatus"));
-            let shown = shown.filter(|call| call.answered());
-            let acknowledged: Vec<&CallRecord> = of(number).filter(|call| call.answered()).collect();
-            let there = shown.map_or(0, |shown| shown.value);
-            let lost = acknowledged.iter().filter(|call| call.value > there).copied().collect();
-            Changed { source, acknowledged, shown, lost }
-        })
-        .collect()
-}
-
-/// What was acknowledged is there in the end, unless a Region went on without; and Regions agree about it.
-fn changes_are_there(history: &History) -> Vec<Verdict> {
-    let all = changed(history);
-    if all.is_empty() {
-        return Vec::new();
-    }
-    let may_lose = history.events.iter().any(|event| matches!(asked(event), Asked::GoesOn { .. }));
-    let mut broken = Vec::new();
-    for one in all.iter().filter(|_| !may_lose) {
-        let mut writes = Writes::new(0);
-        let calls = history.calls_of(|source| source == one.source);
-        for call in calls.into_iter().filter(|call| call.operation == OPERATION) {
-            let write = writes.begin(call.value, call.sent_us);
-            writes.ended(write, match call.ended.as_str() {
-                super::history::ANSWERED => End::Acknowledged(call.ended_us()),
-                UNKNOWN => End::Unknown,
-                _ => End::Void,
-            });
-        }
-        let name = &one.source.name;
-        match one.shown {
-            None => broken.push(format!("{name}: what is there could not be asked")),
-            Some(shown) => {
-                let read = writes.may_read(&shown.value, shown.sent_us, shown.ended_us());
-                broken.extend(read.err().map(|why| format!("{name}: {why} (days, microseconds)")));
-            }
-        }
-    }
-    let acknowledged: usize = all.iter().map(|one| one.acknowledged.len()).sum();
-    let lost: usize = all.iter().map(|one| one.lost.len()).sum();
-    let held = match may_lose {
-        true => format!("{lost} of {acknowledged} were lost, as may be: a Region went on without them"),
-        false => format!("all {acknowledged} are"),
-    };
-    let name = "no acknowledged change is lost";
-    let promised = "it is there in the end, unless a Region was promoted or recovered without it";
-    vec![verdict(name, promised, &held, &broken), regions_agree(history, &all)]
-}
-
-fn regions_agree(history: &History, all: &[Changed<'_>]) -> Verdict {
-    let mut broken = Vec::new();
-    for one in all {
-        let ends = history.calls_of(|source| source.kind == Kind::End && source.key == one.source.key);
-        let shown = ends.into_iter().filter(|call| call.operation == "GetKeyRotationStatus");
-        let shown: BTreeSet<(u64, &str)> = shown.map(|call| (call.value, call.ended.as_str())).collect();
-        if shown.len() > 1 {
-            broken.push(format!("{}: {shown:?}", one.source.key));
-        }
-    }
-    let promised = "all Regions of a key show the same rotation period in the end";
-    verdict("Regions agree in the end", promised, "they do", &broken)
 }
