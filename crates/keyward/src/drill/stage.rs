@@ -76,7 +76,7 @@ impl Stage {
             let id = key.id.as_ref().map(|id| id.get_ref().clone()).unwrap_or_default();
             (key.name.get_ref().clone(), id)
         };
-        let stage = Self {
+        let mut stage = Self {
             work: work.to_path_buf(),
             program: std::env::current_exe().map_err(|e| Failure::new(e.to_string()))?,
             places,
@@ -88,30 +88,37 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Everything that the drill needs is there and answers.
-    async fn look(&self, drill: &Drill) -> Result<(), Failure> {
+    /// Everything that the drill needs is there and answers. Aliases are read now: changes of keys take none.
+    async fn look(&mut self, drill: &Drill) -> Result<(), Failure> {
+        let nothing = "nothing was done yet";
         for place in &self.places {
             place.operator(CALL_PATIENCE)?;
         }
         for key in &drill.key {
+            let (name, mut found) = (key.name.get_ref(), None::<String>);
             for region in key.regions.get_ref() {
-                let client = self.place(region.get_ref())?.client(None, &[], CALL_PATIENCE)?;
-                let request =
-                    v1::DescribeKeyRequest { key_id: self.key(key.name.get_ref()).to_owned() };
+                let region = region.get_ref();
+                let client = self.place(region)?.client(None, &[], CALL_PATIENCE)?;
+                let request = v1::DescribeKeyRequest { key_id: self.key(name).to_owned() };
                 let shown = client
                     .key(Repeat::Safe, request, |mut c, r| async move { c.describe_key(r).await });
                 let shown = shown.await.map_err(|error| {
-                    let (key, region) = (key.name.get_ref(), region.get_ref());
-                    Failure::new(format!("key {key} in {region}: {error}"))
-                        .next("nothing was done yet")
+                    Failure::new(format!("key {name} in {region}: {error}")).next(nothing)
                 })?;
-                let enabled = shown.key_metadata.is_some_and(|key| key.enabled);
-                if !enabled {
-                    let (key, region) = (key.name.get_ref(), region.get_ref());
-                    return Err(Failure::new(format!("key {key} in {region} is not enabled"))
-                        .next("nothing was done yet; a drill begins with keys that work"));
+                let shown = shown.key_metadata.unwrap_or_default();
+                if !shown.enabled {
+                    return Err(Failure::new(format!("key {name} in {region} is not enabled"))
+                        .next(format!("{nothing}; a drill begins with keys that work")));
                 }
+                if found.as_ref().is_some_and(|found| *found != shown.key_id) {
+                    return Err(Failure::new(format!("key {name} in {region} is another one"))
+                        .next(format!(
+                            "{nothing}; point its aliases at the same multi-Region key"
+                        )));
+                }
+                found = Some(shown.key_id);
             }
+            self.keys.insert(name.clone(), found.unwrap_or_default());
         }
         Ok(())
     }
