@@ -27,7 +27,7 @@ pub enum VaultError {
     /// A file.
     Io(std::io::Error),
     /// Keyward refused, or did not answer.
-    Call(CallError),
+    Call(Box<CallError>),
     /// A message cannot be read, or is not what was written.
     Message(String),
 }
@@ -50,8 +50,7 @@ impl VaultError {
     /// In a word or two: the error's name, where Keyward gave one.
     pub fn short(&self) -> String {
         match self {
-            Self::Call(CallError { code: Some(code), .. }) => code.clone(),
-            Self::Call(_) => "no answer".to_owned(),
+            Self::Call(call) => call.code.clone().unwrap_or_else(|| "no answer".to_owned()),
             other => other.to_string(),
         }
     }
@@ -69,7 +68,7 @@ impl From<EsdkError> for VaultError {
     fn from(error: EsdkError) -> Self {
         match error {
             EsdkError::KeySource(source) | EsdkError::KeyOpener { source, .. } => {
-                source.downcast().map_or_else(|e| Self::Message(e.to_string()), |c| Self::Call(*c))
+                source.downcast().map_or_else(|other| Self::Message(other.to_string()), Self::Call)
             }
             other => Self::Message(other.to_string()),
         }

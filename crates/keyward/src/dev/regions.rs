@@ -413,10 +413,10 @@ impl Up {
                 if before.is_full(&name) && !asked.is_full(&name) {
                     fleet.let_files_grow(node, true);
                 }
-                if before.is_rootless(&name) != asked.is_rootless(&name) {
-                    if let Err(failure) = home.take_root(node, asked.is_rootless(&name)) {
-                        tell(&failure.to_string());
-                    }
+                if before.is_rootless(&name) != asked.is_rootless(&name)
+                    && let Err(failure) = home.take_root(node, asked.is_rootless(&name))
+                {
+                    tell(&failure.to_string());
                 }
                 if before.skew_of(&name) != asked.skew_of(&name) {
                     let file = self.homes[number].skew_file(node);

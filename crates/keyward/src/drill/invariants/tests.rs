@@ -14,13 +14,13 @@ fn source(kind: Kind, region: &str, principal: Option<&str>) -> Source {
     }
 }
 
-/// A history of one key in two Regions: a load in each, one by a principal, changes, and looks in the end.
+/// A history of one key in two Regions: a load in each, one by a principal, and looks in the end.
 fn history() -> History {
     let sources = vec![
         source(Kind::Load, "us-east-1", None),
         source(Kind::Load, "eu-west-1", None),
         source(Kind::Load, "us-east-1", Some("clerk")),
-        source(Kind::Changes, "us-east-1", None),
+        source(Kind::Before, "us-east-1", None),
         source(Kind::End, "us-east-1", None),
         source(Kind::End, "eu-west-1", None),
     ];
@@ -193,6 +193,7 @@ fn a_change_that_was_acknowledged_and_is_gone_is_found() {
         ..call(source, "GetKeyRotationStatus", 9000, "answered")
     };
     let mut history = history();
+    history.sources[3].kind = Kind::Changes;
     history.calls = vec![
         change(90, "answered"),
         change(91, "answered"),
