@@ -5,6 +5,7 @@
 #   python3-venv             clients of other languages, for the tests
 #   libfaketime, iproute2    wrong clocks and networks of one's own, for the tests
 #   softhsm2, opensc         a PKCS#11 token in software and a tool that looks into it, for the tests
+#   chromium                 opens the report of a drill, for the tests
 set -eu
 
 missing=""
@@ -26,6 +27,7 @@ need softhsm2 softhsm2-util --version
 need opensc command -v pkcs11-tool
 need libfaketime has_faketime
 need iproute2 command -v ip
+need chromium command -v chromium
 need ca-certificates test -d /etc/ssl/certs
 
 [ -n "$missing" ] || exit 0

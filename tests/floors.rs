@@ -10,6 +10,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("keyward-proto", 1),
     ("keyward-hsm", 2),
     ("keyward-quota", 2),
+    ("keyward-check", 3),
     ("keyward-state", 3),
     ("keyward-audit", 3),
     ("keyward-raft", 4),
@@ -20,6 +21,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("keyward-client", 7),
     ("keyward-load", 8),
     ("keyward", 9),
+    ("vault-of-files", 8),
     // Beside the house: may look at everything, nothing looks at it.
     ("keyward-sim", 10),
 ];
@@ -29,6 +31,8 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("keyward-model", "tokio", "the vocabulary does no I/O"),
     ("keyward-state", "tokio", "apply is a pure function"),
     ("keyward-state", "keyward-env", "the state reads no clock"),
+    ("keyward-check", "keyward-env", "a history is checked without a clock"),
+    ("keyward-check", "keyward-state", "a checker knows nothing of how a Region works"),
     ("keyward-audit", "keyward-hsm", "a record can hold nothing that is secret"),
     ("keyward-hsm", "tokio", "the cryptographic boundary does no networking"),
     ("keyward-snapshot", "tokio", "a format reads no clock and no network"),
@@ -37,6 +41,7 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("keyward-service", "keyward-proto", "the operations know no wire format"),
     ("keyward-client", "keyward-service", "the client knows nothing of the server's internals"),
     ("keyward-load", "keyward-service", "a load sees of a server what any caller sees"),
+    ("vault-of-files", "keyward-service", "an application sees of a server what any caller sees"),
 ];
 
 #[test]

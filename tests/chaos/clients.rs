@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use keyward_check::Step;
 use keyward_client::{CallError, Client, ClientConfig};
 use keyward_env::{AsyncRuntime, Env, RealEnv};
 use keyward_proto::v1;
 use keyward_sim::book::KeyView;
-use keyward_sim::check::Step;
 use keyward_sim::dice::{Dice, Stream};
 use tokio::sync::Mutex;
 

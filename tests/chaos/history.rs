@@ -1,13 +1,13 @@
-//! What clients asked for and were told, checked by the rules that the simulation has (`keyward_sim::check`).
+//! What clients asked for and were told, checked by the rules that the simulation has (`keyward_check`).
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use keyward_check::{End, History, Step, WriteId};
 use keyward_client::CallError;
 use keyward_env::{Env, RealEnv};
 use keyward_sim::book::KeyView;
-use keyward_sim::check::{End, History, Step, WriteId};
 
 use super::Fault;
 

@@ -362,7 +362,7 @@ impl Drop for Region {
     }
 }
 
-fn signal(child: &Child, signal: rustix::process::Signal) {
+pub fn signal(child: &Child, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a process id");
     rustix::process::kill_process(pid, signal).expect("a signal");
 }

@@ -315,7 +315,10 @@ impl Client {
                     }
                     RealEnv.sleep(wait).await;
                 }
-                last = Some(error);
+                // What a node says tells more than that another one is silent.
+                if error.code.is_some() || last.as_ref().is_none_or(|last| last.code.is_none()) {
+                    last = Some(error);
+                }
             }
             RealEnv.sleep(ROUND_PAUSE * (round + 1)).await;
         }

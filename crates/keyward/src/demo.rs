@@ -58,6 +58,7 @@ pub async fn run(
     }
     let plan = Plan {
         aws_like_delays: false,
+        root_grace_seconds: None,
         region: "eu-west-1".parse().map_err(Failure::from_error)?,
         account: "111122223333".parse().map_err(Failure::from_error)?,
         nodes: 3,

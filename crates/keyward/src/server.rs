@@ -234,7 +234,7 @@ async fn start_node(
     })?;
     let node_config = NodeConfig::new(id, config.address(), config.timers.timers());
     let transport = Arc::new(GrpcTransport::new(tls).map_err(Failure::from_error)?);
-    let calls = Arc::<GrpcTransport>::clone(&transport);
+    let calls = dev::suffer::peers(id, Arc::clone(&transport));
     let node = Node::start(node_config, RealEnv, Arc::new(log), Arc::new(state), calls)
         .await
         .map_err(Failure::from_error)?;

@@ -1,37 +1,13 @@
 //! What the clients of a run know: what they asked for, what they were told, and what broke a rule.
 
+pub use keyward_check::KeyView;
+use keyward_check::{End, History, Step, WriteId};
 use keyward_model::{ErrorCode, KmsError};
 use parking_lot::Mutex;
 
-use crate::check::{End, History, Step, WriteId};
 use crate::counters::Counters;
 use crate::invariants::no_secrets::Texts;
 use crate::invariants::{Commands, Seen, Under};
-
-/// The state of a key, as a call shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum KeyView {
-    /// NotFoundException.
-    Absent,
-    /// It works.
-    Enabled,
-    /// DisabledException.
-    Disabled,
-    /// It waits for its deletion: KMSInvalidStateException.
-    Pending,
-}
-
-impl From<keyward_model::KeyState> for KeyView {
-    fn from(state: keyward_model::KeyState) -> Self {
-        match state {
-            keyward_model::KeyState::Enabled | keyward_model::KeyState::Updating => Self::Enabled,
-            keyward_model::KeyState::Disabled => Self::Disabled,
-            keyward_model::KeyState::PendingDeletion
-            | keyward_model::KeyState::PendingReplicaDeletion => Self::Pending,
-            keyward_model::KeyState::Creating => Self::Absent,
-        }
-    }
-}
 
 /// A key that some client made.
 #[derive(Debug)]

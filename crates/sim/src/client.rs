@@ -21,13 +21,13 @@ use crate::book::{
     Acknowledged, Begun, Book, Change, KeyView, Sample, SharedBook, Told, alias_name,
 };
 use crate::chase::chase;
-use crate::check::Step;
 use crate::cluster::{Cluster, Running, client, expired_client};
 use crate::dice::Dice;
 use crate::faults::{Fault, FaultKind, Schedule};
 use crate::invariants::{Began, Invariants, Seen};
 use crate::runtime::{HARNESS, JoinHandle};
 use crate::streams::Streams;
+use keyward_check::Step;
 use send::Waiting;
 
 /// Ciphertexts kept for the end of a run.
@@ -107,7 +107,7 @@ impl Callers {
         streams: bool,
     ) -> Arc<Self> {
         let mut book = Book::default();
-        book.aliases.resize_with(aliases, || crate::check::History::new(None));
+        book.aliases.resize_with(aliases, || keyward_check::History::new(None));
         Arc::new(Self {
             cluster,
             book: Mutex::new(book),

@@ -22,7 +22,6 @@ use keyward_service::{Kms, Stack, stack};
 use keyward_state::{MemStore, Purpose, Timers};
 use parking_lot::Mutex;
 
-use crate::check::Step;
 use crate::dice::{Dice, Stream};
 use crate::env::{Drawn, SimEntropy, SimEnv};
 use crate::network::{Net, SimTransport, answers_of};
@@ -32,6 +31,7 @@ use crate::roots::{Cabinet, MayDie, SimRoots, recorded};
 use crate::runtime::{ClockId, Group, SimRuntime, World};
 use crate::trail::AuditDisk;
 use crate::walls::Walls;
+use keyward_check::Step;
 
 use audits::lose_power;
 pub use disks::{Copied, Refusal};

@@ -37,7 +37,7 @@ pub use linearizability::{Commands, Under};
 use no_resurrection::NoResurrection;
 use one_vote::OneVote;
 pub use permissions::Seen;
-pub use quotas::{Meter, Meters};
+pub use quotas::Meters;
 use region_time::RegionTime;
 pub use regions::RegionRules;
 pub use roots::Began;

@@ -9,7 +9,6 @@
 
 pub mod book;
 mod chase;
-pub mod check;
 pub mod client;
 pub mod cluster;
 pub mod counters;
@@ -18,7 +17,6 @@ mod ending;
 pub mod env;
 pub mod faults;
 pub mod invariants;
-pub mod linear;
 mod metered;
 mod misuse;
 pub mod network;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use keyward_check::Meter;
 use keyward_model::{ErrorCode, KmsError, Operation};
 use keyward_quota::{Covers, Limit, Pool, Quota, QuotaName, Scope};
 use keyward_service::api::{CreateKey, DescribeKey, GenerateRandom, UpdateKeyDescription};
@@ -17,7 +18,6 @@ use parking_lot::Mutex;
 use crate::client::Callers;
 use crate::cluster::{Cluster, Death, metered, operator};
 use crate::dice::Dice;
-use crate::invariants::Meter;
 use crate::plan::Metering;
 use crate::runtime::{Group, HARNESS};
 use crate::sleep;

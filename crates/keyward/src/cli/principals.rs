@@ -90,6 +90,11 @@ pub struct Following {
 }
 
 impl Following {
+    /// Whether every linked Region is waited for.
+    pub fn everywhere(self) -> bool {
+        self.all_regions
+    }
+
     async fn report(
         self,
         client: &Client,

@@ -110,27 +110,43 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
     Ok(Limit { window: window.name().to_owned(), limit })
 }
 
+impl QuotaCommand {
+    /// Which quota it sets, and to what; no limits where it takes one away.
+    pub fn asked(&self) -> Option<(v1::QuotaName, Vec<v1::QuotaLimit>)> {
+        match self {
+            Self::Set { name, limits, burst } => Some((name.told(), with_burst(limits, *burst))),
+            Self::Delete { name } => Some((name.told(), Vec::new())),
+            _ => None,
+        }
+    }
+}
+
+fn with_burst(limits: &[Limit], burst: Option<u64>) -> Vec<v1::QuotaLimit> {
+    let told = |limit: &Limit| v1::QuotaLimit {
+        window: limit.window.clone(),
+        limit: limit.limit,
+        burst: burst.filter(|_| limit.window == "second"),
+    };
+    limits.iter().map(told).collect()
+}
+
 impl Name {
-    fn told(self) -> v1::QuotaName {
-        let Scope { each_account, account, each_principal: _, principal } = self.scope;
+    fn told(&self) -> v1::QuotaName {
+        let Scope { each_account, account, each_principal: _, principal } = &self.scope;
         let (scope, holder) = match (each_account, account, principal) {
             (true, ..) => ("each-account", None),
-            (_, Some(id), _) => ("account", Some(id)),
-            (_, _, Some(arn)) => ("principal", Some(arn)),
+            (_, Some(id), _) => ("account", Some(id.clone())),
+            (_, _, Some(arn)) => ("principal", Some(arn.clone())),
             _ => ("each-principal", None),
         };
-        v1::QuotaName { scope: scope.to_owned(), holder, covers: self.covers }
+        v1::QuotaName { scope: scope.to_owned(), holder, covers: self.covers.clone() }
     }
 }
 
 pub async fn quota(client: &Client, format: Format, command: QuotaCommand) -> Result<(), Failure> {
     match command {
         QuotaCommand::Set { name, limits, burst } => {
-            let limits = limits.into_iter().map(|Limit { window, limit }| {
-                let burst = burst.filter(|_| window == "second");
-                v1::QuotaLimit { window, limit, burst }
-            });
-            let limits: Vec<_> = limits.collect();
+            let limits = with_burst(&limits, burst);
             if burst.is_some() && limits.iter().all(|limit| limit.burst.is_none()) {
                 return Err(Failure::new("a burst goes with a limit a second")
                     .next("add --limit CALLS/s, or leave --burst out"));

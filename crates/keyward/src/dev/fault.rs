@@ -27,6 +27,11 @@ pub enum FaultCommand {
         /// REGION or REGION/NODE
         place: String,
     },
+    /// Stop a node or a whole Region in order, as for an upgrade; it is started again after 3 s
+    Restart {
+        /// REGION or REGION/NODE
+        place: String,
+    },
     /// Freeze a node or a whole Region until it is healed
     Pause {
         /// REGION or REGION/NODE
@@ -60,6 +65,21 @@ pub enum FaultCommand {
 The kernel holds it: the process gets a limit of 0 bytes for the size of its files (RLIMIT_FSIZE), so what it writes fails
 with EFBIG, as with ENOSPC on a full disk.")]
     Fill {
+        /// REGION or REGION/NODE
+        place: String,
+    },
+    /// Cut a node off from the other nodes of its Region until it is healed; callers reach it as before
+    #[command(after_help = "Example:\n  keyward dev fault isolate us-east-1/2")]
+    Isolate {
+        /// REGION/NODE; of a whole REGION, all of its nodes from each other
+        place: String,
+    },
+    /// Take the root key of a node or of a whole Region away until it is healed, as an HSM that is unplugged
+    #[command(after_help = "Example:\n  keyward dev fault root-away us-east-1/2
+
+Keys that are open are used on for an hour, or for as long as `dev up --root-grace` says. A node that starts without its
+root waits for it.")]
+    RootAway {
         /// REGION or REGION/NODE
         place: String,
     },
@@ -119,11 +139,18 @@ pub struct Faults {
     paused: BTreeSet<String>,
     #[serde(default)]
     full: BTreeSet<String>,
+    #[serde(default)]
+    isolated: BTreeSet<String>,
+    #[serde(default)]
+    rootless: BTreeSet<String>,
     /// Milliseconds that wall clocks are wrong by.
     #[serde(default)]
     skewed: BTreeMap<String, i64>,
     /// How often each was killed.
     kills: BTreeMap<String, u64>,
+    /// How often each was stopped in order.
+    #[serde(default)]
+    restarts: BTreeMap<String, u64>,
 }
 
 impl Faults {
@@ -137,6 +164,20 @@ impl Faults {
 
     pub fn is_full(&self, place: &Place) -> bool {
         self.full.contains(&place.to_string())
+    }
+
+    /// Whether other nodes of its Region cannot be reached from it.
+    pub fn is_isolated(&self, place: &Place) -> bool {
+        self.isolated.contains(&place.to_string())
+    }
+
+    /// Whether its root is away.
+    pub fn is_rootless(&self, place: &Place) -> bool {
+        self.rootless.contains(&place.to_string())
+    }
+
+    pub fn restarts_of(&self, place: &Place) -> u64 {
+        self.restarts.get(&place.to_string()).copied().unwrap_or(0)
     }
 
     /// Milliseconds that its wall clock is wrong by.
@@ -220,13 +261,17 @@ pub fn check(regions: &[String], nodes: u16, command: &FaultCommand) -> Result<(
         nodes,
         port_base: 0,
         aws_like_delays: false,
+        root_grace_seconds: None,
         ready: true,
     };
     match command {
         FaultCommand::Kill { place }
         | FaultCommand::Down { place }
+        | FaultCommand::Restart { place }
         | FaultCommand::Pause { place }
         | FaultCommand::Fill { place }
+        | FaultCommand::Isolate { place }
+        | FaultCommand::RootAway { place }
         | FaultCommand::Skew { place, .. }
         | FaultCommand::Heal { place: Some(place) } => places(&world, place).map(drop),
         FaultCommand::Cut { from, to, .. } | FaultCommand::Slow { from, to, .. } => {
@@ -260,6 +305,12 @@ pub fn run(folder: &Path, command: FaultCommand, format: Format) -> Result<(), F
             faults.down.extend(places(&world, &place)?);
             format!("{place} is down until `keyward dev fault heal`")
         }
+        FaultCommand::Restart { place } => {
+            for name in places(&world, &place)? {
+                *faults.restarts.entry(name).or_default() += 1;
+            }
+            format!("{place} is stopped in order, and started again after 3 s")
+        }
         FaultCommand::Pause { place } => {
             faults.paused.extend(places(&world, &place)?);
             format!("{place} is frozen until `keyward dev fault heal`")
@@ -285,6 +336,14 @@ pub fn run(folder: &Path, command: FaultCommand, format: Format) -> Result<(), F
             faults.full.extend(places(&world, &place)?);
             format!("the disk of {place} takes nothing more until `keyward dev fault heal`")
         }
+        FaultCommand::Isolate { place } => {
+            faults.isolated.extend(places(&world, &place)?);
+            format!("{place} is cut off from the other nodes until `keyward dev fault heal`")
+        }
+        FaultCommand::RootAway { place } => {
+            faults.rootless.extend(places(&world, &place)?);
+            format!("the root of {place} is away until `keyward dev fault heal`")
+        }
         FaultCommand::Skew { place, by } => {
             for name in places(&world, &place)? {
                 faults.skewed.insert(name, by);
@@ -294,7 +353,8 @@ pub fn run(folder: &Path, command: FaultCommand, format: Format) -> Result<(), F
             format!("the clock of {place} is {seconds} s {way} until `keyward dev fault heal`")
         }
         FaultCommand::Heal { place: None } => {
-            faults = Faults { kills: faults.kills, ..Faults::default() };
+            let (kills, restarts) = (faults.kills, faults.restarts);
+            faults = Faults { kills, restarts, ..Faults::default() };
             "all faults end".to_owned()
         }
         FaultCommand::Heal { place: Some(place) } => {
@@ -302,6 +362,8 @@ pub fn run(folder: &Path, command: FaultCommand, format: Format) -> Result<(), F
                 faults.down.remove(&name);
                 faults.paused.remove(&name);
                 faults.full.remove(&name);
+                faults.isolated.remove(&name);
+                faults.rootless.remove(&name);
                 faults.skewed.remove(&name);
             }
             faults.links.retain(|link| link.from != place && link.to != place);

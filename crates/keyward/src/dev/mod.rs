@@ -76,6 +76,9 @@ pub enum DevCommand {
         /// primary has moved
         #[arg(long, requires = "regions")]
         aws_like_delays: bool,
+        /// Seconds that nodes use keys for after their roots have gone; an hour when absent
+        #[arg(long, requires = "regions", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        root_grace: Option<u64>,
         /// The account of the principal that is made
         #[arg(long, default_value = "111122223333")]
         account: AccountId,
@@ -167,14 +170,22 @@ pub async fn run(command: DevCommand, connect: &ConnectArgs) -> Result<(), Failu
             done(connect.output, &format!("the Region's clock is {hours} h ahead of the real one"));
             Ok(())
         }
-        DevCommand::Up { nodes, data, port_base, region: _, regions, account, aws_like_delays }
-            if !regions.is_empty() || regions::World::is_in(&data) =>
-        {
+        DevCommand::Up {
+            nodes,
+            data,
+            port_base,
+            region: _,
+            regions,
+            account,
+            aws_like_delays,
+            root_grace,
+        } if !regions.is_empty() || regions::World::is_in(&data) => {
             let world = if regions.is_empty() {
                 regions::World::open(&data)?
             } else {
                 regions::World {
                     aws_like_delays,
+                    root_grace_seconds: root_grace,
                     ..regions::world(&regions, account, nodes, port_base)?
                 }
             };
@@ -188,9 +199,17 @@ pub async fn run(command: DevCommand, connect: &ConnectArgs) -> Result<(), Failu
             regions: _,
             account,
             aws_like_delays: _,
+            root_grace: _,
         } => {
-            let plan =
-                Plan { region, account, nodes, port_base, aws_like_delays: false, ready: false };
+            let plan = Plan {
+                region,
+                account,
+                nodes,
+                port_base,
+                aws_like_delays: false,
+                root_grace_seconds: None,
+                ready: false,
+            };
             up(plan, &data).await
         }
         DevCommand::Fault { data, command } => fault::run(&data, command, connect.output),
@@ -222,6 +241,9 @@ pub struct Plan {
     /// Other Regions seem as far away as AWS's.
     #[serde(default)]
     pub aws_like_delays: bool,
+    /// Nodes use keys for so long after their roots have gone; as configured by default when absent.
+    #[serde(default)]
+    pub root_grace_seconds: Option<u64>,
     /// Founded, all nodes in, principals made.
     pub ready: bool,
 }
@@ -359,7 +381,7 @@ impl Home {
             },
             root: RootSection::File { path: "root.key".into() },
             // A laptop's memory limits must not keep anybody from trying; the node warns.
-            hsm: HsmSection { allow_unlocked: true, ..HsmSection::default() },
+            hsm: self.hsm(),
             // A laptop's disk: segments are taken whole.
             audit: AuditSection { segment_bytes: 8 * 1024 * 1024, ..AuditSection::default() },
             observe: ObserveSection {
@@ -372,6 +394,19 @@ impl Home {
                 RegionsSection::default()
             },
             timers: TimerProfile::Default,
+        }
+    }
+
+    fn hsm(&self) -> HsmSection {
+        let usual = HsmSection { allow_unlocked: true, ..HsmSection::default() };
+        match self.plan.root_grace_seconds {
+            Some(root_grace_seconds) => HsmSection {
+                root_grace_seconds,
+                // What goes so soon is noticed sooner.
+                root_probe_interval_ms: 500,
+                ..usual
+            },
+            None => usual,
         }
     }
 
@@ -392,20 +427,52 @@ impl Home {
         self.node_folder(node).join("clock-skew-ms")
     }
 
-    /// All clocks are right.
-    fn forget_skews(&self) {
-        for node in 1..=self.plan.nodes {
-            // There may be none.
-            let _ = fs::remove_file(self.skew_file(node));
+    /// Says which nodes are cut off from the others.
+    fn isolated_file(&self) -> PathBuf {
+        self.folder.join("isolated-nodes")
+    }
+
+    /// Cuts these nodes off from the others, and no others.
+    fn isolate(&self, nodes: &[u16]) -> Result<(), Failure> {
+        let text = nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let (to, beside) = (self.isolated_file(), self.folder.join("isolated-nodes.new"));
+        fs::write(&beside, text).map_err(io_failure("write", &beside))?;
+        fs::rename(&beside, &to).map_err(io_failure("write", &to))
+    }
+
+    /// Takes a node's root away, or puts it back where it was.
+    fn take_root(&self, node: u16, away: bool) -> Result<(), Failure> {
+        let (here, there) =
+            (self.node_folder(node).join("root.key"), self.node_folder(node).join("root.away"));
+        let (from, to) = if away { (here, there) } else { (there, here) };
+        match from.exists() {
+            true => fs::rename(&from, &to).map_err(io_failure("move", &from)),
+            // It is where it should be.
+            false => Ok(()),
         }
     }
 
-    fn config_path(&self, node: u16) -> PathBuf {
+    /// All clocks are right, all nodes reach each other, all roots are there.
+    fn forget_faults(&self) {
+        // There may be none.
+        let _ = fs::remove_file(self.isolated_file());
+        for node in 1..=self.plan.nodes {
+            let _ = fs::remove_file(self.skew_file(node));
+            let _ = self.take_root(node, false);
+        }
+    }
+
+    pub fn config_path(&self, node: u16) -> PathBuf {
         self.node_folder(node).join("keyward.toml")
     }
 
     pub fn endpoint(&self, node: u16) -> String {
         format!("127.0.0.1:{}", self.plan.port_base + node)
+    }
+
+    /// Where a node shows its metrics.
+    pub fn observe_endpoint(&self, node: u16) -> String {
+        format!("127.0.0.1:{}", self.plan.port_base + node + OBSERVE_OFFSET)
     }
 
     fn endpoints(&self) -> Vec<String> {
@@ -548,6 +615,7 @@ impl Fleet {
             .map_err(io_failure("write", &path))?;
         let child = Command::new(&self.program)
             .env(suffer::SKEW_FILE, self.home.skew_file(node))
+            .env(suffer::ISOLATED_FILE, self.home.isolated_file())
             .args(["server", "--with-parent", "--config"])
             .arg(self.home.config_path(node))
             .stdin(Stdio::null())

@@ -41,6 +41,9 @@ pub struct World {
     /// They seem as far away from each other as AWS's.
     #[serde(default)]
     pub aws_like_delays: bool,
+    /// Nodes use keys for so long after their roots have gone.
+    #[serde(default)]
+    pub root_grace_seconds: Option<u64>,
     /// All founded and linked.
     pub ready: bool,
 }
@@ -95,6 +98,7 @@ impl World {
             nodes: self.nodes,
             port_base: self.port_base + PORTS_PER_REGION * u16::try_from(at).unwrap_or(0),
             aws_like_delays: self.aws_like_delays,
+            root_grace_seconds: self.root_grace_seconds,
             ready: false,
         })
     }
@@ -132,6 +136,7 @@ pub fn world(
         nodes,
         port_base,
         aws_like_delays: false,
+        root_grace_seconds: None,
         ready: false,
     })
 }
@@ -189,7 +194,7 @@ pub async fn up(asked: World, folder: &Path) -> Result<(), Failure> {
             authorities.push(Some(authority));
         }
     }
-    homes.iter().for_each(Home::forget_skews);
+    homes.iter().for_each(Home::forget_faults);
     let fleets = homes.iter().map(Fleet::new).collect::<Result<Vec<_>, _>>()?;
     let mut up = Up { folder, world, homes, fleets, conditions: Arc::default() };
     let result = tokio::select! {
@@ -204,7 +209,7 @@ pub async fn up(asked: World, folder: &Path) -> Result<(), Failure> {
     };
     tell("stopping");
     fault::clear(&up.folder);
-    up.homes.iter().for_each(Home::forget_skews);
+    up.homes.iter().for_each(Home::forget_faults);
     for (fleet, node) in
         up.fleets.iter().flat_map(|fleet| (1..=up.world.nodes).map(move |node| (fleet, node)))
     {
@@ -382,6 +387,16 @@ impl Up {
         }
         *self.conditions.write() = conditions;
         for (number, fleet) in self.fleets.iter_mut().enumerate() {
+            let home = &self.homes[number];
+            let isolated = |faults: &Faults| -> Vec<u16> {
+                let place = |node| fault::Place::node(&self.world.regions[number], node);
+                (1..=self.world.nodes).filter(|node| faults.is_isolated(&place(*node))).collect()
+            };
+            if isolated(before) != isolated(asked)
+                && let Err(failure) = home.isolate(&isolated(asked))
+            {
+                tell(&failure.to_string());
+            }
             for node in 1..=self.world.nodes {
                 let name = fault::Place::node(&self.world.regions[number], node);
                 let (was_paused, paused) = (before.is_paused(&name), asked.is_paused(&name));
@@ -398,6 +413,11 @@ impl Up {
                 if before.is_full(&name) && !asked.is_full(&name) {
                     fleet.let_files_grow(node, true);
                 }
+                if before.is_rootless(&name) != asked.is_rootless(&name)
+                    && let Err(failure) = home.take_root(node, asked.is_rootless(&name))
+                {
+                    tell(&failure.to_string());
+                }
                 if before.skew_of(&name) != asked.skew_of(&name) {
                     let file = self.homes[number].skew_file(node);
                     let text = asked.skew_of(&name).to_string();
@@ -411,6 +431,10 @@ impl Up {
                 let result = match (was_down, down) {
                     (false, true) => fleet.kill(node).await,
                     (true, false) => fleet.start(node),
+                    _ if asked.restarts_of(&name) > before.restarts_of(&name) => {
+                        fleet.signal(node, rustix::process::Signal::TERM);
+                        Ok(())
+                    }
                     // It is started again as any node that ends by itself.
                     _ if killed => {
                         fleet.signal(node, rustix::process::Signal::KILL);

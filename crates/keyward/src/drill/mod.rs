@@ -1,11 +1,27 @@
 //! `keyward drill`: a disaster rehearsed, with figures of what every caller saw.
 
+mod asked;
+mod bring_up;
+mod caller;
+mod changes;
+mod check;
 mod definition;
+mod ending;
 mod history;
+mod invariants;
+mod limits;
+mod page;
+mod place;
 mod play;
+mod pool;
+mod program;
 mod report;
+mod sign;
 mod stage;
+mod text;
 mod verdict;
+mod watch;
+mod wrong;
 
 use std::path::{Path, PathBuf};
 
@@ -13,8 +29,10 @@ use clap::Subcommand;
 use keyward_env::{Env, RealEnv};
 use serde_json::{Value, json};
 
+use self::asked::Names;
 use self::definition::Drill;
-use self::report::Report;
+use self::report::{Heading, Report};
+use self::sign::Signer;
 use self::stage::Stage;
 use self::verdict::Verdict;
 use crate::cli::output::{Format, list, one, sayln};
@@ -28,7 +46,7 @@ pub enum DrillCommand {
         /// The drill
         file: PathBuf,
     },
-    /// Bring it up, play it, and say whether what it promises held
+    /// Bring it up, or attach to what is there, play it, and say whether what it promises held
     #[command(after_help = "Example:
   keyward drill run deploy/drills/region-lost.toml --report region-lost
 
@@ -88,7 +106,7 @@ pub async fn drill(format: Format, command: DrillCommand) -> Result<(), Failure>
             }
         }
         DrillCommand::Verify { report } => {
-            let (told, fingerprint) = report::verify(&report)?;
+            let (told, fingerprint) = sign::verify(&report)?;
             one(
                 format,
                 &[
@@ -104,7 +122,7 @@ pub async fn drill(format: Format, command: DrillCommand) -> Result<(), Failure>
     }
 }
 
-/// Plays it and writes the report. Whether all held.
+/// Plays it and writes the report. Whether all held. `folder`: for what it works with.
 async fn run(
     format: Format,
     drill: &Drill,
@@ -118,30 +136,62 @@ async fn run(
             sayln!("{line}");
         }
     };
-    let nodes = drill.topology.nodes.get_ref();
-    say(format!(
-        "{}: bringing up {} with {nodes} node(s) each",
-        drill.name,
-        drill.regions().join(", ")
-    ));
-    let stage = Stage::bring_up(drill, folder, port_base).await?;
-    let played = play::play(drill, &stage, say).await;
-    let operator = stage.operator();
-    stage.down().await;
-    let (history, operator) = (played?, operator?);
-    let verdicts = verdict::judge(drill, &history);
     let text = std::fs::read_to_string(file)
         .map_err(|e| Failure::new(format!("cannot read {}: {e}", file.display())))?;
+    // What would fail in the end fails before anything has happened.
+    for folder in [report, &folder.join("work")] {
+        std::fs::create_dir_all(folder)
+            .map_err(|e| Failure::new(format!("cannot make {}: {e}", folder.display())))?;
+    }
+    let stage = match &drill.topology {
+        Some(topology) => {
+            let (regions, nodes) = (drill.regions().join(", "), topology.nodes.get_ref());
+            say(format!("{}: bringing up {regions} with {nodes} node(s) each", drill.name));
+            Stage::bring_up(drill, folder, port_base).await?
+        }
+        None => {
+            say(format!("{}: attaching to {}", drill.name, drill.regions().join(", ")));
+            Stage::attach(drill, file, &folder.join("work")).await?
+        }
+    };
+    let played = play_and_sign(drill, &stage, say).await;
+    let names = names(&stage);
+    if let Some(dev) = stage.dev {
+        dev.down().await;
+    }
+    let (history, signer) = played?;
+    let verdicts = verdict::judge(drill, &history, &names);
     let date = crate::cli::output::date(Some(&prost_types::Timestamp {
         seconds: RealEnv.wall_now_ms() / 1000,
         nanos: 0,
     }));
-    let command = format!("keyward drill run {}", file.display());
-    let told = Report::new(drill, &text, &history, verdicts, date, command);
-    told.save(report, drill, &history, &operator)?;
+    let commands = vec![
+        format!("keyward drill check {}", file.display()),
+        format!("keyward drill run {} --report {}", file.display(), report.display()),
+        format!("keyward drill verify {}", report.display()),
+    ];
+    let told = Report::new(drill, Heading { text, date, commands }, &history, verdicts);
+    told.save(report, drill, &history, &signer)?;
     show(format, &told.verdicts);
     say(format!("\nThe report is {}", report.join(report::PAGE).display()));
     Ok(told.held)
+}
+
+async fn play_and_sign(
+    drill: &Drill,
+    stage: &Stage,
+    say: impl FnMut(String),
+) -> Result<(history::History, Signer), Failure> {
+    let signer = Signer::new(&stage.signer()?)?;
+    Ok((play::play(drill, stage, say).await?, signer))
+}
+
+/// What commands of steps call keys and principals.
+fn names(stage: &Stage) -> Names {
+    let keys = stage.keys.iter().map(|(name, id)| (id.clone(), name.clone()));
+    let own = stage.principals.iter().map(|(name, one)| (one.arn.clone(), name.clone()));
+    let dev = stage.dev.as_ref().map(|dev| (dev.user(), String::new()));
+    Names { keys: keys.collect(), principals: own.chain(dev).collect() }
 }
 
 fn show(format: Format, verdicts: &[Verdict]) {
@@ -151,7 +201,7 @@ fn show(format: Format, verdicts: &[Verdict]) {
             vec![
                 json!(if verdict.held { "held" } else { "BROKEN" }),
                 json!(verdict.name),
-                json!(verdict.load),
+                json!(verdict.of),
                 json!(verdict.promised),
                 json!(verdict.seen),
             ]
@@ -160,5 +210,5 @@ fn show(format: Format, verdicts: &[Verdict]) {
     if format == Format::Table {
         sayln!("");
     }
-    list(format, "Verdicts", &["Verdict", "Promise", "Load", "Promised", "Seen"], &rows);
+    list(format, "Verdicts", &["Verdict", "Promise", "Of", "Promised", "Seen"], &rows);
 }

@@ -9,9 +9,9 @@ use keyward_service::{Call, Request, Response, Stack};
 use tower::ServiceExt;
 
 use super::Callers;
-use crate::check::Step;
 use crate::cluster::Running;
 use crate::trail::RequestId;
+use keyward_check::Step;
 
 /// How long a call of the harness may take.
 const PATIENCE: Duration = Duration::from_secs(5);

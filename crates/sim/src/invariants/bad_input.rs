@@ -1,5 +1,5 @@
 //! **A bad input gets a clear typed error and changes nothing** (DESIGN section 10, 10). That it changes nothing shows
-//! where keys and descriptions are read: what it asked for was never begun (`check.rs`); and in the quotas of every node,
+//! where keys and descriptions are read: what it asked for was never begun (`crates/check/src/history.rs`); and in the quotas of every node,
 //! of which each is one that an operator has asked for (`Quotas`).
 
 use std::collections::BTreeMap;

@@ -2,72 +2,16 @@
 //! other, each between its call and its answer, with the outcomes that callers were told. One of unknown outcome may
 //! happen later, or never. What every node shows in the end is part of it.
 //!
-//! (The API has no reads that ask for it. For all others see `check.rs`.)
+//! (The API has no reads that ask for it. For all others see `crates/check/src/history.rs`.)
 
 use std::collections::BTreeMap;
 
+use keyward_check::key::{KeyCommand, KeyModel, OfKey, ToldOfKey};
+use keyward_check::linear::{Model, Operations};
+use keyward_check::{End, KeyView, Step};
 use keyward_model::{ErrorCode, KmsError};
 
-use crate::book::{Change, KeyView};
-use crate::check::{End, Step};
-use crate::linear::{Model, Operations};
-
-/// What a command asks of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OfKey {
-    Enable,
-    Disable,
-    Describe,
-    Rotate,
-    Schedule,
-    Cancel,
-    /// By the Region itself.
-    Delete,
-    /// Nothing: what the key is was shown.
-    Show,
-}
-
-/// A command to a key, and what the caller was told: done, or what state the key was in that the command was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct KeyCommand(OfKey, ToldOfKey);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ToldOfKey {
-    Done,
-    /// It was in that state.
-    Was(KeyView),
-    /// It did not wait for its deletion.
-    NotPending,
-}
-
-/// A key's state.
-struct KeyModel;
-
-impl Model for KeyModel {
-    type State = KeyView;
-    type Operation = KeyCommand;
-
-    fn apply(state: &KeyView, KeyCommand(command, told): &KeyCommand) -> Option<KeyView> {
-        use KeyView::{Absent, Disabled, Enabled, Pending};
-        let fits = match told {
-            ToldOfKey::Was(view) => return (state == view).then_some(*state),
-            ToldOfKey::NotPending => return matches!(state, Enabled | Disabled).then_some(*state),
-            ToldOfKey::Done => match command {
-                OfKey::Cancel | OfKey::Delete => *state == Pending,
-                OfKey::Rotate => *state == Enabled,
-                _ => matches!(state, Enabled | Disabled),
-            },
-        };
-        let after = match command {
-            OfKey::Enable => Enabled,
-            OfKey::Disable | OfKey::Cancel => Disabled,
-            OfKey::Schedule => Pending,
-            OfKey::Delete => Absent,
-            OfKey::Describe | OfKey::Rotate | OfKey::Show => *state,
-        };
-        fits.then_some(after)
-    }
-}
+use crate::book::Change;
 
 /// A command to an alias, done or shown; keys by their index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use keyward_model::KeyId;
 
 use crate::book::{Book, KeyView};
-use crate::check::{End, Step, WriteId};
 use crate::cluster::Cluster;
+use keyward_check::{End, Step, WriteId};
 
 /// A key that is gone.
 #[derive(Debug)]

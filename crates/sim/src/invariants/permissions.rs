@@ -8,7 +8,7 @@
 use keyward_model::NodeId;
 
 use crate::book::{Book, KeyView};
-use crate::check::{History, Step};
+use keyward_check::{History, Step};
 
 /// An answer that shows something.
 #[derive(Clone, Debug)]

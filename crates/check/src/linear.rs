@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::check::{End, Step};
+use crate::history::{End, Step};
 
 /// A sequential object.
 pub trait Model {

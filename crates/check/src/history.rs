@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use keyward_model::NodeId;
 
-/// Orders events of a run; see [`World::step`](crate::runtime::World::step).
+/// Orders events: the steps of a simulated run, microseconds of a real one.
 pub type Step = u64;
 
 /// How a write ended, as far as its caller knows.
