@@ -260,7 +260,8 @@ async fn beside_a_node<T>(
     ended.map(|()| value)
 }
 
-async fn until_listening(address: &str) -> Result<(), Failure> {
+/// Waits for the node at `address` to take connections: half a minute at most.
+pub async fn until_listening(address: &str) -> Result<(), Failure> {
     let end = RealEnv.boot_now() + START_PATIENCE;
     while tokio::net::TcpStream::connect(address).await.is_err() {
         if RealEnv.boot_now() >= end {

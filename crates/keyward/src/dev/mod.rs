@@ -29,12 +29,11 @@ use crate::config::{
     RootSection, TimerProfile, TlsSection,
 };
 use crate::error::Failure;
+use crate::setup::until_listening;
 use crate::{demo, pem, server};
 
 /// Nodes of a development Region at most.
 const NODES_MAX: u16 = 9;
-/// How long a node that starts may take to answer when it is added.
-const ADD_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a Region may take until it serves.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
 /// Between looks at a node that is starting.
@@ -538,26 +537,11 @@ impl Home {
                 address: self.endpoint(node),
                 learner: false,
             };
-            // Many processes that start at once on a busy machine may need a while.
-            let end = RealEnv.boot_now() + ADD_PATIENCE;
-            loop {
-                let added = operator
-                    .operator(Repeat::IfUnsent, request.clone(), |mut c, r| async move {
-                        c.add_node(r).await
-                    })
-                    .await;
-                match added {
-                    Err(error)
-                        if error.message.contains("did not answer") && RealEnv.boot_now() < end =>
-                    {
-                        RealEnv.sleep(Duration::from_millis(200)).await;
-                    }
-                    other => {
-                        other?;
-                        break;
-                    }
-                };
-            }
+            // Many processes that start at once may need a while; a member asks it for two seconds only.
+            until_listening(&self.endpoint(node)).await?;
+            operator
+                .operator(Repeat::IfUnsent, request, |mut c, r| async move { c.add_node(r).await })
+                .await?;
         }
         let (key, csr) = signing_request().map_err(Failure::from_error)?;
         let request = v1::CreatePrincipalRequest {

@@ -124,7 +124,7 @@ fn regions(html: &mut String, report: &Report) {
             "without an answered call (RTO)",
             "acknowledged and lost (RPO)",
             "behind, at most",
-            "quota headroom lost, at most",
+            "quota headroom lost, the most of what was seen once a second",
         ],
         report.regions.iter().map(row),
     );

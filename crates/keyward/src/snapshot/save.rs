@@ -78,7 +78,7 @@ pub async fn save(connect: &ConnectArgs, format: Format, args: SaveArgs) -> Resu
             ("RegionTime", json!(moment(header.region_time_ms))),
             ("Keys", json!(header.keys)),
             ("Bytes", json!(bytes)),
-            ("Seconds", json!((RealEnv.boot_now() - began).as_secs_f64())),
+            ("Seconds", json!((RealEnv.boot_now() - began).as_millis() as f64 / 1000.0)),
         ],
     );
     Ok(())
