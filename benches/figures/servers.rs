@@ -110,7 +110,6 @@ impl Server {
             certificate: read("node.pem"),
             private_key: Key::new(read("node.key")),
             authority: read("../pki/ca.pem"),
-            outside_authority: None,
         };
         if self.kind == Kind::Echo {
             let answer = std::fs::read(self.folder.join(ANSWER)).expect("an answer");

@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
+use base64::Engine;
 use keyward_client::{Client, FailoverConfig, RegionalClient, Repeat};
 use keyward_env::{Env, RealEnv};
+use keyward_model::Timestamp;
 use keyward_proto::v1;
+use keyward_service::{Authority, signing_request};
 
 use crate::support::regions::{NAMES, Regions, describe, primary, state};
 use crate::support::{Load, code, decrypt, encrypt, wait_until};
@@ -280,6 +283,112 @@ async fn a_caller_gets_in_everywhere_and_stays_out_when_shut_out_anywhere() {
     for region in NAMES {
         assert_eq!(code(call(region, "ada").await), "UnrecognizedClientException", "{region}");
     }
+}
+
+/// A certificate authority outside of Keyward, as an organisation has one.
+struct Corporate(Authority);
+
+impl Corporate {
+    fn new(name: &str) -> Self {
+        let now = Timestamp(RealEnv.wall_now_ms());
+        Self(Authority::generate(name, &*RealEnv.entropy(), now).expect("an authority"))
+    }
+
+    /// Its certificate, in a file.
+    fn file(&self, regions: &Regions, name: &str) -> String {
+        regions.write(name, &pem("CERTIFICATE", self.0.certificate()))
+    }
+
+    /// Certifies whoever bears that ARN; `Regions::caller` calls as him.
+    fn certify(&self, regions: &Regions, arn: &str, name: &str) {
+        let (key, request) = signing_request().expect("a request");
+        let now = Timestamp(RealEnv.wall_now_ms());
+        let arn = arn.parse().expect("an ARN");
+        let issued = self.0.issue(&request, &arn, 9, &*RealEnv.entropy(), now).expect("issued");
+        regions.write(&format!("{name}.pem"), &pem("CERTIFICATE", &issued.certificate));
+        regions.write(&format!("{name}.key"), &pem("PRIVATE KEY", &key));
+    }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let digits = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("-----BEGIN {label}-----\n{digits}\n-----END {label}-----\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_an_outside_authority_certifies_gets_in_as_long_as_it_is_trusted() {
+    let regions = Regions::start(1);
+    let key = regions.key_everywhere(VIRGINIA).await;
+    let corporate = Corporate::new("corporate");
+    let [eve, ann] = ["eve", "ann"].map(|name| format!("arn:aws:iam::111122223333:user/{name}"));
+    for (region, arn, name) in [(VIRGINIA, &eve, "eve"), (IRELAND, &ann, "ann")] {
+        regions.ok(region, &["principal", "create", arn, "--kind", "user", "--outside"]);
+        corporate.certify(&regions, arn, name);
+    }
+    let call = async |region: &str, name: &str| encrypt(&regions.caller(region, name), &key).await;
+    assert!(call(VIRGINIA, "eve").await.is_err(), "nobody trusts it yet");
+
+    // What is no outside authority, or none that is known.
+    let file = corporate.file(&regions, "corporate.pem");
+    let own = String::from_utf8(regions.config(VIRGINIA, Duration::ZERO).authority);
+    let own = regions.write("own.pem", &own.expect("PEM"));
+    let leaf = regions.path("eve.pem");
+    let unknown = "ab".repeat(32);
+    for (arguments, says) in [
+        (["add", &own], "a Region's own authority"),
+        (["add", &leaf], "certifies nobody"),
+        (["add", &regions.path("eve.key")], "holds no certificate"),
+        (["add", &regions.path("missing.pem")], "cannot read"),
+        (["remove", &unknown], "NotFoundException"),
+        (["remove", "xy"], "is no fingerprint"),
+    ] {
+        let refused = regions.refused(VIRGINIA, &[&["authority"][..], &arguments].concat());
+        assert!(refused.contains(says), "{arguments:?}: {refused}");
+    }
+
+    // Trusted in one Region, it speaks for that Region's principals in all.
+    let report = regions.json(VIRGINIA, &["authority", "add", &file, "--all-regions"]);
+    let report = report["Regions"].as_array().expect("a report");
+    assert!(report.len() == 3 && report.iter().all(|one| one["Done"] == true), "{report:?}");
+    let again = regions.refused(VIRGINIA, &["authority", "add", &file]);
+    assert!(again.contains("AlreadyExistsException"), "{again}");
+    for region in NAMES {
+        let gets_in = async || call(region, "eve").await.is_ok();
+        wait_until(&format!("eve gets in in {region}"), Duration::from_secs(5), gets_in).await;
+    }
+    // It does not speak for another Region's.
+    assert_eq!(code(call(IRELAND, "ann").await), "UnrecognizedClientException");
+    let listed = regions.json(SYDNEY, &["authority", "list"]);
+    let listed = listed["Authorities"].as_array().expect("a list");
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert!(listed[0]["Home"] == VIRGINIA && listed[0]["State"] == "trusted", "{listed:?}");
+    let fingerprint = listed[0]["Fingerprint"].as_str().expect("a fingerprint");
+
+    // Its Region is lost: she gets in elsewhere, until another Region trusts it no more, on a connection that stands too.
+    regions.fault(&["down", VIRGINIA]);
+    let [ireland, sydney] = [IRELAND, SYDNEY].map(|region| regions.caller(region, "eve"));
+    encrypt(&ireland, &key).await.expect("a lost Region's caller gets in");
+    encrypt(&sydney, &key).await.expect("there too");
+    let told = regions
+        .refused(IRELAND, &["authority", "remove", fingerprint, "--all-regions", "--wait", "2"]);
+    assert!(told.contains(&format!("1 of 3 Regions have not done it: {VIRGINIA}")), "{told}");
+    for client in [&ireland, &sydney] {
+        let error = encrypt(client, &key).await.expect_err("refused");
+        let known = error.code.as_deref() == Some("UnrecognizedClientException");
+        assert!(known && error.message.contains("trusted no more"), "{error}");
+    }
+    regions.fault(&["heal", VIRGINIA]);
+    let removed = async || {
+        let listed = regions.json(VIRGINIA, &["authority", "list"]);
+        listed["Authorities"][0]["State"] == "removed"
+    };
+    wait_until("it is removed at home", Duration::from_secs(20), removed).await;
+    assert!(call(VIRGINIA, "eve").await.is_err());
+    // A Region trusts it again for its own.
+    regions.ok(IRELAND, &["authority", "add", &file]);
+    let gets_in = async || call(IRELAND, "ann").await.is_ok();
+    wait_until("ann gets in", Duration::from_secs(5), gets_in).await;
+    assert!(call(IRELAND, "eve").await.is_err(), "Virginia says otherwise of its own");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -177,6 +177,17 @@ impl Regions {
         arn
     }
 
+    /// Where a file of that name is, or would be.
+    pub fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().expect("a path").to_owned()
+    }
+
+    /// Writes such a file. Where it is.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.path(name), text).expect("written");
+        self.path(name)
+    }
+
     /// Such a principal as a caller of any Region.
     pub fn caller(&self, region: &str, name: &str) -> Arc<Client> {
         let read = |suffix: &str| {

@@ -7,7 +7,9 @@ use keyward_env::RealEnv;
 use keyward_model::{KmsError, Region};
 use keyward_proto::v1;
 use keyward_proto::v1::operator_service_server::OperatorService;
-use keyward_service::{Caller, FoundingRequest, Kms, RootCommand, RootReply, Trace};
+use keyward_service::{
+    Caller, FoundingRequest, Kms, RootCommand, RootReply, SeenAuthority, Trace, fingerprint,
+};
 use keyward_state::{Principal, Purpose, Timers};
 use tonic::{Request, Status};
 
@@ -102,6 +104,7 @@ impl OperatorDoor {
             operator,
             ca_certificate: request.ca_certificate,
             ca_private_key: zeroize::Zeroizing::new(request.ca_private_key),
+            outside_authorities: request.outside_authorities,
         })
     }
 }
@@ -168,6 +171,16 @@ fn principal(principal: &Principal, home: Option<&Region>) -> v1::Principal {
                 revoked: record.revoked,
             })
             .collect(),
+    }
+}
+
+fn authority(seen: &SeenAuthority) -> v1::OutsideAuthority {
+    v1::OutsideAuthority {
+        fingerprint: hex::encode(seen.fingerprint),
+        subject: seen.subject.clone(),
+        not_after: Some(date(seen.not_after)),
+        home_region: seen.home.as_ref().map(ToString::to_string),
+        trusted: seen.believed,
     }
 }
 
@@ -606,5 +619,47 @@ impl OperatorService for OperatorDoor {
         let r = request.into_inner();
         let done = self.kms.revoke_certificate(&caller, &r.arn, &r.serial_number, patience).await;
         call.end(done.map(|change| v1::RevokeCertificateResponse { change })).await
+    }
+
+    async fn add_authority(
+        &self,
+        request: Request<v1::AddAuthorityRequest>,
+    ) -> Answer<v1::AddAuthorityResponse> {
+        let fingerprint = hex::encode(fingerprint(&request.get_ref().certificate));
+        let about = vec![("fingerprint", fingerprint)];
+        let call = self.begin(&request, ("AddAuthority", true), about).await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
+        let certificate = request.into_inner().certificate;
+        let added = self.kms.add_authority(&caller, certificate, patience).await;
+        call.end(added.map(|(fingerprint, change)| v1::AddAuthorityResponse {
+            fingerprint: hex::encode(fingerprint),
+            change,
+        }))
+        .await
+    }
+
+    async fn remove_authority(
+        &self,
+        request: Request<v1::RemoveAuthorityRequest>,
+    ) -> Answer<v1::RemoveAuthorityResponse> {
+        let about = vec![("fingerprint", request.get_ref().fingerprint.clone())];
+        let call = self.begin(&request, ("RemoveAuthority", true), about).await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
+        let fingerprint = request.into_inner().fingerprint;
+        let removed = self.kms.remove_authority(&caller, &fingerprint, patience).await;
+        call.end(removed.map(|change| v1::RemoveAuthorityResponse { change })).await
+    }
+
+    async fn list_authorities(
+        &self,
+        request: Request<v1::ListAuthoritiesRequest>,
+    ) -> Answer<v1::ListAuthoritiesResponse> {
+        let call = self.begin(&request, ("ListAuthorities", false), Vec::new()).await?;
+        let (caller, patience) = (Arc::clone(&call.caller), call.patience);
+        let listed = self.kms.list_authorities(&caller, patience).await;
+        call.end(listed.map(|seen| v1::ListAuthoritiesResponse {
+            authorities: seen.iter().map(authority).collect(),
+        }))
+        .await
     }
 }

@@ -111,7 +111,7 @@ impl Door {
     ) -> Result<(), DoorError> {
         let (connections, incoming) = mpsc::channel(CONNECTIONS_WAITING_MAX);
         self.terminator.time().follow(kms.node());
-        RealEnv.spawn(trust_regions(self.terminator.clone(), Arc::clone(&kms)));
+        RealEnv.spawn(trust(self.terminator.clone(), Arc::clone(&kms)));
         RealEnv.spawn(self.terminator.accept(self.listener, connections));
 
         let stack = stack(Arc::clone(&kms));
@@ -179,8 +179,8 @@ impl Door {
     }
 }
 
-/// Nodes of Regions that are approved are let in; of others no more.
-async fn trust_regions(terminator: Terminator, kms: Arc<Kms<RealEnv>>) {
+/// Nodes of Regions that are approved are let in, and principals whom they or outside authorities certify; others no more.
+async fn trust(terminator: Terminator, kms: Arc<Kms<RealEnv>>) {
     while !kms.node().is_stopped() {
         let state = kms.node().state();
         let trusted = state.peer_regions().map(|peer| TrustedRegion {
@@ -188,7 +188,12 @@ async fn trust_regions(terminator: Terminator, kms: Arc<Kms<RealEnv>>) {
             region_id: peer.region_id,
             authority: peer.ca_certificate.clone(),
         });
-        terminator.trust_regions(trusted.collect());
+        let believed = state.authorities().filter(|authority| state.believes(authority));
+        let mut outside: Vec<&[u8]> =
+            believed.map(|authority| &authority.certificate[..]).collect();
+        // Several Regions may have added it.
+        outside.dedup();
+        terminator.trust(trusted.collect(), &outside);
         RealEnv.sleep(TRUST_ROUND).await;
     }
 }

@@ -10,9 +10,10 @@ use arc_swap::ArcSwap;
 use keyward_env::{Env, RealEnv};
 use keyward_model::{NodeId, Region, Timestamp};
 use keyward_raft::Node;
-use keyward_service::{Caller, Issuer, Origin, Subject};
-use keyward_state::InvitationId;
+use keyward_service::{Caller, Issuer, Origin, Subject, fingerprint};
+use keyward_state::{Fingerprint, InvitationId};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
@@ -40,8 +41,6 @@ pub struct TlsFiles {
     pub private_key: zeroize_on_drop::Key,
     /// The Region's own certificate authority.
     pub authority: Vec<u8>,
-    /// An outside authority whose certificates are let in as principals, never as nodes.
-    pub outside_authority: Option<Vec<u8>>,
 }
 
 impl TlsFiles {
@@ -234,6 +233,34 @@ pub struct Terminator {
 struct Trust {
     acceptor: TlsAcceptor,
     regions: Vec<TrustedRegion>,
+    outside: Vec<Outside>,
+    /// The outside authorities as they were told, those that cannot be used too.
+    told: Vec<Vec<u8>>,
+}
+
+/// An outside authority. Whose certificate a chain leads to says nobody but a verifier that knows no other.
+struct Outside {
+    /// Its certificate, DER.
+    certificate: Vec<u8>,
+    fingerprint: Fingerprint,
+    not_after: Timestamp,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
+
+impl Outside {
+    fn new(certificate: &[u8]) -> Result<Self, TlsError> {
+        let wrong = tls_error("an outside authority's certificate");
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from(certificate.to_vec())).map_err(|e| wrong(&e))?;
+        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|e| wrong(&e))?;
+        let not_after = Timestamp(parsed.validity().not_after.timestamp().saturating_mul(1000));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .map_err(|e| wrong(&e))?;
+        let fingerprint = fingerprint(certificate);
+        Ok(Self { certificate: certificate.to_vec(), fingerprint, not_after, verifier })
+    }
 }
 
 /// Another Region, as far as TLS is concerned.
@@ -268,7 +295,7 @@ impl Terminator {
             .ok_or_else(|| tls_error("the Region's CA certificate")(&"no certificate in it"))?;
         issued_by(&authority, &chain)?;
         let time = Arc::new(HandshakeTime::default());
-        let trust = Self::trust(files, &time, Vec::new())?;
+        let trust = Self::trusting(files, &time, Vec::new(), Vec::new())?;
         Ok(Self {
             files: Arc::new(files.clone()),
             time,
@@ -277,21 +304,33 @@ impl Terminator {
         })
     }
 
-    /// Lets nodes of these Regions in from now on, and of no others.
-    pub(crate) fn trust_regions(&self, regions: Vec<TrustedRegion>) {
-        if self.trust.load().regions == regions {
+    /// Lets nodes of these Regions in from now on, and principals whom these or the outside authorities (certificates, DER)
+    /// certify; and no others.
+    pub(crate) fn trust(&self, regions: Vec<TrustedRegion>, authorities: &[&[u8]]) {
+        let trusted = self.trust.load();
+        if trusted.regions == regions && trusted.told == authorities {
             return;
         }
-        match Self::trust(&self.files, &self.time, regions) {
-            Ok(trust) => self.trust.store(Arc::new(trust)),
+        // One that cannot be used keeps nobody else out.
+        let outside = authorities.iter().filter_map(|certificate| {
+            Outside::new(certificate)
+                .inspect_err(|error| tracing::error!(%error, "an outside authority cannot be used"))
+                .ok()
+        });
+        match Self::trusting(&self.files, &self.time, regions, outside.collect()) {
+            Ok(trust) => {
+                let told = authorities.iter().map(|certificate| certificate.to_vec()).collect();
+                self.trust.store(Arc::new(Trust { told, ..trust }));
+            }
             Err(error) => tracing::error!(%error, "a Region that was approved cannot be let in"),
         }
     }
 
-    fn trust(
+    fn trusting(
         files: &TlsFiles,
         time: &Arc<HandshakeTime>,
         regions: Vec<TrustedRegion>,
+        outside: Vec<Outside>,
     ) -> Result<Trust, TlsError> {
         let own = certificates(&files.authority, "the Region's CA certificate")?;
         let mut roots = RootCertStore::empty();
@@ -303,9 +342,9 @@ impl Terminator {
             list.iter().try_for_each(|der| roots.add(der.clone()).map_err(|e| tls_error(what)(&e)))
         };
         trust(&own, "the Region's CA certificate")?;
-        if let Some(outside) = &files.outside_authority {
-            let what = "the outside CA certificate";
-            trust(&certificates(outside, what)?, what)?;
+        for authority in &outside {
+            let der = CertificateDer::from(authority.certificate.clone());
+            trust(&[der], "an outside authority's certificate")?;
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier =
@@ -321,7 +360,12 @@ impl Terminator {
             .with_single_cert(chain, key)
             .map_err(|e| tls_error("the node's certificate and key")(&e))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Trust { acceptor: TlsAcceptor::from(Arc::new(config)), regions })
+        Ok(Trust {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            regions,
+            outside,
+            told: Vec::new(),
+        })
     }
 
     /// The clock of handshakes.
@@ -375,9 +419,8 @@ impl Terminator {
             .map(|name| name.replace("TLS13_", "TLS_"))
             .unwrap_or_default();
         let origin = Arc::new(Origin::new(socket.peer_addr()?.ip(), tls_version, cipher_suite));
-        let leaf = session.peer_certificates().and_then(<[_]>::first);
-        let identity = match leaf {
-            Some(leaf) => self.identify(leaf),
+        let identity = match session.peer_certificates().and_then(<[_]>::split_first) {
+            Some((leaf, others)) => self.identify(leaf, others),
             None => Identity::Nobody("no client certificate was shown".to_owned()),
         };
         Ok(Connection { stream: BufWriter::new(stream), peer: Peer { identity, origin } })
@@ -394,8 +437,21 @@ impl Terminator {
         trust.regions.iter().find(issued).map(|other| other.region_id)
     }
 
-    /// Reads a certificate that was verified already.
-    fn identify(&self, leaf: &CertificateDer<'_>) -> Identity {
+    /// The outside authority that a chain leads to, and when what that certifies ends.
+    fn outside_that_issued(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+    ) -> Option<(Fingerprint, Timestamp)> {
+        let now = self.time.current_time()?;
+        let trust = self.trust.load();
+        let led_to =
+            |outside: &&Outside| outside.verifier.verify_client_cert(leaf, others, now).is_ok();
+        trust.outside.iter().find(led_to).map(|outside| (outside.fingerprint, outside.not_after))
+    }
+
+    /// Reads a certificate that was verified already; `others` came with it.
+    fn identify(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> Identity {
         let nobody = |why: &str| Identity::Nobody(why.to_owned());
         let Ok((_, certificate)) = X509Certificate::from_der(leaf) else {
             return nobody("the certificate cannot be read");
@@ -436,13 +492,22 @@ impl Terminator {
             }
             Some(Subject::Snapshot(..)) => nobody("the certificate of a snapshot opens no door"),
             Some(Subject::Principal(principal)) => {
-                let issuer = match self.region_that_issued(&certificate) {
-                    _ if own_authority => Issuer::Own,
-                    Some(home) => Issuer::Region(home),
-                    None => Issuer::Outside,
+                let ends = certificate.validity().not_after.timestamp().saturating_mul(1000);
+                let mut not_after = Timestamp(ends);
+                let issuer = if own_authority {
+                    Issuer::Own
+                } else if let Some(home) = self.region_that_issued(&certificate) {
+                    Issuer::Region(home)
+                } else if let Some((authority, ends)) = self.outside_that_issued(leaf, others) {
+                    not_after = not_after.min(ends);
+                    Issuer::Outside(authority)
+                } else {
+                    // Trusted when the handshake began, and removed since.
+                    return nobody(
+                        "the authority that has issued the certificate is trusted no more",
+                    );
                 };
                 let serial = certificate.raw_serial().to_vec();
-                let not_after = Timestamp(certificate.validity().not_after.timestamp() * 1000);
                 Identity::Principal(Arc::new(Caller::new(principal, serial, not_after, issuer)))
             }
             None => nobody("the certificate names no principal: its URI name must be an ARN"),

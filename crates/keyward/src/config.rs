@@ -125,8 +125,6 @@ pub struct TlsSection {
     pub private_key: PathBuf,
     /// The Region's certificate authority.
     pub authority: PathBuf,
-    /// An outside authority whose certificates principals may show.
-    pub outside_authority: Option<PathBuf>,
 }
 
 /// The root.
@@ -386,9 +384,6 @@ impl Config {
         anchor(&mut self.tls.certificate);
         anchor(&mut self.tls.private_key);
         anchor(&mut self.tls.authority);
-        if let Some(path) = &mut self.tls.outside_authority {
-            anchor(path);
-        }
         if let Some(path) = &mut self.audit.folder {
             anchor(path);
         }

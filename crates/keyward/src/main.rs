@@ -86,6 +86,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Principal(command) => {
             cli::principals::principal(&cli.connect.operator()?, format, command).await
         }
+        Command::Authority(command) => {
+            cli::authorities::authority(&cli.connect.operator()?, format, command).await
+        }
         Command::Quota(command) => {
             cli::quotas::quota(&cli.connect.operator()?, format, command).await
         }

@@ -45,12 +45,10 @@ fn read_file(path: &Path, private: bool) -> Result<Vec<u8>, Failure> {
 
 /// The files that the configuration names.
 pub fn tls_files(config: &Config) -> Result<TlsFiles, Failure> {
-    let outside = config.tls.outside_authority.as_deref();
     Ok(TlsFiles {
         certificate: read_file(&config.tls.certificate, false)?,
         private_key: Key::new(read_file(&config.tls.private_key, true)?),
         authority: read_file(&config.tls.authority, false)?,
-        outside_authority: outside.map(|path| read_file(path, false)).transpose()?,
     })
 }
 

@@ -77,6 +77,9 @@ pub struct InitArgs {
     /// Where the first operator's certificate and key are put; beside the configuration when absent
     #[arg(long, value_name = "DIR")]
     operator_out: Option<PathBuf>,
+    /// An outside authority (its certificate, PEM) that certifies principals; `keyward authority add` adds more later
+    #[arg(long, value_name = "FILE")]
+    outside_authority: Vec<PathBuf>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -168,7 +171,6 @@ fn prepare(args: &NodeArgs, region: &Region, draft: &mut Draft) -> Result<Config
                 certificate: "node.pem".into(),
                 private_key: "node.key".into(),
                 authority: "ca.pem".into(),
-                outside_authority: None,
             },
             root: RootSection::File { path: "root.key".into() },
             hsm: HsmSection::default(),
@@ -280,6 +282,11 @@ pub async fn init(args: InitArgs, format: Format) -> Result<(), Failure> {
         log: "warn,openraft=error".to_owned(),
         ..config.observe.clone()
     });
+    let outside: Vec<Vec<u8>> = args
+        .outside_authority
+        .iter()
+        .map(|file| pem::certificate(file))
+        .collect::<Result<_, _>>()?;
     let operator: PrincipalArn = format!("arn:aws:iam::{}:user/{}", args.account, args.operator)
         .parse()
         .map_err(|e| Failure::new(format!("--operator is {e}")))?;
@@ -326,6 +333,7 @@ pub async fn init(args: InitArgs, format: Format) -> Result<(), Failure> {
             operator_arn: operator.to_string(),
             ca_certificate: authority.certificate().to_vec(),
             ca_private_key: authority.private_key().to_vec(),
+            outside_authorities: outside,
             purpose: None,
         };
         let founded = client

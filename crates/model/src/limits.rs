@@ -41,6 +41,10 @@ pub const ROTATION_CONFLICT_WINDOW_MS: i64 = 20 * 60 * 1000;
 pub const MARKER_CHARS_MAX: usize = 1024;
 /// Principals of a Region: they live in every node's memory.
 pub const PRINCIPALS_MAX: usize = 100_000;
+/// Outside authorities that a Region trusts: each is tried in turn for a certificate that no Region issued.
+pub const AUTHORITIES_MAX: usize = 32;
+/// Bytes of an outside authority's certificate.
+pub const AUTHORITY_BYTES_MAX: usize = 16 * 1024;
 /// Quotas: one of each kind for every principal that may be.
 pub const QUOTAS_MAX: usize = 200_000;
 /// Certificates on record for one principal, revoked ones included.

@@ -2,7 +2,7 @@
 
 use keyward_model::{KeyId, KeyMaterialId, Region};
 use keyward_state::codec::{self, CodecError};
-use keyward_state::{Cursor, ForeignPrincipal, HistoryId, KeyView, Version};
+use keyward_state::{Cursor, ForeignPrincipal, HistoryId, KeyView, OutsideAuthority, Version};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +55,8 @@ pub struct Page {
     pub views: Vec<KeyView>,
     /// Principals that changed, each as it is now.
     pub principals: Vec<ForeignPrincipal>,
+    /// Outside authorities that changed, each as it is now.
+    pub authorities: Vec<OutsideAuthority>,
     /// How far this goes.
     pub upto: Cursor,
     /// How far there is more to come.

@@ -208,7 +208,8 @@ impl<L: Local> Puller<L> {
         }
         let from = self.region.clone();
         let principals = let_in(&state, &page.principals);
-        let command = Command::Merge { from, cursor: page.upto, told, principals };
+        let authorities = page.authorities.clone();
+        let command = Command::Merge { from, cursor: page.upto, told, principals, authorities };
         self.local.change(command).await.map_err(Setback::NotTaken)
     }
 
@@ -285,12 +286,13 @@ fn page(state: &State, request: &PullRequest, now_ms: i64) -> Page {
     let views = rows[skipped..].iter().filter_map(view).map(untold).collect();
     let principals = rows[skipped..].iter().filter_map(|fed| state.told_principal(fed));
     let principals = principals.map(not_shut_out).collect();
+    let authorities = rows[skipped..].iter().filter_map(State::told_authority).collect();
     let upto = match rows.last().map(Fed::changed) {
         Some((index, made)) => Cursor { history, index, made },
         None if request.have.history == history => request.have,
         None => Cursor { history, index: 0, made: request.have.made },
     };
-    Page { history, views, principals, upto, head, now_ms }
+    Page { history, views, principals, authorities, upto, head, now_ms }
 }
 
 /// A view without what a known bug does not tell.

@@ -9,6 +9,7 @@ use crate::audit::Trace;
 use crate::quota::PlanSlot;
 use keyward_audit::Actor;
 use keyward_model::{KeyState, Operation, PrincipalArn, Timestamp};
+use keyward_state::Fingerprint;
 
 /// Which authority issued a caller's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +18,8 @@ pub enum Issuer {
     Own,
     /// That of the Region of this id: the same, as that Region tells of it.
     Region([u8; 16]),
-    /// One outside, which the node's configuration names.
-    Outside,
+    /// One outside, whose certificate has this fingerprint: some Region must trust it.
+    Outside(Fingerprint),
 }
 
 /// Who calls, as the connection's certificate says. One for each connection.

@@ -1,7 +1,7 @@
 //! Who is it, and may they? Two questions, asked on every call.
 
-use keyward_model::{ErrorCode, KmsError, Operation, Plane, Timestamp};
-use keyward_state::{Key, Principal, State};
+use keyward_model::{ErrorCode, KmsError, Operation, Plane, PrincipalArn, Timestamp};
+use keyward_state::{Fingerprint, Key, Principal, State};
 
 use crate::api::{Caller, Issuer};
 
@@ -22,24 +22,17 @@ pub(crate) fn authenticate<'a>(
     let own = || state.principal(arn).map(|own| &**own);
     let found = match caller.issuer {
         Issuer::Own => own(),
-        Issuer::Region(home) => state
-            .foreign_principal(arn, &home)
-            .filter(|row| state.is_linked(row))
-            .map(|row| &row.principal),
-        // Its certificate says nothing about a Region. Of several elsewhere, one that is shut out counts.
-        Issuer::Outside => own().or_else(|| {
-            let linked = state.foreign_principals_named(arn).filter(|row| state.is_linked(row));
-            linked.map(|row| &row.principal).max_by_key(|principal| principal.is_disabled())
-        }),
+        Issuer::Region(home) => made_by(state, arn, &home),
+        Issuer::Outside(authority) => certified_outside(state, arn, &authority).map_err(refuse)?,
     };
     let principal =
         found.ok_or_else(|| refuse(format!("{arn} is not a principal of this Region")))?;
     // Whom this Region has shut out is out, whichever Region has made a principal of that ARN since.
     let shut_here = || own().is_some_and(Principal::is_disabled);
-    if principal.is_disabled() || (matches!(caller.issuer, Issuer::Region(_)) && shut_here()) {
+    if principal.is_disabled() || (caller.issuer != Issuer::Own && shut_here()) {
         return Err(refuse(format!("principal {arn} is disabled")));
     }
-    if caller.issuer != Issuer::Outside {
+    if !matches!(caller.issuer, Issuer::Outside(_)) {
         match principal.certificates.get(&caller.serial) {
             Some(record) if !record.revoked => {}
             Some(_) => {
@@ -51,6 +44,43 @@ pub(crate) fn authenticate<'a>(
         }
     }
     Ok(principal)
+}
+
+/// The principal of that ARN that the Region of that id has made, if it is linked with this one.
+fn made_by<'a>(state: &'a State, arn: &PrincipalArn, home: &[u8; 16]) -> Option<&'a Principal> {
+    state
+        .foreign_principal(arn, home)
+        .filter(|row| state.is_linked(&row.home, &row.home_id))
+        .map(|row| &row.principal)
+}
+
+/// Whom an outside authority's certificate stands for: a principal of a Region that trusts that authority, this one first;
+/// of several elsewhere, one that is shut out counts. Another Region's authorities speak for nobody of this one.
+fn certified_outside<'a>(
+    state: &'a State,
+    arn: &PrincipalArn,
+    authority: &Fingerprint,
+) -> Result<Option<&'a Principal>, String> {
+    let me = state.region.as_ref().map(|me| me.region_id);
+    let (mut believed, mut found): (bool, Option<&Principal>) = (false, None);
+    for row in state.authorities_of(authority).filter(|row| state.believes(row)) {
+        believed = true;
+        if Some(row.home_id) == me {
+            if let Some(own) = state.principal(arn) {
+                return Ok(Some(own));
+            }
+        } else if let Some(one) = made_by(state, arn, &row.home_id)
+            && found.is_none_or(|found| !found.is_disabled())
+        {
+            found = Some(one);
+        }
+    }
+    if believed {
+        return Ok(found);
+    }
+    Err(format!(
+        "the authority that has issued the certificate of {arn} is trusted no more (`keyward authority list`)"
+    ))
 }
 
 /// Somebody showed a certificate that is no longer good for anything: that is for the log. (It is counted as

@@ -17,6 +17,7 @@ use crate::authority::{self, Authority, Issued};
 use crate::authorize::{authenticate, note_refusal};
 use crate::joining::was_invited;
 use crate::kms::{Kms, hsm_refused, internal, not_founded};
+use crate::outside;
 use crate::peer::{AppRequest, AppResponse, LeaderCommand, LeaderReply};
 use crate::resolve;
 
@@ -71,6 +72,8 @@ pub struct FoundingRequest {
     pub ca_certificate: Vec<u8>,
     /// Its private key, PKCS #8 DER.
     pub ca_private_key: zeroize::Zeroizing<Vec<u8>>,
+    /// Outside authorities that are trusted from the start: their certificates, DER.
+    pub outside_authorities: Vec<Vec<u8>>,
 }
 
 pub(crate) fn refused(message: String) -> KmsError {
@@ -148,6 +151,7 @@ impl<E: Env> Kms<E> {
         }
         Authority::open(&request.ca_certificate, &request.ca_private_key)
             .map_err(|e| KmsError::validation(format!("the authority cannot be used: {e}")))?;
+        let authorities = outside::checked(&request.outside_authorities)?;
         let domain_key = self.hsm.generate_domain_key().await.map_err(|e| hsm_refused(&e))?;
         let ca_private_key = self
             .hsm
@@ -168,6 +172,7 @@ impl<E: Env> Kms<E> {
             root: self.hsm.root_id(),
             operator: request.operator,
             operator_certificate: (caller.serial.clone(), caller.not_after),
+            authorities,
         }));
         self.change(deadline, command).await?;
         self.admit_as_founded();
@@ -603,15 +608,28 @@ impl<E: Env> Kms<E> {
         arn: &PrincipalArn,
         deadline: Duration,
     ) -> Result<String, KmsError> {
-        let state = self.node.admit(self.left(deadline)).await.map_err(|_| {
-            KmsError::unknown_outcome("it is done, and this node has yet to learn it")
-        })?;
+        let state = self.admit_done(deadline).await?;
         let told = state.foreign_principals_named(arn).next().is_some();
         if !told && state.principal(arn).is_some_and(|own| own.kinds.operator) {
             return Ok(String::new());
         }
         let change = state.change_token(state.feed_head()).ok_or_else(not_founded)?;
         Ok(change.to_string())
+    }
+
+    /// Names the last change that other Regions are told of, once this node has taken over what was just done.
+    pub(crate) async fn latest_change(&self, deadline: Duration) -> Result<String, KmsError> {
+        let state = self.admit_done(deadline).await?;
+        let change = state.change_token(state.feed_head()).ok_or_else(not_founded)?;
+        Ok(change.to_string())
+    }
+
+    /// The state, once this node has taken over what was just done.
+    async fn admit_done(&self, deadline: Duration) -> Result<Arc<State>, KmsError> {
+        self.node
+            .admit(self.left(deadline))
+            .await
+            .map_err(|_| KmsError::unknown_outcome("it is done, and this node has yet to learn it"))
     }
 
     /// Revokes one certificate, in all Regions as they hear of it. Names the change.

@@ -22,7 +22,7 @@ use keyward_raft::{BasicNode, BoxFuture, Node, NodeConfig, Transport, TransportE
 use keyward_service::api::{CreateKey, Decrypt, Encrypt, GenerateDataKey, Secret};
 use keyward_service::{
     Audit, Authority, Call, Caller, FoundingRequest, Handler, Issuer, KeptRoot, Kms, Origin,
-    Request, Response, RootKeeper, Stack, Trace, stack,
+    Request, Response, RootKeeper, Stack, Trace, fingerprint, stack,
 };
 use keyward_state::{MemStore, Purpose, Timers};
 
@@ -156,6 +156,7 @@ async fn region_of_one(folder: &std::path::Path) -> Arc<Kms<RealEnv>> {
         operator: operator.principal.clone(),
         ca_certificate: authority.certificate().to_vec(),
         ca_private_key: authority.private_key(),
+        outside_authorities: vec![authority.certificate().to_vec()],
     };
     kms.found(&operator, request, PATIENCE).await.unwrap();
     let kinds = ["administrator".to_owned(), "user".to_owned()];
@@ -189,7 +190,9 @@ impl Calls {
     fn new(kms: &Arc<Kms<RealEnv>>, arn: &str) -> Self {
         let suite = "TLS_AES_256_GCM_SHA384".to_owned();
         let origin = Origin::new([127, 0, 0, 1].into(), "TLSv1.3", suite);
-        Self { stack: stack(Arc::clone(kms)), origin, caller: caller(arn, Issuer::Outside) }
+        let facts = kms.node().state().region.clone().expect("founded");
+        let caller = caller(arn, Issuer::Outside(fingerprint(&facts.ca_certificate)));
+        Self { stack: stack(Arc::clone(kms)), origin, caller }
     }
 
     fn call(&self, request: Request) -> Call {

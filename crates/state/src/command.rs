@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::multi_region::{Cursor, First, HistoryId, OfferId, PeerRegion, RegionKey, Told};
 use crate::rows::{
-    DiskMark, ForeignPrincipal, InvitationId, Kinds, Purpose, Rotation, RotationKind, Timers,
+    DiskMark, Fingerprint, ForeignPrincipal, InvitationId, Kinds, OutsideAuthority, Purpose,
+    Rotation, RotationKind, Timers,
 };
 
 /// Names one attempt of a caller to change something. A retry carries the same id and gets the first
@@ -205,6 +206,18 @@ pub enum Command {
         /// When it ends.
         not_after: Timestamp,
     },
+    /// Believes what an outside authority certifies.
+    AddAuthority {
+        /// SHA-256 of its certificate.
+        fingerprint: Fingerprint,
+        /// Its certificate, DER.
+        certificate: Vec<u8>,
+    },
+    /// Believes it no more, whichever Region added it.
+    RemoveAuthority {
+        /// SHA-256 of its certificate.
+        fingerprint: Fingerprint,
+    },
     /// Disables or enables a principal.
     SetPrincipalDisabled {
         /// Whose.
@@ -300,6 +313,8 @@ pub enum Command {
         told: Vec<Told>,
         /// What was told of principals.
         principals: Vec<ForeignPrincipal>,
+        /// What was told of outside authorities.
+        authorities: Vec<OutsideAuthority>,
     },
     /// Replicas here become primaries in the place of those of a Region that is lost.
     Promote {
@@ -398,6 +413,8 @@ pub struct Founding {
     pub operator: PrincipalArn,
     /// Serial and end of the first operator's certificate.
     pub operator_certificate: (Vec<u8>, Timestamp),
+    /// Outside authorities that are believed from the start: SHA-256 of the certificate, and the certificate, DER.
+    pub authorities: Vec<(Fingerprint, Vec<u8>)>,
 }
 
 /// What a command led to. Kept for a while by command id.

@@ -25,9 +25,9 @@ pub use multi_region::{
     PeerRegion, Reconciliation, RegionKey, Related, Shared, Told, Version,
 };
 pub use rows::{
-    Alias, CertificateRecord, DiskMark, DomainKey, ForeignPrincipal, Invitation, InvitationId, Key,
-    Kinds, Material, Principal, Purpose, RegionFacts, Root, Rotation, RotationKind, Shut, Timers,
-    Tombstone,
+    Alias, CertificateRecord, DiskMark, DomainKey, Fingerprint, ForeignPrincipal, Invitation,
+    InvitationId, Key, Kinds, Material, OutsideAuthority, Principal, Purpose, RegionFacts, Root,
+    Rotation, RotationKind, Shut, Timers, Tombstone,
 };
 pub use state::{Fed, Listed, Page, State};
 pub use store::{Batch, Change, Checkpoint, Install, Look, Moment, Store, Table, Visit};

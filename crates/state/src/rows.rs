@@ -277,7 +277,7 @@ impl Principal {
     /// Refused whatever it shows.
     #[must_use]
     pub fn is_disabled(&self) -> bool {
-        self.shut.values().any(|shut| shut.times > shut.lifted)
+        is_shut(&self.shut)
     }
 }
 
@@ -291,6 +291,11 @@ pub struct Shut {
     pub lifted: u64,
 }
 
+/// Whether somebody has shut it out and nobody lifted that since.
+fn is_shut(shut: &BTreeMap<HistoryId, Shut>) -> bool {
+    shut.values().any(|shut| shut.times > shut.lifted)
+}
+
 /// A principal that another Region made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForeignPrincipal {
@@ -300,6 +305,39 @@ pub struct ForeignPrincipal {
     pub home_id: [u8; 16],
     /// What is known of it.
     pub principal: Principal,
+}
+
+/// An authority outside of Keyward, whose certificates principals may show. It belongs to the Region whose operator added it,
+/// and speaks for the principals of that Region alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsideAuthority {
+    /// SHA-256 of its certificate.
+    pub fingerprint: Fingerprint,
+    /// Its certificate, DER.
+    pub certificate: Vec<u8>,
+    /// The Region whose operator added it.
+    pub home: Region,
+    /// Which Region of that name.
+    pub home_id: [u8; 16],
+    /// How often it was removed, as principals are shut out.
+    pub shut: BTreeMap<HistoryId, Shut>,
+    /// When it was first added.
+    pub created: Timestamp,
+    /// The number of its last change among those that this Region tells others.
+    pub changed: u64,
+    /// When that was.
+    pub changed_at: Timestamp,
+}
+
+/// SHA-256 of a certificate's DER.
+pub type Fingerprint = [u8; 32];
+
+impl OutsideAuthority {
+    /// What it certifies is believed.
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        !is_shut(&self.shut)
+    }
 }
 
 /// A certificate on record.

@@ -19,8 +19,8 @@ use crate::multi_region::{
     ChangeToken, HistoryId, KeyView, MultiRegionKey, PeerRegion, Reconciliation, RegionKey, Shared,
 };
 use crate::rows::{
-    Alias, DiskMark, DomainKey, ForeignPrincipal, Invitation, InvitationId, Key, Principal,
-    RegionFacts, Root, Tombstone,
+    Alias, DiskMark, DomainKey, Fingerprint, ForeignPrincipal, Invitation, InvitationId, Key,
+    OutsideAuthority, Principal, RegionFacts, Root, Tombstone,
 };
 use crate::store::{Store, Table};
 
@@ -41,6 +41,10 @@ pub(crate) const META_COUNTERS: &[u8] = b"counters";
 
 /// Key of the row that holds the Region's key pair for material from other Regions.
 pub(crate) const META_REGION_KEY: &[u8] = b"region_key";
+
+/// Outside authorities by fingerprint and the id of the Region that added them. Each call by one of their callers looks for
+/// its own: a range of this map takes no memory.
+type Authorities = BTreeMap<(Fingerprint, [u8; 16]), Arc<OutsideAuthority>>;
 
 /// The whole state of a Region except for sealed tokens, as of one point in the log. Cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +71,8 @@ pub struct State {
     pub(crate) principals: RedBlackTreeMapSync<PrincipalArn, Arc<Principal>>,
     /// Those of other Regions, by ARN and the id of their Region.
     pub(crate) foreign: RedBlackTreeMapSync<(PrincipalArn, [u8; 16]), Arc<ForeignPrincipal>>,
+    /// Outside authorities: few.
+    pub(crate) authorities: Arc<Authorities>,
     /// Domain keys by id: few (one a day).
     pub domain_keys: Arc<BTreeMap<DomainKeyId, Arc<DomainKey>>>,
     /// Invitations to nodes, until a while after their end.
@@ -114,6 +120,7 @@ impl Default for State {
             key_aliases: RedBlackTreeMapSync::new_sync(),
             principals: RedBlackTreeMapSync::new_sync(),
             foreign: RedBlackTreeMapSync::new_sync(),
+            authorities: Arc::default(),
             domain_keys: Arc::default(),
             invitations: Arc::default(),
             roots: Arc::default(),
@@ -142,6 +149,7 @@ pub(crate) enum FeedItem {
     Key(KeyId),
     Principal(PrincipalArn),
     Foreign(PrincipalArn, [u8; 16]),
+    Authority(Fingerprint, [u8; 16]),
 }
 
 /// One thing that other Regions are told of.
@@ -153,6 +161,8 @@ pub enum Fed<'a> {
     Principal(&'a Principal),
     /// A principal of another one.
     Foreign(&'a ForeignPrincipal),
+    /// An outside authority.
+    Authority(&'a OutsideAuthority),
 }
 
 impl Fed<'_> {
@@ -163,6 +173,7 @@ impl Fed<'_> {
             Self::Key(row) => (row.changed, row.changed_at),
             Self::Principal(principal) => (principal.changed, principal.changed_at),
             Self::Foreign(row) => (row.principal.changed, row.principal.changed_at),
+            Self::Authority(row) => (row.changed, row.changed_at),
         }
     }
 }
@@ -280,6 +291,10 @@ impl State {
             state.index_foreign_principal(Arc::new(row(Table::ForeignPrincipals, bytes)?));
             Ok(())
         })?;
+        store.scan(Table::Authorities, &mut |_, bytes| {
+            state.index_authority(Arc::new(row(Table::Authorities, bytes)?));
+            Ok(())
+        })?;
         let mut domain_keys = BTreeMap::new();
         store.scan(Table::DomainKeys, &mut |_, bytes| {
             let domain_key: DomainKey = row(Table::DomainKeys, bytes)?;
@@ -379,6 +394,15 @@ impl State {
         self.foreign.insert_mut(slot, row);
     }
 
+    pub(crate) fn index_authority(&mut self, row: Arc<OutsideAuthority>) {
+        let slot = (row.fingerprint, row.home_id);
+        if let Some(old) = self.authorities.get(&slot) {
+            self.feed.remove_mut(&old.changed);
+        }
+        self.feed.insert_mut(row.changed, FeedItem::Authority(slot.0, slot.1));
+        Arc::make_mut(&mut self.authorities).insert(slot, row);
+    }
+
     /// Takes a key and everything derived from it out of place.
     pub(crate) fn forget_key(&mut self, key: &Key) {
         self.rotations_due.remove_mut(&(key.rotation.next, key.id));
@@ -448,18 +472,49 @@ impl State {
         self.foreign.get(&(arn.clone(), *home_id))
     }
 
-    /// Whether the Region that made it is linked with this one: what a Region made that was forgotten counts no more.
+    /// Whether that Region is linked with this one: what a Region made that was forgotten counts no more.
     #[must_use]
-    pub fn is_linked(&self, principal: &ForeignPrincipal) -> bool {
-        let peer = self.peer_region(&principal.home);
-        peer.is_some_and(|peer| peer.region_id == principal.home_id)
+    pub fn is_linked(&self, region: &Region, region_id: &[u8; 16]) -> bool {
+        self.peer_region(region).is_some_and(|peer| peer.region_id == *region_id)
+    }
+
+    /// The outside authority of that fingerprint that the Region of that id has added.
+    #[must_use]
+    pub fn authority(
+        &self,
+        fingerprint: &Fingerprint,
+        home_id: &[u8; 16],
+    ) -> Option<&Arc<OutsideAuthority>> {
+        self.authorities.get(&(*fingerprint, *home_id))
+    }
+
+    /// The outside authority of that fingerprint, once for each Region that has added it.
+    pub fn authorities_of(
+        &self,
+        fingerprint: &Fingerprint,
+    ) -> impl Iterator<Item = &Arc<OutsideAuthority>> {
+        self.authorities
+            .range((*fingerprint, [0; 16])..=(*fingerprint, [0xff; 16]))
+            .map(|(_, authority)| authority)
+    }
+
+    /// All outside authorities, those that were removed too.
+    pub fn authorities(&self) -> impl Iterator<Item = &Arc<OutsideAuthority>> {
+        self.authorities.values()
+    }
+
+    /// Whether what that authority certifies is believed here.
+    #[must_use]
+    pub fn believes(&self, authority: &OutsideAuthority) -> bool {
+        let mine = self.region.as_ref().is_some_and(|me| me.region_id == authority.home_id);
+        authority.is_trusted() && (mine || self.is_linked(&authority.home, &authority.home_id))
     }
 
     /// Whether anybody may call as that ARN, whichever Region made it.
     #[must_use]
     pub fn knows_principal(&self, arn: &PrincipalArn) -> bool {
         self.principal(arn).is_some()
-            || self.foreign_principals_named(arn).any(|row| self.is_linked(row))
+            || self.foreign_principals_named(arn).any(|row| self.is_linked(&row.home, &row.home_id))
     }
 
     /// Principals of that ARN that other Regions have made.
@@ -540,7 +595,7 @@ impl State {
         limit: usize,
     ) -> Page<Listed> {
         let own = self.principals.values().map(|p| Listed { home: None, principal: Arc::clone(p) });
-        let linked = self.foreign.values().filter(|row| self.is_linked(row));
+        let linked = self.foreign.values().filter(|row| self.is_linked(&row.home, &row.home_id));
         let foreign = linked.map(|row| Listed {
             home: Some((row.home.clone(), row.home_id)),
             principal: Arc::new(row.principal.clone()),
@@ -693,6 +748,9 @@ impl State {
                 FeedItem::Foreign(arn, home) => {
                     self.foreign.get(&(arn.clone(), *home)).map(|row| Fed::Foreign(row))
                 }
+                FeedItem::Authority(fingerprint, home) => {
+                    self.authority(fingerprint, home).map(|row| Fed::Authority(row))
+                }
             },
         )
     }
@@ -701,7 +759,7 @@ impl State {
     #[must_use]
     pub fn told_principal(&self, fed: &Fed<'_>) -> Option<ForeignPrincipal> {
         let mut told = match fed {
-            Fed::Key(_) => return None,
+            Fed::Key(_) | Fed::Authority(_) => return None,
             Fed::Principal(principal) => {
                 let facts = self.region.as_ref()?;
                 ForeignPrincipal {
@@ -715,6 +773,18 @@ impl State {
         // Those are this Region's own numbers.
         (told.principal.changed, told.principal.changed_at) = (0, Timestamp(0));
         Some(told)
+    }
+
+    /// What this Region tells others of an outside authority.
+    #[must_use]
+    pub fn told_authority(fed: &Fed<'_>) -> Option<OutsideAuthority> {
+        let Fed::Authority(row) = fed else { return None };
+        // Those are this Region's own numbers.
+        Some(OutsideAuthority {
+            changed: 0,
+            changed_at: Timestamp(0),
+            ..OutsideAuthority::clone(row)
+        })
     }
 
     /// What this Region tells others of a key.

@@ -40,6 +40,8 @@ pub enum Table {
     Reconciliations,
     /// State: principals of other Regions.
     ForeignPrincipals,
+    /// State: outside authorities.
+    Authorities,
     /// Log: entries by index.
     Log,
     /// Log: vote, committed, purged.
@@ -48,7 +50,7 @@ pub enum Table {
 
 impl Table {
     /// The tables of a state store.
-    pub const STATE: [Self; 16] = [
+    pub const STATE: [Self; 17] = [
         Self::Meta,
         Self::Keys,
         Self::Tokens,
@@ -65,6 +67,7 @@ impl Table {
         Self::PeerRegions,
         Self::Reconciliations,
         Self::ForeignPrincipals,
+        Self::Authorities,
     ];
     /// The tables of a log store.
     pub const LOG: [Self; 2] = [Self::Log, Self::LogMeta];
@@ -89,6 +92,7 @@ impl Table {
             Self::PeerRegions => "peer_regions",
             Self::Reconciliations => "reconciliations",
             Self::ForeignPrincipals => "foreign_principals",
+            Self::Authorities => "authorities",
             Self::Log => "log",
             Self::LogMeta => "log_meta",
         }

@@ -60,6 +60,7 @@ fn founding() -> Command {
         root,
         operator: "arn:aws:iam::111122223333:user/op".parse().expect("an ARN"),
         operator_certificate: (vec![1], Timestamp(i64::MAX)),
+        authorities: Vec::new(),
     }))
 }
 

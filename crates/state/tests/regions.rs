@@ -9,7 +9,8 @@ use keyward_model::{
 };
 use keyward_state::{
     Batch, ChangeToken, Command, Cursor, Envelope, Fed, First, Founding, Kinds, MemStore, Outcome,
-    PeerRegion, Principal, Purpose, Reply, RotationKind, State, Store, Timers, Told, apply,
+    OutsideAuthority, PeerRegion, Principal, Purpose, Reply, RotationKind, State, Store, Timers,
+    Told, apply,
 };
 use proptest::prelude::*;
 
@@ -71,6 +72,7 @@ impl Machine {
                 root,
                 operator: "arn:aws:iam::111122223333:user/op".parse().expect("an ARN"),
                 operator_certificate: (vec![1], Timestamp(i64::MAX)),
+                authorities: Vec::new(),
             })))
             .expect("founded");
         for other in (0..NAMES.len()).filter(|other| *other != number) {
@@ -173,6 +175,7 @@ impl Machine {
         let Some((index, made)) = rows.last().map(Fed::changed) else { return false };
         let cursor = Cursor { history, index, made };
         let principals = rows.iter().filter_map(|fed| other.state.told_principal(fed)).collect();
+        let authorities = rows.iter().filter_map(State::told_authority).collect();
         let told = rows.iter().filter_map(|fed| match fed {
             Fed::Key(row) => other.state.view_of(&row.key),
             _ => None,
@@ -183,8 +186,26 @@ impl Machine {
                 Told { tokens: tokens.into_iter().map(|id| (id, token())).collect(), view }
             })
             .collect();
-        self.run(Command::Merge { from, cursor, told, principals }).expect("taken over");
+        self.run(Command::Merge { from, cursor, told, principals, authorities })
+            .expect("taken over");
         true
+    }
+
+    /// Trusts an outside authority, or does so no more.
+    fn trust(&mut self, number: u8, added: bool) -> Outcome {
+        let fingerprint = [number; 32];
+        self.run(match added {
+            true => Command::AddAuthority { fingerprint, certificate: vec![number] },
+            false => Command::RemoveAuthority { fingerprint },
+        })
+    }
+
+    /// The outside authorities that it knows, as it tells of them.
+    fn authorities(&self) -> Vec<OutsideAuthority> {
+        let fed: Vec<Fed<'_>> = self.state.feed_after(0).collect();
+        let mut known: Vec<_> = fed.iter().filter_map(State::told_authority).collect();
+        known.sort_by_key(|row| (row.fingerprint, row.home_id));
+        known
     }
 
     fn principal(&mut self, number: u8) -> Outcome {
@@ -355,6 +376,8 @@ impl World {
                 assert!(seen.iter().all(|one| *one == seen[0]), "{number} of {home}: {seen:?}");
             }
         }
+        let authorities: Vec<_> = self.machines.iter().map(Machine::authorities).collect();
+        assert!(authorities.iter().all(|one| *one == authorities[0]), "{authorities:?}");
         for certificate in &self.certificates {
             let (home, number, serial) = certificate;
             for machine in &self.machines {
@@ -433,6 +456,7 @@ enum Step {
     Certificate(usize, u8),
     Revoke(usize, u8, u8),
     Shut(usize, u8, bool),
+    Trust(usize, u8, bool),
     Pull(usize, usize, usize),
     Settle,
 }
@@ -454,7 +478,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (r.clone(), k.clone()).prop_map(|(r, n)| Step::Principal(r, n)),
         1 => (r.clone(), k.clone()).prop_map(|(r, n)| Step::Certificate(r, n)),
         1 => (r.clone(), k.clone(), any::<u8>()).prop_map(|(r, n, c)| Step::Revoke(r, n, c)),
-        2 => (r.clone(), k, any::<bool>()).prop_map(|(r, n, off)| Step::Shut(r, n, off)),
+        2 => (r.clone(), k.clone(), any::<bool>()).prop_map(|(r, n, off)| Step::Shut(r, n, off)),
+        1 => (r.clone(), k, any::<bool>()).prop_map(|(r, n, on)| Step::Trust(r, n, on)),
         12 => (r.clone(), r, 1usize..3).prop_map(|(t, f, n)| Step::Pull(t, f, n)),
         1 => Just(Step::Settle),
     ]
@@ -522,6 +547,7 @@ impl World {
                 let arn = arn(number);
                 drop(self.machines[at].run(Command::SetPrincipalDisabled { arn, disabled }));
             }
+            Step::Trust(at, number, added) => drop(self.machines[at].trust(number, added)),
             Step::Pull(to, from, limit) => drop(self.pull(to, from, limit)),
             Step::Settle => self.settle(),
         }
@@ -633,7 +659,13 @@ fn a_replica_that_is_gone_comes_back_only_by_replicate_key() {
     };
     let cursor = Cursor { history: [1; 16], index: 1, made: Timestamp(1) };
     world.machines[1]
-        .run(Command::Merge { from: region(0), cursor, told: vec![told], principals: Vec::new() })
+        .run(Command::Merge {
+            from: region(0),
+            cursor,
+            told: vec![told],
+            principals: Vec::new(),
+            authorities: Vec::new(),
+        })
         .expect("taken");
     assert!(world.machines[1].key(0).is_none(), "it came back");
     world.settle();
@@ -769,7 +801,13 @@ fn a_telling_that_lacks_material_is_refused_whole() {
     let cursor = Cursor { history: [1; 16], index: 99, made: Timestamp(1) };
     let before = world.machines[1].state.peer_region(&region(0)).cloned();
     let told = vec![Told { view: view.clone(), tokens: Vec::new() }];
-    let merge = Command::Merge { from: region(0), cursor, told, principals: Vec::new() };
+    let merge = Command::Merge {
+        from: region(0),
+        cursor,
+        told,
+        principals: Vec::new(),
+        authorities: Vec::new(),
+    };
     assert_eq!(refused(world.machines[1].run(merge)), ErrorCode::ConflictException);
     assert_eq!(world.machines[1].state.peer_region(&region(0)).cloned(), before);
     // Another owner's key of the same id is nobody's to take over.
@@ -779,6 +817,7 @@ fn a_telling_that_lacks_material_is_refused_whole() {
         cursor,
         told: vec![Told { view, tokens: Vec::new() }],
         principals: Vec::new(),
+        authorities: Vec::new(),
     };
     assert_eq!(refused(world.machines[1].run(merge)), ErrorCode::ValidationException);
 }
@@ -892,8 +931,13 @@ fn a_telling_of_a_key_that_is_gone_here_needs_no_material() {
     assert!(world.machines[1].state.materials_missing(&told).is_empty());
     let told = Told { tokens: Vec::new(), view: told };
     let cursor = Cursor { history: [1; 16], index: 1, made: Timestamp(1) };
-    let merge =
-        Command::Merge { from: region(0), cursor, told: vec![told], principals: Vec::new() };
+    let merge = Command::Merge {
+        from: region(0),
+        cursor,
+        told: vec![told],
+        principals: Vec::new(),
+        authorities: Vec::new(),
+    };
     world.machines[1].run(merge).expect("taken");
     assert!(world.machines[1].key(0).is_none());
 }
@@ -944,6 +988,32 @@ fn who_is_shut_out_again_is_not_let_in_by_an_earlier_word() {
 }
 
 #[test]
+fn an_outside_authority_that_any_region_removes_is_believed_nowhere() {
+    let mut world = World::new();
+    world.machines[0].trust(1, true).expect("added");
+    world.machines[1].trust(1, true).expect("added there too");
+    assert_eq!(refused(world.machines[0].trust(1, true)), ErrorCode::AlreadyExistsException);
+    assert_eq!(refused(world.machines[0].trust(2, false)), ErrorCode::NotFoundException);
+    world.settle();
+    let believed = |world: &World, at: usize| {
+        let state = &world.machines[at].state;
+        state.authorities_of(&[1; 32]).filter(|row| state.believes(row)).count()
+    };
+    assert_eq!([0, 1, 2].map(|at| believed(&world, at)), [2, 2, 2], "once for each Region");
+    world.machines[2].trust(1, false).expect("removed");
+    world.settle();
+    assert_eq!([0, 1, 2].map(|at| believed(&world, at)), [0, 0, 0]);
+    // Each Region says for itself that it believes it again.
+    world.machines[1].trust(1, true).expect("added again");
+    world.settle();
+    assert_eq!([0, 1, 2].map(|at| believed(&world, at)), [1, 1, 1]);
+    world.agree_on_principals();
+    // What a Region believes that is linked no more is of no interest.
+    world.machines[2].run(Command::ForgetRegion { region: region(1) }).expect("forgotten");
+    assert_eq!(believed(&world, 2), 0);
+}
+
+#[test]
 fn operators_and_those_of_unknown_regions_do_not_travel() {
     let mut world = World::new();
     let operator: PrincipalArn = "arn:aws:iam::111122223333:user/op".parse().expect("an ARN");
@@ -958,7 +1028,13 @@ fn operators_and_those_of_unknown_regions_do_not_travel() {
     odd.principal.kinds = Kinds { operator: true, ..Kinds::default() };
     let from = region(0);
     let cursor = Cursor { history: [1; 16], index: 99, made: Timestamp(0) };
-    let merge = Command::Merge { from, cursor, told: Vec::new(), principals: vec![odd] };
+    let merge = Command::Merge {
+        from,
+        cursor,
+        told: Vec::new(),
+        principals: vec![odd],
+        authorities: Vec::new(),
+    };
     let before = world.machines[1].state.clone();
     assert_eq!(refused(world.machines[1].run(merge)), ErrorCode::ValidationException);
     assert_eq!(before.peer_region(&region(0)), world.machines[1].state.peer_region(&region(0)));
@@ -966,7 +1042,13 @@ fn operators_and_those_of_unknown_regions_do_not_travel() {
     let mut other = told[0].clone();
     other.home_id = [9; 16];
     let from = region(0);
-    let merge = Command::Merge { from, cursor, told: Vec::new(), principals: vec![other] };
+    let merge = Command::Merge {
+        from,
+        cursor,
+        told: Vec::new(),
+        principals: vec![other],
+        authorities: Vec::new(),
+    };
     world.machines[1].run(merge).expect("taken over");
     assert!(world.machines[1].state.foreign_principal(&arn(1), &[9; 16]).is_none());
     // A Region that is forgotten takes its principals with it.

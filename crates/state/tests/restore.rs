@@ -46,6 +46,7 @@ fn region() -> (State, MemStore) {
         purpose: Purpose::Dev,
         region: "eu-west-1".parse().expect("a Region"),
         region_id: [1; 16],
+        authorities: Vec::new(),
         timers: Timers::DEFAULT,
         ca_certificate: vec![1],
         ca_private_key: token(),

@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod audit;
+pub mod authorities;
 pub mod bench;
 pub mod cluster;
 pub mod connect;
@@ -78,6 +79,9 @@ pub enum Command {
     /// Principals and their certificates (operators only)
     #[command(subcommand)]
     Principal(principals::PrincipalCommand),
+    /// Outside authorities that certify principals (operators only)
+    #[command(subcommand)]
+    Authority(authorities::AuthorityCommand),
     /// How many calls may be made (operators only)
     #[command(subcommand)]
     Quota(quotas::QuotaCommand),

@@ -21,7 +21,7 @@ pub enum PrincipalCommand {
       writes orders.pem and orders.key
   keyward principal create arn:aws:iam::111122223333:user/ada --kind administrator --kind user --out ada
   keyward principal create arn:aws:iam::111122223333:role/ci --kind user --outside
-      its certificate comes from the outside authority")]
+      its certificate comes from an outside authority (keyward authority)")]
     Create {
         /// Its ARN; names the account
         arn: String,
@@ -95,7 +95,7 @@ impl Following {
         self.all_regions
     }
 
-    async fn report(
+    pub(super) async fn report(
         self,
         client: &Client,
         format: Format,

@@ -378,7 +378,6 @@ impl Home {
                 certificate: "node.pem".into(),
                 private_key: "node.key".into(),
                 authority: "../pki/ca.pem".into(),
-                outside_authority: None,
             },
             root: RootSection::File { path: "root.key".into() },
             // A laptop's memory limits must not keep anybody from trying; the node warns.
@@ -526,6 +525,7 @@ impl Home {
             operator_arn: self.operator_arn(),
             ca_certificate: authority.certificate().to_vec(),
             ca_private_key: authority.private_key().to_vec(),
+            outside_authorities: Vec::new(),
             purpose: Some("dev".to_owned()),
         };
         operator

@@ -247,7 +247,6 @@ impl First {
             certificate: text("CERTIFICATE", &self.certificate),
             private_key: Key::new(text("PRIVATE KEY", &self.key)),
             authority: text("CERTIFICATE", &self.authority),
-            outside_authority: None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward_model::{KmsError, Timestamp};
-use keyward_service::{Caller, FoundingRequest, Issuer, Kms};
+use keyward_service::{Caller, FoundingRequest, Issuer, Kms, fingerprint};
 
 use super::{Cluster, address_of};
 use crate::env::SimEnv;
@@ -59,9 +59,9 @@ fn caller(arn: &str, serial: u8, days: i64) -> Arc<Caller> {
         Err(_) => unreachable!("the ARNs above are well formed"),
     };
     let not_after = Timestamp(WALL_START_MS + days * Timestamp::DAY_MS);
-    // A principal made without a certificate of the Region's own authority.
+    // A principal made without a certificate of the Region's own authority: an outside one speaks for it.
     let own = serial == OPERATOR_SERIAL;
-    let issuer = if own { Issuer::Own } else { Issuer::Outside };
+    let issuer = if own { Issuer::Own } else { Issuer::Outside(fingerprint(CA_CERTIFICATE)) };
     Arc::new(Caller::new(principal, vec![serial], not_after, issuer))
 }
 
@@ -96,6 +96,7 @@ impl Cluster {
             operator: operator().principal.clone(),
             ca_certificate: CA_CERTIFICATE.to_vec(),
             ca_private_key: CA_PRIVATE_KEY.to_vec().into(),
+            outside_authorities: vec![CA_CERTIFICATE.to_vec()],
         };
         self.operate(0, |kms| async move { kms.found(&operator(), request, SETUP_PATIENCE).await })
             .await?;

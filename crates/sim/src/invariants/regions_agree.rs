@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use keyward_model::{KeyId, KeyMaterialId, KeyState, PrincipalArn, Region};
-use keyward_state::{ForeignPrincipal, Here, Key, State};
+use keyward_state::{ForeignPrincipal, Here, Key, OutsideAuthority, State};
 
 use crate::regions::Regions;
 
@@ -59,7 +59,20 @@ pub fn differences(regions: &Regions) -> Vec<String> {
         });
         Some(format!("{id}: {difference}; {:?}", rows.collect::<Vec<_>>()))
     };
-    keys.iter().filter_map(of_key).chain(principals(&states)).collect()
+    keys.iter().filter_map(of_key).chain(principals(&states)).chain(authorities(&states)).collect()
+}
+
+/// Outside authorities of which Regions know different things.
+fn authorities(states: &[(&Region, Arc<State>)]) -> Vec<String> {
+    let known = |state: &State| -> Vec<OutsideAuthority> {
+        let mut all: Vec<_> =
+            state.feed_after(0).filter_map(|fed| State::told_authority(&fed)).collect();
+        all.sort_by_key(|row| (row.fingerprint, row.home_id));
+        all
+    };
+    let all: Vec<_> = states.iter().map(|(region, state)| (region, known(state))).collect();
+    let differ = all.iter().any(|(_, known)| *known != all[0].1);
+    differ.then(|| format!("outside authorities: {all:?}")).into_iter().collect()
 }
 
 /// A principal and the id of its Region.

@@ -1,6 +1,7 @@
 //! Applying a command: a pure function of (state, command). Every change goes through [`Tx`], which
 //! changes the state in memory and records the row for the store, so that the two cannot part.
 
+mod authorities;
 mod keys;
 mod multi_region;
 mod principals;
@@ -22,8 +23,8 @@ use crate::codec;
 use crate::command::{Command, Envelope, Outcome, Reply};
 use crate::multi_region::{MultiRegionKey, PeerRegion, Reconciliation, RegionKey};
 use crate::rows::{
-    Alias, DiskMark, DomainKey, ForeignPrincipal, Invitation, InvitationId, Key, Principal,
-    RegionFacts, Root, Tombstone,
+    Alias, DiskMark, DomainKey, ForeignPrincipal, Invitation, InvitationId, Key, OutsideAuthority,
+    Principal, RegionFacts, Root, Tombstone,
 };
 use crate::state::{
     META_COUNTERS, META_HISTORY, META_LOST, META_OFFSET, META_QUOTAS, META_REGION, META_REGION_KEY,
@@ -114,6 +115,10 @@ impl Tx<'_> {
             Command::AddCertificate { arn, serial, not_after } => {
                 self.add_certificate(arn, serial, *not_after)
             }
+            Command::AddAuthority { fingerprint, certificate } => {
+                self.add_authority(*fingerprint, certificate)
+            }
+            Command::RemoveAuthority { fingerprint } => self.remove_authority(*fingerprint),
             Command::SetPrincipalDisabled { arn, disabled } => {
                 self.set_principal_disabled(arn, *disabled)
             }
@@ -129,8 +134,8 @@ impl Tx<'_> {
             Command::ActivateDomainKey { domain_key } => self.activate_domain_key(*domain_key),
             Command::ReplicateKey { key, to, first } => self.replicate_key(*key, to, first),
             Command::OfferPrimary { key, to, offer } => self.offer_primary(*key, to, *offer),
-            Command::Merge { from, cursor, told, principals } => {
-                self.merge(from, cursor, told, principals)
+            Command::Merge { from, cursor, told, principals, authorities } => {
+                self.merge(from, cursor, told, principals, authorities)
             }
             Command::Promote { lost, keys } => self.promote(lost, keys),
             Command::SetRegionKey { key } => self.set_region_key(key),
@@ -266,6 +271,12 @@ impl Tx<'_> {
         let slot = codec::encode(&(&row.principal.arn, row.home_id));
         self.batch.put(Table::ForeignPrincipals, slot, codec::encode(&row));
         self.state.index_foreign_principal(Arc::new(row));
+    }
+
+    pub(crate) fn put_authority(&mut self, row: OutsideAuthority) {
+        let slot = codec::encode(&(row.fingerprint, row.home_id));
+        self.batch.put(Table::Authorities, slot, codec::encode(&row));
+        self.state.index_authority(Arc::new(row));
     }
 
     pub(crate) fn put_region(&mut self, facts: RegionFacts) {

@@ -16,7 +16,7 @@ use crate::multi_region::{
     Cursor, Epoch, First, Here, KeyView, MultiRegionKey, Offer, OfferId, PeerRegion,
     Reconciliation, RegionKey, Related, Shared, Told, Version,
 };
-use crate::rows::{ForeignPrincipal, Key, Material, Rotation, Tombstone};
+use crate::rows::{ForeignPrincipal, Key, Material, OutsideAuthority, Rotation, Tombstone};
 
 /// Regions that one Region is linked with at most.
 const REGIONS_MAX: usize = 32;
@@ -417,6 +417,7 @@ impl Tx<'_> {
         cursor: &Cursor,
         told: &[Told],
         principals: &[ForeignPrincipal],
+        authorities: &[OutsideAuthority],
     ) -> Outcome {
         let peer = PeerRegion::clone(self.known_region(from)?);
         for one in told {
@@ -425,11 +426,17 @@ impl Tx<'_> {
         for principal in principals {
             self.check_principal(from, principal)?;
         }
+        for authority in authorities {
+            self.check_authority(from, authority)?;
+        }
         for one in told {
             self.take(from, one)?;
         }
         for principal in principals {
             self.take_principal(principal);
+        }
+        for authority in authorities {
+            self.take_authority(authority);
         }
         let behind = peer.cursor.history == cursor.history && peer.cursor.index > cursor.index;
         if !behind {

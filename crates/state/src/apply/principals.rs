@@ -12,15 +12,21 @@ use keyward_model::{ErrorCode, KmsError, PrincipalArn, Region, Timestamp};
 
 use super::{DONE, Tx};
 use crate::command::Outcome;
-use crate::rows::{CertificateRecord, ForeignPrincipal, Kinds, Principal};
+use crate::multi_region::HistoryId;
+use crate::rows::{CertificateRecord, ForeignPrincipal, Kinds, Principal, Shut};
 
-/// Adds what was told of a principal to what is known of it.
-fn join(own: &mut Principal, told: &Principal, now: Timestamp) {
-    for (region, shut) in &told.shut {
-        let known = own.shut.entry(*region).or_default();
+/// Adds what was told of who has shut it out, and who lifted that.
+pub(super) fn join_shut(own: &mut BTreeMap<HistoryId, Shut>, told: &BTreeMap<HistoryId, Shut>) {
+    for (region, shut) in told {
+        let known = own.entry(*region).or_default();
         known.times = known.times.max(shut.times);
         known.lifted = known.lifted.max(shut.lifted);
     }
+}
+
+/// Adds what was told of a principal to what is known of it.
+fn join(own: &mut Principal, told: &Principal, now: Timestamp) {
+    join_shut(&mut own.shut, &told.shut);
     own.created = own.created.min(told.created);
     // They differ only where a Region on old disks has made it a second time.
     own.kinds.administrator &= told.kinds.administrator;
@@ -235,7 +241,7 @@ impl Tx<'_> {
             return;
         }
         // Nobody could be let in as one whose Region is not linked.
-        if !self.state.is_linked(told) {
+        if !self.state.is_linked(&told.home, &told.home_id) {
             return;
         }
         let known = self.state.foreign_principal(arn, &told.home_id);

@@ -41,6 +41,9 @@ impl Tx<'_> {
             ca_private_key: founding.ca_private_key.clone(),
             active_domain_key: founding.domain_key.id,
         });
+        for (fingerprint, certificate) in &founding.authorities {
+            self.add_authority(*fingerprint, certificate)?;
+        }
         let kinds = Kinds { operator: true, ..Kinds::default() };
         self.create_principal(&founding.operator, kinds, Some(&founding.operator_certificate))
     }
