@@ -45,6 +45,8 @@ pub enum Stream {
     Members,
     /// Streams of calls, and their ends.
     Streams,
+    /// What a scene draws.
+    Scene,
     /// A caller who does things wrong.
     Misuse,
     /// An operator who asks for quotas that make no sense.
@@ -78,6 +80,7 @@ impl Stream {
             Self::HandOvers => 16,
             Self::Members => 23,
             Self::Streams => 24,
+            Self::Scene => 25,
             Self::Misuse => 21,
             Self::QuotaMisuse => 22,
             Self::Region(number) => (1 << 34) | number as u64,

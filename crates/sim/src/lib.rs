@@ -25,6 +25,7 @@ pub mod regions;
 pub mod roots;
 pub mod runtime;
 mod scenario;
+mod scenes;
 mod shrink;
 mod streams;
 pub mod trail;
@@ -38,6 +39,7 @@ use openraft_rt::AsyncRuntime;
 pub use counters::Counters;
 pub use faults::Spared;
 pub use scenario::{Options, Outcome, run};
+pub use scenes::Scene;
 pub use shrink::{Shrunken, shrink};
 
 use runtime::SimRuntime;

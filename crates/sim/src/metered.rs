@@ -348,6 +348,11 @@ impl MeteredCallers {
         self.callers.book.lock().counters.measured += 1;
     }
 
+    /// 1.5 times the shared rate, evenly, on these nodes in turn.
+    pub(crate) async fn offer_shared(self: &Arc<Self>, nodes: &[usize], lasts: Duration) {
+        self.offer(Kind::Shared, nodes, lasts).await;
+    }
+
     /// 1.5 times the rate, evenly, on these nodes in turn.
     async fn offer(self: &Arc<Self>, kind: Kind, nodes: &[usize], lasts: Duration) {
         let world = &self.callers.cluster.world;

@@ -92,6 +92,20 @@ pub struct Metering {
 }
 
 impl Metering {
+    /// Quotas of a scene, which asks for the shared one alone.
+    pub(crate) const fn staged() -> Self {
+        const fn a_second(limit: u64, burst: u64) -> Limit {
+            Limit { window: Window::Second, limit, burst }
+        }
+        Self {
+            shared: a_second(100, 30),
+            small: a_second(10, 10),
+            changes: a_second(4, 4),
+            minute: Limit { window: Window::Minute, limit: 60, burst: 0 },
+            quota_changes: false,
+        }
+    }
+
     fn new(dice: &mut Dice) -> Self {
         let a_second = |limit, burst| Limit { window: Window::Second, limit, burst };
         let shared = dice.pick(&[40, 40, 60, 90, 150]);
@@ -174,6 +188,36 @@ impl Plan {
             hand_over_faults: Dice::new(seed, Stream::HandOvers).permille(300),
             streams,
             stream_faults: streams && of_streams.permille(500),
+        }
+    }
+
+    /// Nothing goes wrong by itself: for a scene. The clocks are good ones, and the seed's.
+    #[must_use]
+    pub(crate) fn calm(seed: u64, machines: usize) -> Self {
+        let mut dice = Dice::new(seed, Stream::Plan);
+        let clocks = (0..machines).map(|_| {
+            let rate_ppm = dice.below(201) as i64 - 100;
+            (Clock::new(rate_ppm, dice.between_ms(60_000, 1_000_000_000)), 0)
+        });
+        Self {
+            clocks: clocks.collect(),
+            weather: Weather::FAIR,
+            stall_permille: 0,
+            pace_ms: (60, 600),
+            faults: Duration::ZERO,
+            timers: Timers::DEFAULT,
+            wrong_walls: false,
+            deletions: Deletions::None,
+            lying_disks: false,
+            root_faults: false,
+            metering: None,
+            audit_faults: false,
+            disk_faults: false,
+            snapshots: SnapshotPace::default(),
+            growing: None,
+            hand_over_faults: false,
+            streams: false,
+            stream_faults: false,
         }
     }
 

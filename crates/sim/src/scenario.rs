@@ -23,6 +23,7 @@ use crate::network::Weather;
 use crate::plan::{Deletions, Plan};
 use crate::regions;
 use crate::runtime::{HARNESS, JoinHandle, World};
+use crate::scenes::Scene;
 use crate::sleep;
 
 /// Clients that change things.
@@ -43,6 +44,8 @@ pub struct Options {
     pub without: Spared,
     /// Several Regions, and what goes wrong between them.
     pub regions: bool,
+    /// One moment that is staged, in a Region where nothing else goes wrong.
+    pub scene: Option<Scene>,
 }
 
 /// What came of a run.
@@ -66,15 +69,19 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
     if options.regions {
         return regions::run(seed, options);
     }
-    let plan = Plan::new(seed, options.faults);
+    let plan = match options.scene {
+        Some(scene) => scene.plan(seed),
+        None => Plan::new(seed, options.faults),
+    };
     let world = World::new(seed, plan.stall_permille);
     let cluster = Cluster::new(seed, &plan, &world);
     let schedule = Schedule::without(options.without.clone());
     let dice = Dice::new(seed, Stream::Client(0));
     let callers = Callers::new(cluster, schedule, dice, ALIASES, plan.streams);
     let all = Arc::clone(&callers);
+    let scene = options.scene;
     world.run(async move {
-        live(&all, seed, &plan).await;
+        live(&all, seed, &plan, scene).await;
         all.cluster.shut_down();
     });
     let mut book = callers.book.lock();
@@ -90,7 +97,7 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
     Outcome { seed, trace_hash, counters, violations, faults: callers.schedule.take() }
 }
 
-async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
+async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan, scene: Option<Scene>) {
     let world = &callers.cluster.world;
     if let Err(why) = callers.cluster.set_up().await {
         callers.book.lock().violate(format!("THE REGION COULD NOT BE SET UP: {why}"));
@@ -113,13 +120,14 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
         None => None,
     };
     let ended = Arc::new(AtomicBool::new(false));
-    let mut clients: Vec<JoinHandle<()>> = (1..=CLIENTS)
-        .map(|number| {
+    let mut clients: Vec<JoinHandle<()>> = Vec::new();
+    if scene.is_none() {
+        clients.extend((1..=CLIENTS).map(|number| {
             let dice = Dice::new(seed, Stream::Client(number));
             let changes = change_things(Arc::clone(callers), dice, plan, Arc::clone(&ended));
             world.spawn_in(HARNESS, changes)
-        })
-        .collect();
+        }));
+    }
     for (number, index) in (CLIENTS + 1..).zip(0..callers.cluster.size()) {
         let dice = Dice::new(seed, Stream::Client(number));
         let uses = use_things(Arc::clone(callers), dice, index, Arc::clone(&ended));
@@ -129,12 +137,62 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     clients.push(world.spawn_in(HARNESS, wrong));
     drop(world.spawn_in(HARNESS, invariants::watch(Arc::clone(callers))));
     let mut metered = metered;
-    if let (Some((metered, dice)), Some(metering)) = (&mut metered, &plan.metering) {
-        metered.start(dice, metering);
-        let dice = Dice::new(seed, Stream::QuotaMisuse);
-        let wrong = misuse_quotas(Arc::clone(callers), dice, Arc::clone(&ended));
-        clients.push(world.spawn_in(HARNESS, wrong));
+    match scene {
+        Some(scene) => {
+            let metered = metered.as_ref().map(|(metered, _)| metered);
+            scene.play(callers, metered, seed).await;
+            heal(callers);
+        }
+        None => {
+            if let (Some((metered, dice)), Some(metering)) = (&mut metered, &plan.metering) {
+                metered.start(dice, metering);
+                let dice = Dice::new(seed, Stream::QuotaMisuse);
+                let wrong = misuse_quotas(Arc::clone(callers), dice, Arc::clone(&ended));
+                clients.push(world.spawn_in(HARNESS, wrong));
+            }
+            break_everything(callers, seed, plan).await;
+        }
     }
+    ending::must_heal(callers).await;
+    ended.store(true, Ordering::Relaxed);
+    if let Some((metered, _)) = &metered {
+        metered.end();
+    }
+    let end = world.now() + CLIENTS_END_WITHIN;
+    for client in clients {
+        let left = end.saturating_sub(world.now());
+        if crate::timeout(left, client).await.is_none() {
+            callers.book.lock().violate("A CALL DID NOT END long after its deadline".to_owned());
+        }
+    }
+    if let Some((metered, dice)) = &mut metered {
+        metered.must_get_what_they_may(dice).await;
+    }
+    callers.invariants.look_at_quotas(&callers.cluster, &mut callers.book.lock());
+    ending::roots_agree(callers).await;
+    if plan.root_faults {
+        ending::start_cold(callers).await;
+    }
+    ending::what_was_deleted_leaves(callers).await;
+    invariants::acknowledged::nothing_is_lost(callers).await;
+    invariants::ciphertexts::every_one_opens(callers).await;
+    ending::replicas_agree(callers).await;
+    let members = callers.cluster.members();
+    let machine = members[usize::try_from(seed % members.len() as u64).unwrap_or(0)];
+    let records = ending::everything_is_on_record(callers, machine).await;
+    callers.all_are_answered();
+    let failures = callers.cluster.failures();
+    let mut book = callers.book.lock();
+    book.check_commands();
+    callers.invariants.look_for_secrets(&callers.cluster, (machine, records), &mut book);
+    for failure in failures {
+        book.violate(format!("A NODE FAILED: {failure}"));
+    }
+}
+
+/// Everything that the plan has in it goes wrong; then it heals.
+async fn break_everything(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
+    let world = &callers.cluster.world;
     sleep(Duration::from_secs(1)).await;
     let goes_wrong = |kind| !callers.schedule.is_spared(kind);
     let weather = if goes_wrong(FaultKind::Weather) {
@@ -200,41 +258,6 @@ async fn live(callers: &Arc<Callers>, seed: u64, plan: &Plan) {
     heal(callers);
     for work in at_work {
         ending::must_be_whole(callers, work).await;
-    }
-    ending::must_heal(callers).await;
-    ended.store(true, Ordering::Relaxed);
-    if let Some((metered, _)) = &metered {
-        metered.end();
-    }
-    let end = world.now() + CLIENTS_END_WITHIN;
-    for client in clients {
-        let left = end.saturating_sub(world.now());
-        if crate::timeout(left, client).await.is_none() {
-            callers.book.lock().violate("A CALL DID NOT END long after its deadline".to_owned());
-        }
-    }
-    if let Some((metered, dice)) = &mut metered {
-        metered.must_get_what_they_may(dice).await;
-    }
-    callers.invariants.look_at_quotas(&callers.cluster, &mut callers.book.lock());
-    ending::roots_agree(callers).await;
-    if plan.root_faults {
-        ending::start_cold(callers).await;
-    }
-    ending::what_was_deleted_leaves(callers).await;
-    invariants::acknowledged::nothing_is_lost(callers).await;
-    invariants::ciphertexts::every_one_opens(callers).await;
-    ending::replicas_agree(callers).await;
-    let members = callers.cluster.members();
-    let machine = members[usize::try_from(seed % members.len() as u64).unwrap_or(0)];
-    let records = ending::everything_is_on_record(callers, machine).await;
-    callers.all_are_answered();
-    let failures = callers.cluster.failures();
-    let mut book = callers.book.lock();
-    book.check_commands();
-    callers.invariants.look_for_secrets(&callers.cluster, (machine, records), &mut book);
-    for failure in failures {
-        book.violate(format!("A NODE FAILED: {failure}"));
     }
 }
 

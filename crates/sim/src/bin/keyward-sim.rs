@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use keyward_env::sabotage::Bug;
 use keyward_sim::plan::Plan;
-use keyward_sim::{Counters, Options, Outcome, Spared, run, shrink};
+use keyward_sim::{Counters, Options, Outcome, Scene, Spared, run, shrink};
 use parking_lot::Mutex;
 
 const EXAMPLES: &str = "\
@@ -17,6 +17,7 @@ Examples:
   keyward-sim --seed 31                     one of them; prints its trace hash
   keyward-sim --seed 31 --shrink            what of all that went wrong does its failure need?
   keyward-sim --regions --seeds 0..50       50 times three Regions
+  keyward-sim --scene deaf-holder           one moment, staged; 200 times
   keyward-sim --seed 31 --without lies,4    without lying disks, and without fault 4
 
 Exit code: 0 all is well, 1 a rule is broken, 2 something was asked for that cannot be.";
@@ -44,6 +45,9 @@ struct Arguments {
     /// Three Regions at once, and what goes wrong between them.
     #[arg(long, conflicts_with = "growing")]
     regions: bool,
+    /// Stages one moment, in a Region where nothing else goes wrong.
+    #[arg(long, value_name = "NAME", value_parser = parse_scene, conflicts_with_all = ["regions", "growing", "faults", "without"])]
+    scene: Option<Scene>,
     /// Of the seeds, those alone whose Region grows to five machines.
     #[arg(long, conflicts_with = "seed")]
     growing: bool,
@@ -145,6 +149,11 @@ impl Progress {
     }
 }
 
+fn parse_scene(name: &str) -> Result<Scene, String> {
+    let names = || Scene::ALL.map(Scene::name).join(", ");
+    Scene::by_name(name).ok_or_else(|| format!("no scene has that name; there are {}", names()))
+}
+
 fn parse_bug(name: &str) -> Result<Bug, String> {
     Bug::by_name(name)
         .ok_or_else(|| "no bug has that name; `keyward-sim --bugs` lists them".to_owned())
@@ -190,6 +199,7 @@ fn main() -> ExitCode {
         faults: arguments.faults.map(Duration::from_secs),
         without: arguments.without.unwrap_or_default(),
         regions: arguments.regions,
+        scene: arguments.scene,
     };
     let alone = arguments.seed.is_some();
     let first = arguments.first || arguments.shrink;
@@ -262,6 +272,9 @@ fn replay(seed: u64, options: &Options, bug: Option<Bug>) -> String {
     };
     if options.regions {
         command += " --regions";
+    }
+    if let Some(scene) = options.scene {
+        command += &format!(" --scene {}", scene.name());
     }
     if let Some(faults) = options.faults {
         command += &format!(" --faults {}", faults.as_secs());

@@ -93,7 +93,7 @@ async fn tell(callers: &Arc<Callers>, dice: &mut Dice, index: usize, (lie, half)
 }
 
 /// The node says why it may not take part, and takes none.
-async fn must_be_refused(callers: &Arc<Callers>, index: usize, rotten: bool) {
+pub(crate) async fn must_be_refused(callers: &Arc<Callers>, index: usize, rotten: bool) {
     let cluster = &callers.cluster;
     let mut late = None;
     loop {

@@ -34,7 +34,7 @@ const SPLIT_MS: (u64, u64) = (3500, 7000);
 
 /// A change of the members, as the leader makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Moment {
+pub(crate) enum Moment {
     /// The node's root is registered; its adding comes next.
     Adding,
     /// That it votes is in the leader's log.
@@ -181,7 +181,7 @@ async fn spoil(
 
 impl Moment {
     /// Whether it has come for that node, on the leader of that machine.
-    fn has_come(self, callers: &Callers, leader: usize, node: NodeId) -> bool {
+    pub(crate) fn has_come(self, callers: &Callers, leader: usize, node: NodeId) -> bool {
         let Some(running) = callers.cluster.running(leader) else { return false };
         let leads = running.kms.node();
         let votes = |member: &Member| member.node == node && member.voter;
@@ -221,7 +221,7 @@ async fn remove_again(callers: &Callers, dice: &mut Dice, machine: usize) {
 }
 
 /// As soon as another one leads, a key is made there: no node may go on as if there was none.
-async fn change_elsewhere(callers: &Arc<Callers>, leader: usize, until: Duration) {
+pub(crate) async fn change_elsewhere(callers: &Arc<Callers>, leader: usize, until: Duration) {
     let cluster = &callers.cluster;
     while cluster.world.now() < until {
         for machine in cluster.others(leader) {

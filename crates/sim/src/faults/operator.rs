@@ -21,7 +21,7 @@ pub(super) const AGAIN: Duration = Duration::from_millis(200);
 const INVITED_MS: i64 = 3_600_000;
 
 /// Works on one machine, through the nodes of the others in turn.
-pub(super) struct Operator<'a> {
+pub(crate) struct Operator<'a> {
     callers: &'a Callers,
     machine: usize,
     turn: usize,
@@ -29,7 +29,7 @@ pub(super) struct Operator<'a> {
 
 impl<'a> Operator<'a> {
     /// One who works on that machine.
-    pub(super) fn of(callers: &'a Callers, machine: usize) -> Self {
+    pub(crate) fn of(callers: &'a Callers, machine: usize) -> Self {
         Self { callers, machine, turn: machine }
     }
 
@@ -57,7 +57,7 @@ impl<'a> Operator<'a> {
     }
 
     /// The node leaves. A leader does not remove itself: it hands over first.
-    pub(super) async fn remove(&mut self, node: NodeId) {
+    pub(crate) async fn remove(&mut self, node: NodeId) {
         loop {
             let removed = self.try_once(move |kms| async move {
                 kms.remove_node(&operator(), node, PATIENCE).await
@@ -117,7 +117,7 @@ impl<'a> Operator<'a> {
     }
 
     /// The machine begins anew, as a node that is invited and has used its invitation. None: it could not ask to.
-    pub(super) async fn bring_in(&mut self) -> Option<InvitationId> {
+    pub(crate) async fn bring_in(&mut self) -> Option<InvitationId> {
         let (callers, machine) = (self.callers, self.machine);
         // The machine's own key and certificate are no part of the simulation; the request must be a good one.
         let request = match signing_request() {
@@ -140,7 +140,7 @@ impl<'a> Operator<'a> {
     }
 
     /// The node is let in, follows, and asks for its vote by itself. False: the invitation was forgotten before that.
-    pub(super) async fn enter(&mut self, invitation: InvitationId) -> bool {
+    pub(crate) async fn enter(&mut self, invitation: InvitationId) -> bool {
         let cluster = &self.callers.cluster;
         while !cluster.votes(self.machine) {
             let entered =
@@ -161,7 +161,7 @@ impl<'a> Operator<'a> {
 }
 
 /// The old node is removed, and another one joins on its machine.
-pub(super) async fn replace(callers: &Arc<Callers>, index: usize) {
+pub(crate) async fn replace(callers: &Arc<Callers>, index: usize) {
     let mut operator = Operator::of(callers, index);
     operator.remove(callers.cluster.id(index)).await;
     while let Some(invitation) = operator.bring_in().await {
