@@ -27,6 +27,17 @@ pub enum FaultCommand {
         /// REGION or REGION/NODE
         place: String,
     },
+    /// Lose a node or a whole Region with its disk: it is killed, what it had is put aside, and it is down until it is healed
+    #[command(after_help = "Example:
+  keyward dev fault lose us-east-1
+  keyward snapshot restore us-east-1.snapshot --config DIR/us-east-1/node-1/keyward.toml
+  keyward dev fault heal us-east-1/1
+
+Its data folder is DIR/REGION/node-N/data.lost-1 from then on. Its root key is not lost: that is an HSM's.")]
+    Lose {
+        /// REGION or REGION/NODE
+        place: String,
+    },
     /// Stop a node or a whole Region in order, as for an upgrade; it is started again after 3 s
     Restart {
         /// REGION or REGION/NODE
@@ -148,6 +159,9 @@ pub struct Faults {
     skewed: BTreeMap<String, i64>,
     /// How often each was killed.
     kills: BTreeMap<String, u64>,
+    /// How often each lost its disk.
+    #[serde(default)]
+    losses: BTreeMap<String, u64>,
     /// How often each was stopped in order.
     #[serde(default)]
     restarts: BTreeMap<String, u64>,
@@ -174,6 +188,10 @@ impl Faults {
     /// Whether its root is away.
     pub fn is_rootless(&self, place: &Place) -> bool {
         self.rootless.contains(&place.to_string())
+    }
+
+    pub fn losses_of(&self, place: &Place) -> u64 {
+        self.losses.get(&place.to_string()).copied().unwrap_or(0)
     }
 
     pub fn restarts_of(&self, place: &Place) -> u64 {
@@ -267,6 +285,7 @@ pub fn check(regions: &[String], nodes: u16, command: &FaultCommand) -> Result<(
     match command {
         FaultCommand::Kill { place }
         | FaultCommand::Down { place }
+        | FaultCommand::Lose { place }
         | FaultCommand::Restart { place }
         | FaultCommand::Pause { place }
         | FaultCommand::Fill { place }
@@ -304,6 +323,13 @@ pub fn run(folder: &Path, command: FaultCommand, format: Format) -> Result<(), F
         FaultCommand::Down { place } => {
             faults.down.extend(places(&world, &place)?);
             format!("{place} is down until `keyward dev fault heal`")
+        }
+        FaultCommand::Lose { place } => {
+            for name in places(&world, &place)? {
+                *faults.losses.entry(name.clone()).or_default() += 1;
+                faults.down.insert(name);
+            }
+            format!("{place} has lost its disk, and is down until `keyward dev fault heal`")
         }
         FaultCommand::Restart { place } => {
             for name in places(&world, &place)? {
@@ -353,8 +379,9 @@ pub fn run(folder: &Path, command: FaultCommand, format: Format) -> Result<(), F
             format!("the clock of {place} is {seconds} s {way} until `keyward dev fault heal`")
         }
         FaultCommand::Heal { place: None } => {
-            let (kills, restarts) = (faults.kills, faults.restarts);
-            faults = Faults { kills, restarts, ..Faults::default() };
+            // What was counted has happened.
+            let (kills, losses, restarts) = (faults.kills, faults.losses, faults.restarts);
+            faults = Faults { kills, losses, restarts, ..Faults::default() };
             "all faults end".to_owned()
         }
         FaultCommand::Heal { place: Some(place) } => {

@@ -368,7 +368,8 @@ impl Home {
         let local = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
         Config {
             node: NodeSection {
-                id: Some(u64::from(node)),
+                // The certificate says it: a restored node has another one.
+                id: None,
                 region: self.plan.region.clone(),
                 listen: local(port),
                 advertise: None,
@@ -449,6 +450,19 @@ impl Home {
             true => fs::rename(&from, &to).map_err(io_failure("move", &from)),
             // It is where it should be.
             false => Ok(()),
+        }
+    }
+
+    /// Puts what a node had on its disk aside. Its process has ended.
+    fn lose_disk(&self, node: u16) -> Result<(), Failure> {
+        let data = self.node_folder(node).join("data");
+        let mut aside =
+            (1..).map(|number| self.node_folder(node).join(format!("data.lost-{number}")));
+        match aside.find(|aside| !aside.exists()) {
+            Some(aside) if data.exists() => {
+                fs::rename(&data, &aside).map_err(io_failure("move", &data))
+            }
+            _ => Ok(()),
         }
     }
 

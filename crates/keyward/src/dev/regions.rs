@@ -442,6 +442,10 @@ impl Up {
                     }
                     _ => Ok(()),
                 };
+                let result = match asked.losses_of(&name) > before.losses_of(&name) {
+                    true => result.and_then(|()| home.lose_disk(node)),
+                    false => result,
+                };
                 if let Err(failure) = result {
                     tell(&failure.to_string());
                 }

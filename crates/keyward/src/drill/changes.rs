@@ -10,7 +10,7 @@ use keyward_env::{Env, RealEnv};
 use keyward_proto::v1;
 
 use super::caller::{Records, micros, since_us};
-use super::definition::ChangesSpec;
+use super::definition::{ChangesSpec, time};
 use super::history::{ANSWERED, CallRecord, NO_ANSWER, UNKNOWN};
 use super::stage::{CALL_PATIENCE, Stage};
 use crate::error::Failure;
@@ -27,6 +27,7 @@ pub struct Changer {
     source: usize,
     key: String,
     rate: f64,
+    until: Option<Duration>,
     client: Client,
 }
 
@@ -36,12 +37,14 @@ impl Changer {
             source,
             key: stage.key(spec.key.get_ref()).to_owned(),
             rate: *spec.rate.get_ref(),
+            until: spec.until.as_ref().map(time),
             client: stage.client(spec.region.get_ref(), None, &[])?,
         })
     }
 
-    /// Makes changes, one after the other.
+    /// Makes changes, one after the other, while calls go on (`lasts`) or until its own time.
     pub async fn keep_changing(self, began: Duration, lasts: Duration, records: Records) {
+        let lasts = self.until.unwrap_or(lasts);
         for (number, days) in (0_u32..).zip(DAYS) {
             let due = Duration::from_secs_f64(f64::from(number) / self.rate);
             let due = due.max(RealEnv.boot_now().saturating_sub(began));

@@ -187,6 +187,8 @@ pub struct ChangesSpec {
     pub key: Text,
     /// Changes a second.
     pub rate: Spanned<f64>,
+    /// None begins from then on; to the end when absent. Later ones would hide what was lost.
+    pub until: Option<Text>,
 }
 
 /// Something that is done at its time: one of `run`, `do` and `metric`.

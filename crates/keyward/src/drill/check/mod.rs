@@ -299,6 +299,9 @@ impl Check<'_> {
         self.region(&changes.region);
         self.key_in(&changes.key, &changes.region);
         self.rate(&changes.rate, 10.0);
+        if let Some(until) = &changes.until {
+            self.at(until);
+        }
         let others =
             self.drill.changes.iter().filter(|one| one.key.get_ref() == changes.key.get_ref());
         if others.count() > 1 {

@@ -97,6 +97,11 @@ fn what_is_wrong_is_told_with_its_place_and_what_would_do() {
         &[
             ("rate = 50", "rates = 50", "12:1: unknown field `rates`"),
             ("rate = 50", "rate = -1", "-1 calls a second"),
+            (
+                "rate = 50",
+                "rate = 50\n[[changes]]\nname = \"c\"\nregion = \"us-east-1\"\nkey = \"orders\"\nrate = 1\nuntil = \"1h\"",
+                "18:9: 1h is after the drill's end",
+            ),
             ("rate = 50", "", "9:8: a load has a rate, or a command"),
             ("rate = 50", "rate = 50\ncommand = [\"x\"]", "a program has its own rate"),
             ("rate = 50", "rate = 50\nnodes = [4]", "us-east-1 has no node 4"),
