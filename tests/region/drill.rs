@@ -47,7 +47,7 @@ fn the_shipped_drills_hold_what_they_promise() {
         .map(|entry| entry.expect("a file").path())
         .filter(|path| path.extension().is_some_and(|ending| ending == "toml"))
         .collect();
-    assert!(files.len() >= 16, "{files:?}");
+    assert!(files.len() >= 18, "{files:?}");
     files.sort();
     let names: Vec<PathBuf> =
         files.iter().map(|file| PathBuf::from(file.file_stem().expect("a name"))).collect();
