@@ -1,6 +1,7 @@
 //! Backups: saved while the Region serves, proved, and a Region out of one when all nodes are lost.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +11,8 @@ use keyward_proto::v1;
 use serde_json::Value;
 
 use crate::support::{
-    KEYWARD, Load, Region, code, create_key, decrypt, encrypt, schedule_deletion, wait_until,
+    KEYWARD, Load, Region, code, create_key, decrypt, encrypt, roots_of, schedule_deletion,
+    wait_until,
 };
 
 /// What a command printed, and whether it went well.
@@ -32,13 +34,8 @@ fn text(path: &Path) -> &str {
 fn machine(region: &mut Region) -> (u16, PathBuf) {
     let node = region.adopt();
     fs::create_dir_all(region.node_folder(node)).expect("a folder");
-    let config = fs::read_to_string(region.config(1)).expect("a configuration");
+    let mut config = fs::read_to_string(region.config(1)).expect("a configuration");
     let ports = |offset: u16| (region.port_base + offset + 1, region.port_base + offset + node);
-    let mut config: String = config
-        .lines()
-        .filter(|line| !line.starts_with("id = "))
-        .map(|line| format!("{line}\n"))
-        .collect();
     // The door's port, and the one that the node is observed at.
     for offset in [0, 100] {
         let (old, new) = ports(offset);
@@ -123,7 +120,10 @@ async fn a_region_that_lost_all_nodes_is_restored_and_what_was_deleted_stays_so(
     assert!(!done && told.contains("lives") && told.contains("node 1 answers"), "{told}");
     let left = fs::read_dir(region.node_folder(node)).expect("the folder").count();
     assert_eq!(left, 1, "the configuration alone");
-    let (done, told) = restore(&file, &region.config(1), &[]);
+    let named = region.folder.path().join("named.toml");
+    let config = fs::read_to_string(&restored_config).expect("a configuration");
+    fs::write(&named, config.replacen("[node]\n", "[node]\nid = 1\n", 1)).expect("written");
+    let (done, told) = restore(&file, &named, &[]);
     assert!(!done && told.contains("node.id"), "{told}");
 
     // Later one key is deleted; then all nodes are lost.
@@ -197,5 +197,84 @@ async fn a_region_that_lost_all_nodes_is_restored_and_what_was_deleted_stays_so(
     region.start_node(other);
     region.wait_serving(1).await;
     let opened = decrypt(&region.client(&[other]), &doomed_blob).await.expect("it opens again");
+    assert_eq!(opened.plaintext, b"plaintext");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keepers_of_shares_open_a_snapshot() {
+    let mut region = Region::start(1);
+    region.wait_serving(1).await;
+    let client = region.client(&[]);
+    let key = create_key(&client).await.expect("a key");
+    let blob = encrypt(&client, &key).await.expect("a ciphertext").ciphertext_blob;
+    let first = roots_of(&region, 1).await.remove(0);
+    let path = region.node_folder(1).join("shares.root").display().to_string();
+    region
+        .run_ok(&["root", "add", "1", "shamir", "--path", &path, "--needed", "2", "--shares", "3"]);
+    let roots = roots_of(&region, 1).await;
+    let root = roots.into_iter().find(|id| id.starts_with("shamir:")).expect("it");
+    let share = |number: u8| {
+        let told = region.run_ok(&["--output", "json", "root", "take-share", "1", &root]);
+        let told: Value = serde_json::from_str(&told).expect("JSON");
+        let file = region.folder.path().join(format!("share-{number}"));
+        fs::write(&file, told["Share"].as_str().expect("a share")).expect("written");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("its owner's alone");
+        file
+    };
+    let shares = [share(1), share(2), share(3)];
+    region.run_ok(&["root", "remove", "1", &first]);
+    let file = region.folder.path().join("one.snapshot");
+    region.run_ok(&["snapshot", "save", text(&file)]);
+
+    // Too few of them open nothing, and a damaged one is named.
+    let config = region.config(1);
+    let verify = |shares: &[&Path]| {
+        let given = shares.iter().flat_map(|share| ["--share", text(share)]);
+        let given: Vec<&str> = given.collect();
+        keyward(
+            &[&["snapshot", "verify", text(&file), "--config", text(&config)], &given[..]].concat(),
+        )
+    };
+    let (proved, told) = verify(&[]);
+    assert!(!proved && told.contains("0 of 2 shares were given"), "{told}");
+    let (proved, told) = verify(&[&shares[1]]);
+    assert!(!proved && told.contains("1 of 2 shares were given"), "{told}");
+    let damaged = region.folder.path().join("damaged");
+    let good = fs::read_to_string(&shares[0]).expect("a share");
+    let other =
+        if good.contains('7') { good.replacen('7', "8", 1) } else { good.replacen('8', "7", 1) };
+    fs::write(&damaged, other).expect("written");
+    fs::set_permissions(&damaged, fs::Permissions::from_mode(0o600)).expect("its owner's alone");
+    let (proved, told) = verify(&[&shares[1], &damaged]);
+    assert!(!proved && told.contains("damaged: "), "{told}");
+    let (proved, told) = verify(&[&shares[2], &shares[0]]);
+    assert!(proved && told.contains("shamir:"), "{told}");
+
+    // A Region comes out of it, on a machine that has a root of its own; no root in shares is made on the way.
+    let (node, restored) = machine(&mut region);
+    region.kill(1);
+    let record = region.node_folder(1).join("data/roots.toml");
+    let restore = |config: &Path| {
+        let all = ["snapshot", "restore", text(&file), "--config", text(config)];
+        let roots = ["--roots-of", text(&record)];
+        let given = ["--share", text(&shares[0]), "--share", text(&shares[1])];
+        keyward(&[&all[..], &roots, &given].concat())
+    };
+    let usual = fs::read_to_string(&restored).expect("a configuration");
+    let in_shares = usual.replacen(
+        "provider = \"file\"\n",
+        "provider = \"shamir\"\nneeded = 2\nshares = 3\n",
+        1,
+    );
+    assert_ne!(usual, in_shares);
+    fs::write(&restored, in_shares).expect("written");
+    let (done, told) = restore(&restored);
+    assert!(!done && told.contains("nobody would be given its shares"), "{told}");
+    fs::write(&restored, usual).expect("written");
+    let (done, told) = restore(&restored);
+    assert!(done, "{told}");
+    region.start_node(node);
+    region.wait_serving(1).await;
+    let opened = decrypt(&region.client(&[node]), &blob).await.expect("it opens");
     assert_eq!(opened.plaintext, b"plaintext");
 }

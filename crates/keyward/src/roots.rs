@@ -2,7 +2,7 @@
 //! those that are away.
 
 use std::fs;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use keyward_env::{Env, RealEnv};
 use keyward_hsm::{
     ArgonParams, EnvClock, FileRoot, Hsm, PassphraseRoot, PinSource, Pkcs11Config, Pkcs11Root,
-    RootId, RootProvider, SecretVec, ShamirRoot, Shares, TokenName, read_credential,
+    RootError, RootId, RootProvider, SecretVec, ShamirRoot, Shares, TokenName, read_credential,
 };
 use keyward_raft::BoxFuture;
 use keyward_service::{KeptRoot, RootKeeper};
@@ -206,9 +206,57 @@ fn described(path: &Path) -> Result<Vec<RootSection>, Failure> {
     Ok(record.root.into_iter().map(|entry| entry.spec).collect())
 }
 
-/// Opens the roots that a node has on record, or that its configuration names, and those that `others` describe. With
-/// `make` the configured one is made where it is not there. Writes no record. Blocks.
-pub fn at_hand(config: &Config, others: &[PathBuf], make: bool) -> Result<AtHand, Failure> {
+/// A share of a root, in a file as secrets are.
+fn share_in(file: &Path) -> Result<SecretVec, Failure> {
+    read_credential(file)
+        .map_err(|error| Failure::new(format!("the share in {}: {error}", file.display())))
+}
+
+/// Gives a root in shares those of the `files` that are its own, and asks for more at a terminal until it opens.
+fn put_together(root: &ShamirRoot, files: &[PathBuf]) -> Result<(), Failure> {
+    for file in files {
+        match root.offer(&share_in(file)?) {
+            // Of another root: of another node, perhaps.
+            Ok(_) | Err(RootError::ShareForeign { .. }) => {}
+            Err(error) => {
+                return Err(Failure::new(format!("the share in {}: {error}", file.display())));
+            }
+        }
+    }
+    let mut progress = root.progress();
+    while !progress.open && std::io::stdin().is_terminal() {
+        let (number, needed) = (progress.given + 1, progress.needed);
+        let asked =
+            format!("Share {number} of {needed} of {} (empty: go on without): ", root.identity());
+        let text = rpassword::prompt_password(asked)
+            .map(|text| SecretVec::new(text.into_bytes()))
+            .map_err(|error| Failure::new(format!("no share was read: {error}")))?;
+        if text.is_empty() {
+            break;
+        }
+        if let Err(error) = root.offer(&text) {
+            eprintln!("{error}");
+        }
+        progress = root.progress();
+    }
+    if progress.open {
+        return Ok(());
+    }
+    let (given, needed) = (progress.given, progress.needed);
+    Err(Failure::new(format!(
+        "{given} of {needed} shares were given: --share FILE for each, or type them at a terminal"
+    )))
+}
+
+/// Opens the roots that a node has on record, or that its configuration names, and those that `others` describe; those in
+/// shares with the shares in files, or typed in. With `make` the configured one is made where it is not there. Writes no
+/// record. Blocks.
+pub fn at_hand(
+    config: &Config,
+    others: &[PathBuf],
+    shares: &[PathBuf],
+    make: bool,
+) -> Result<AtHand, Failure> {
     let record = config.node.data.join(RECORD);
     let own = if record.exists() { described(&record)? } else { vec![config.root.clone()] };
     let mut hand = AtHand::default();
@@ -220,7 +268,21 @@ pub fn at_hand(config: &Config, others: &[PathBuf], make: bool) -> Result<AtHand
     for (spec, is_own) in
         own.iter().map(|spec| (spec, true)).chain(others_described.iter().map(|spec| (spec, false)))
     {
-        match open(spec, make && is_own, unlocked) {
+        let make = make && is_own;
+        if let RootSection::Shamir { path, .. } = spec
+            && make
+            && !path.exists()
+        {
+            return Err(Failure::new(
+                "a root in shares is not made here: nobody would be given its shares",
+            )
+            .next("name a file or a token in [root]; once the Region serves: keyward root add NODE shamir"));
+        }
+        let opened = open(spec, make, unlocked).and_then(|opened| match &opened.ceremony {
+            Some(ceremony) => put_together(&ceremony.root, shares).map(|()| opened),
+            None => Ok(opened),
+        });
+        match opened {
             Ok(opened) if is_own => hand.own.push(opened.provider),
             Ok(opened) => hand.others.push(opened.provider),
             Err(why) => hand.absent.push(format!("{}: {why}", place(spec))),

@@ -1,6 +1,6 @@
 //! The roots at hand: what opens a snapshot.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use keyward_env::{Env, RealEnv};
@@ -8,6 +8,7 @@ use keyward_hsm::{ArenaConfig, FileOpener, Hsm, HsmConfig, HsmError, RootId};
 use keyward_snapshot::{Header, SnapshotError};
 use keyward_state::State;
 
+use super::NodeOf;
 use super::refusal::Refusal;
 use crate::config::Config;
 use crate::error::Failure;
@@ -24,11 +25,12 @@ pub struct Hand {
 
 impl Hand {
     /// Opens the roots of the node, and those of others. Nothing is made, unless `make` says that the node's own may be.
-    pub async fn open(config: &Config, others: &[PathBuf], make: bool) -> Result<Self, Failure> {
+    pub async fn open(config: &Config, node: &NodeOf, make: bool) -> Result<Self, Failure> {
         keyward_hsm::harden_process().map_err(Failure::from_error)?;
-        let (own, paths) = (config.clone(), others.to_vec());
-        let AtHand { own, others, absent } =
-            RealEnv.blocking(move || roots::at_hand(&own, &paths, make)).await?;
+        let (own, node) = (config.clone(), node.clone());
+        let AtHand { own, others, absent } = RealEnv
+            .blocking(move || roots::at_hand(&own, &node.roots_of, &node.share, make))
+            .await?;
         let ids = own.iter().map(|root| root.identity().clone()).collect();
         let mut all = own.into_iter().chain(others);
         let Some(first) = all.next() else {

@@ -62,6 +62,9 @@ pub struct NodeOf {
     /// Another node's configuration, or its roots.toml: its roots are tried, too. May be given several times
     #[arg(long, value_name = "FILE")]
     roots_of: Vec<PathBuf>,
+    /// A share of a root in shares, in a file of mode 0600. May be given several times; at a terminal they are asked for
+    #[arg(long, value_name = "FILE")]
+    share: Vec<PathBuf>,
 }
 
 pub async fn snapshot(

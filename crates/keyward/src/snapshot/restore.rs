@@ -89,7 +89,7 @@ pub async fn restore(format: Format, args: RestoreArgs) -> Result<(), Failure> {
     if make {
         placing.expect_root(&config.root);
     }
-    let hand = Hand::open(&config, &args.node.roots_of, make).await?;
+    let hand = Hand::open(&config, &args.node, make).await?;
     let before = look_before(&args.file, &hand).await?;
     let first = first_node(&config, &before, &hand)?;
     let living = members_that_answer(&first.tls(), &before.standing.members).await?;

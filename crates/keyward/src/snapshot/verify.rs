@@ -43,7 +43,7 @@ pub async fn verify(format: Format, args: VerifyArgs) -> Result<(), Failure> {
         }
         .into());
     }
-    let hand = Hand::open(&config, &args.node.roots_of, false).await?;
+    let hand = Hand::open(&config, &args.node, false).await?;
     let opener = hand.opener(&header).await?;
     let (hsm, runtime) = (Arc::clone(&hand.hsm), Handle::current());
     let content = move || {
