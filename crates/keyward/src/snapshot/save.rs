@@ -103,7 +103,11 @@ async fn keep(
         .create_new(true)
         .mode(0o600)
         .open(draft)
-        .map_err(cannot("write", draft))?;
+        .map_err(|e| {
+            Failure::from(cannot("write", draft)(e)).next(
+                "name a file in a folder that is there and may be written to; nothing was saved",
+            )
+        })?;
     let (mut bytes, mut show) = (0, progress(None, "saving"));
     while let Some(piece) = piece(&mut pieces).await? {
         file.write_all(&piece).map_err(cannot("write", draft))?;

@@ -1,5 +1,5 @@
 //! What one call costs inside the boundary, in nanoseconds. Run with
-//! `cargo run --release -p keyward-hsm --example cost`.
+//! `cargo run --release -p keyward-hsm --example call_cost`.
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What a record costs in CPU time, for decision 0008: `cargo run --release -p keyward-audit --example cost`.
+//! What a record costs in CPU time, for decision 0008: `cargo run --release -p keyward-audit --example record_cost`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
