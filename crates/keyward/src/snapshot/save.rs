@@ -98,16 +98,11 @@ async fn keep(
     mut pieces: Pieces,
     draft: &Path,
 ) -> Result<(keyward_snapshot::Header, u64), Failure> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(draft)
-        .map_err(|e| {
-            Failure::from(cannot("write", draft)(e)).next(
-                "name a file in a folder that is there and may be written to; nothing was saved",
-            )
-        })?;
+    let nothing = "name a file in a folder that is there and may be written to; nothing was saved";
+    let opened = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft);
+    let mut file = opened
+        .map_err(cannot("write", draft))
+        .map_err(|refusal| Failure::from(refusal).next(nothing))?;
     let (mut bytes, mut show) = (0, progress(None, "saving"));
     while let Some(piece) = piece(&mut pieces).await? {
         file.write_all(&piece).map_err(cannot("write", draft))?;
