@@ -32,10 +32,13 @@ pub use tls::{
     Identity, Terminator, TlsError, TlsFiles, node_of, validity_of, zeroize_on_drop::Key,
 };
 
-/// An error with its causes on one line: tonic's own text leaves the cause out.
+/// An error with its causes on one line: tonic's own text leaves the cause out, and a status's begins with words that are for
+/// programs.
 #[must_use]
 pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
+    let status = error.downcast_ref::<tonic::Status>();
+    let message = status.map(tonic::Status::message).filter(|message| !message.is_empty());
+    let mut text = message.map_or_else(|| error.to_string(), ToOwned::to_owned);
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
@@ -45,4 +48,19 @@ pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_with_its_causes_and_without_its_code() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let mut status = tonic::Status::unavailable("no way there");
+        status.set_source(std::sync::Arc::new(refused));
+        assert_eq!(describe(&status), "no way there: connection refused");
+        let silent = tonic::Status::new(tonic::Code::Unavailable, "");
+        assert!(describe(&silent).contains("unavailable"), "{}", describe(&silent));
+    }
 }
