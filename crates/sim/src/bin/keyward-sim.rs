@@ -46,7 +46,7 @@ struct Arguments {
     #[arg(long, conflicts_with = "growing")]
     regions: bool,
     /// Stages one moment, in a Region where nothing else goes wrong.
-    #[arg(long, value_name = "NAME", value_parser = parse_scene, conflicts_with_all = ["regions", "growing", "faults", "without"])]
+    #[arg(long, value_name = "NAME", value_parser = parse_scene, conflicts_with_all = ["regions", "growing", "faults", "without", "shrink"])]
     scene: Option<Scene>,
     /// Of the seeds, those alone whose Region grows to five machines.
     #[arg(long, conflicts_with = "seed")]

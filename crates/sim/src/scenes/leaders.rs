@@ -8,6 +8,8 @@ use crate::sleep;
 
 /// How often the moment is tried: an election comes in time in some of them.
 const TRIES: usize = 6;
+/// A process that is killed starts again after this, in the run's time: nobody has missed it yet.
+const DOWN: Duration = Duration::from_millis(2);
 /// How long a hand-over may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -27,7 +29,7 @@ impl Stage {
             }
             let cluster = &self.callers.cluster;
             cluster.kill(restarts, Death::Kill);
-            sleep(Duration::from_millis(2)).await;
+            sleep(DOWN).await;
             cluster.boot(restarts);
             if !mute {
                 sleep(self.dice.between_ms(5, 80)).await;
@@ -56,7 +58,7 @@ impl Stage {
             cluster.net.mend();
             self.isolate(first);
             cluster.kill(last, Death::Kill);
-            sleep(Duration::from_millis(2)).await;
+            sleep(DOWN).await;
             cluster.boot(last);
             self.watch(last).await;
             self.mend();

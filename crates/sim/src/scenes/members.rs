@@ -17,7 +17,7 @@ const TRIES: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(8);
 /// A node that is cut off has no lease any more after this.
 const LEASE_OVER: Duration = Duration::from_secs(4);
-/// Between the two times that the removal is asked for, and until a leader that is cut off is found dead.
+/// Between the two times that the removal is asked for.
 const A_MOMENT: Duration = Duration::from_millis(100);
 /// Until the others have elected one of theirs.
 const ELECTED: Duration = Duration::from_millis(1500);
