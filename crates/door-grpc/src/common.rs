@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
 use keyward_env::RealEnv;
 use keyward_model::limits::{CALL_DEADLINE_DEFAULT, CALL_DEADLINE_MAX};
 use keyward_model::{ErrorCode, KmsError, Timestamp};
-use keyward_service::{Caller, Kms, Trace};
+use keyward_service::{Call, Caller, Kms, Trace, api};
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Request, Response, Status};
 
@@ -16,10 +17,39 @@ use crate::tls::{Identity, Peer};
 /// Tells a caller the id of its call, as the audit trail has it.
 const REQUEST_ID: &str = "keyward-request-id";
 
+/// A request, as tonic has it or as HTTP has it.
+pub(crate) trait Arrived {
+    /// The other end of its connection.
+    fn peer(&self) -> Option<&Peer>;
+
+    /// A header, if it is a text.
+    fn header(&self, name: &str) -> Option<&str>;
+}
+
+impl<T> Arrived for Request<T> {
+    fn peer(&self) -> Option<&Peer> {
+        self.extensions().get()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.metadata().get(name)?.to_str().ok()
+    }
+}
+
+impl<T> Arrived for http::Request<T> {
+    fn peer(&self) -> Option<&Peer> {
+        self.extensions().get()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers().get(name)?.to_str().ok()
+    }
+}
+
 /// The principal behind a request; nodes and strangers are refused.
-pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, KmsError> {
+pub(crate) fn caller(request: &impl Arrived) -> Result<Arc<Caller>, KmsError> {
     let refuse = |why: String| Err(KmsError::new(ErrorCode::UnrecognizedClientException, why));
-    match request.extensions().get::<Peer>().map(|peer| &peer.identity) {
+    match request.peer().map(|peer| &peer.identity) {
         Some(Identity::Principal(caller)) => Ok(Arc::clone(caller)),
         Some(Identity::Node(_)) => {
             refuse("a node's certificate is not let in here: use a principal's".to_owned())
@@ -36,10 +66,20 @@ pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<Caller>, KmsError> {
 }
 
 /// What the audit trail keeps of a request beside its content.
-pub(crate) fn trace<T>(request: &Request<T>, request_id: [u8; 16]) -> Trace {
-    let agent = request.metadata().get("user-agent").and_then(|value| value.to_str().ok());
-    let peer = request.extensions().get::<Peer>();
-    Trace { client: peer.map(|peer| peer.origin.client(agent)), request_id }
+pub(crate) fn trace(request: &impl Arrived, request_id: [u8; 16]) -> Trace {
+    let agent = request.header("user-agent");
+    Trace { client: request.peer().map(|peer| peer.origin.client(agent)), request_id }
+}
+
+/// A principal's call.
+pub(crate) fn call(
+    request: &impl Arrived,
+    caller: Arc<Caller>,
+    asked: api::Request,
+    request_id: [u8; 16],
+) -> Call {
+    let call = Call::new(caller, asked, patience(request));
+    Call { trace: trace(request, request_id), ..call }
 }
 
 /// Refuses a call of somebody who is no principal, on record.
@@ -69,22 +109,31 @@ pub(crate) fn answer<T>(result: Result<T, KmsError>, request_id: [u8; 16]) -> An
 }
 
 fn with_id(metadata: &mut MetadataMap, request_id: [u8; 16]) {
-    let mut digits = [0; 32];
-    let encoded = hex::encode_to_slice(request_id, &mut digits);
-    if let (Ok(()), Ok(mut id)) = (encoded, AsciiMetadataValue::try_from(&digits[..])) {
-        // As `errors::status` does with details.
+    let (_, id) = request_id_header(request_id);
+    if let Ok(mut id) = AsciiMetadataValue::try_from(id.as_bytes()) {
         id.set_sensitive(true);
         metadata.insert(REQUEST_ID, id);
     }
+}
+
+/// The header that tells a caller the id of its call.
+pub(crate) fn request_id_header(request_id: [u8; 16]) -> (HeaderName, HeaderValue) {
+    const NAME: HeaderName = HeaderName::from_static(REQUEST_ID);
+    let mut digits = [0; 32];
+    let encoded = hex::encode_to_slice(request_id, &mut digits);
+    let id = encoded.ok().and_then(|()| HeaderValue::from_bytes(&digits).ok());
+    let mut id = id.unwrap_or_else(|| unreachable!("digits are a header's value"));
+    // No other answer has it: it is not worth a place in HPACK's table.
+    id.set_sensitive(true);
+    (NAME, id)
 }
 
 /// What an RPC answers.
 pub(crate) type Answer<T> = Result<Response<T>, Status>;
 
 /// How long the caller waits: its `grpc-timeout`, a little less so that a typed answer still gets back.
-pub(crate) fn patience<T>(request: &Request<T>) -> Duration {
-    let header = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok());
-    match header.and_then(parse_timeout) {
+pub(crate) fn patience(request: &impl Arrived) -> Duration {
+    match request.header("grpc-timeout").and_then(parse_timeout) {
         Some(timeout) => {
             let margin = (timeout / 20).min(Duration::from_millis(20));
             timeout.saturating_sub(margin).min(CALL_DEADLINE_MAX)

@@ -3,12 +3,15 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
+use http::{HeaderMap, HeaderName};
 use keyward_model::{ErrorCode, KmsError};
 use keyward_proto::{rpc, v1};
 use prost::Message;
 use tonic::metadata::BinaryMetadataValue;
 use tonic::{Code, Status};
 
+/// Where gRPC has a status.
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// Where gRPC has a status's details.
 const DETAILS: &str = "grpc-status-details-bin";
 const DETAIL_TYPE: &str = "type.googleapis.com/keyward.v1.ErrorDetail";
@@ -42,36 +45,52 @@ const fn grpc_code(code: ErrorCode) -> Code {
     }
 }
 
-/// Refusals for a quota that a thread keeps written down.
-const KEPT: usize = 16;
-
-/// A refusal as it goes out.
-struct Written {
-    error: KmsError,
-    message: String,
-    details: BinaryMetadataValue,
-}
-
-thread_local! {
-    /// The latest refusals for a quota. Whoever is over a quota gets the same one again and again.
-    static WRITTEN: RefCell<VecDeque<Written>> = const { RefCell::new(VecDeque::new()) };
-}
-
 /// The status that tells of a refusal, with its typed detail.
 #[must_use]
 pub fn status(error: KmsError) -> Status {
     let code = if error.outcome_unknown { Code::DeadlineExceeded } else { grpc_code(error.code) };
-    let (message, details) = match error.throttle {
-        Some(_) => kept(error, code),
-        None => {
-            let message = error.to_string();
-            let details = once(details(&error, code, &message));
-            (message, details)
-        }
-    };
+    let message = error.to_string();
+    let mut details = details(&error, code, &message);
+    // Not worth a place in HPACK's table (RFC 7541, section 2.2): no other answer has it.
+    details.set_sensitive(true);
     let mut status = Status::new(code, message);
     status.metadata_mut().insert_bin(DETAILS, details);
     status
+}
+
+/// Refusals for a quota that a thread keeps written down.
+const KEPT: usize = 16;
+
+thread_local! {
+    /// The latest refusals for a quota, as they go out. Whoever is over a quota gets the same one again and again.
+    static WRITTEN: RefCell<VecDeque<(KmsError, HeaderMap)>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// The headers of an answer that is nothing but a refusal.
+///
+/// One for a quota may come again: from the second time on it is not written anew, and on its connection the details are a
+/// number in HPACK's table.
+pub(crate) fn trailers_only(error: KmsError) -> HeaderMap {
+    if error.throttle.is_none() {
+        return written(error);
+    }
+    WRITTEN.with_borrow_mut(|kept| {
+        if let Some((_, headers)) = kept.iter().find(|(kept, _)| *kept == error) {
+            return headers.clone();
+        }
+        let first = written(error.clone());
+        let mut again = first.clone();
+        if let Some(details) = again.get_mut(DETAILS) {
+            details.set_sensitive(false);
+        }
+        kept.truncate(KEPT - 1);
+        kept.push_front((error, again));
+        first
+    })
+}
+
+fn written(error: KmsError) -> HeaderMap {
+    status(error).into_http::<()>().into_parts().0.headers
 }
 
 /// A refusal's typed detail.
@@ -101,28 +120,6 @@ fn details(error: &KmsError, code: Code, message: &str) -> BinaryMetadataValue {
         }],
     };
     BinaryMetadataValue::from_bytes(&envelope.encode_to_vec())
-}
-
-/// Not worth a place in HPACK's table (RFC 7541, section 2.2): no other answer has it.
-fn once(mut details: BinaryMetadataValue) -> BinaryMetadataValue {
-    details.set_sensitive(true);
-    details
-}
-
-/// Message and details of a refusal that may come again: from the second time on they are not written anew, and on
-/// their connection the details are a number in HPACK's table.
-fn kept(error: KmsError, code: Code) -> (String, BinaryMetadataValue) {
-    WRITTEN.with_borrow_mut(|written| {
-        if let Some(kept) = written.iter().find(|kept| kept.error == error) {
-            return (kept.message.clone(), kept.details.clone());
-        }
-        let message = error.to_string();
-        let details = details(&error, code, &message);
-        written.truncate(KEPT - 1);
-        let kept = Written { error, message: message.clone(), details: details.clone() };
-        written.push_front(kept);
-        (message, once(details))
-    })
 }
 
 #[cfg(test)]
@@ -165,20 +162,26 @@ mod tests {
             })),
             ..KmsError::new(ErrorCode::ThrottlingException, "Rate exceeded")
         };
+        let told = |headers: &HeaderMap| {
+            let status = Status::from_header_map(headers).expect("a status");
+            told(&status).expect("a detail")
+        };
         for round in 0..3 {
             for retry_after_ms in 1..40 {
-                let first = status(refusal(retry_after_ms));
-                let again = status(refusal(retry_after_ms));
-                assert!(!again.metadata().get_bin(DETAILS).expect("details").is_sensitive());
-                for status in [first, again] {
-                    let detail = told(&status).expect("a detail");
-                    let throttle = detail.throttle.expect("a quota");
+                let first = trailers_only(refusal(retry_after_ms));
+                let again = trailers_only(refusal(retry_after_ms));
+                assert!(!again[DETAILS].is_sensitive());
+                for headers in [first, again] {
+                    let throttle = told(&headers).throttle.expect("a quota");
                     assert_eq!(throttle.retry_after_milliseconds, retry_after_ms, "round {round}");
                     assert_eq!((throttle.quota.as_str(), throttle.limit), ("q", 30));
-                    assert_eq!(status.message(), "ThrottlingException: Rate exceeded");
+                    assert_eq!(headers["grpc-message"], "ThrottlingException:%20Rate%20exceeded");
+                    assert_eq!((&headers[GRPC_STATUS], headers.len()), (&"8".parse().unwrap(), 4));
                 }
             }
         }
         assert_eq!(WRITTEN.with_borrow(VecDeque::len), KEPT);
+        let other = || KmsError::new(ErrorCode::DisabledException, "why");
+        assert!((0..2).all(|_| trailers_only(other())[DETAILS].is_sensitive()));
     }
 }

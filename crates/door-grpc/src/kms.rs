@@ -1,4 +1,5 @@
-//! `keyward.v1.KeyService`: translation into a [`Call`] and back, nothing else.
+//! `keyward.v1.KeyService`: translation into a [`Call`](keyward_service::Call) and back, nothing else. (What uses a key comes
+//! the short way as a rule: `unary.rs`.)
 
 use std::sync::Arc;
 
@@ -7,10 +8,10 @@ use keyward_model::{ErrorCode, KeyState, KmsError};
 use keyward_proto::v1;
 use keyward_proto::v1::key_service_server::KeyService;
 use keyward_service::api::{self, AliasEntry, KeyMetadata, RotationEntry, Tag};
-use keyward_service::{Call, Handler, Kms, Response as Reply, Stack};
+use keyward_service::{Handler, Kms, Response as Reply, Stack};
 use tonic::{Request, Response, Status};
 
-use crate::common::{answer, caller, date, patience, trace, turned_away};
+use crate::common::{answer, call, caller, date, trace, turned_away};
 use crate::uses::{Asked, Told};
 
 /// The one algorithm of the keys that there are.
@@ -30,16 +31,17 @@ impl KeyDoor {
         shape: impl FnOnce(Reply) -> Option<Out>,
     ) -> Result<Response<Out>, Status> {
         let id = self.kms.audit().next_request_id();
-        let (trace, patience) = (trace(&request, id), patience(&request));
         let caller = match caller(&request) {
             Ok(caller) => caller,
             Err(refusal) => {
+                let trace = trace(&request, id);
                 let name = translate(request.into_inner()).operation().name();
                 return Err(Box::pin(turned_away(&self.kms, name, &trace, id, refusal)).await);
             }
         };
-        let mut call = Call::new(caller, translate(request.into_inner()), patience);
-        call.trace = trace;
+        let (metadata, extensions, asked) = request.into_parts();
+        let request = Request::from_parts(metadata, extensions, ());
+        let call = call(&request, caller, translate(asked), id);
         let reply = match self.stack.handle(call).await {
             Ok(reply) => reply,
             Err(refusal) => return answer(Err(refusal), id),

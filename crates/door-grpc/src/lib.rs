@@ -22,6 +22,7 @@ mod region;
 mod server;
 mod snapshot;
 mod tls;
+mod unary;
 mod uses;
 
 pub use errors::status;

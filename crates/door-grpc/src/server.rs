@@ -37,6 +37,7 @@ use crate::quota::QuotaDoor;
 use crate::region::RegionDoor;
 use crate::snapshot::SnapshotDoor;
 use crate::tls::{Terminator, TlsFiles, TrustedRegion};
+use crate::unary::ShortWayLayer;
 
 /// Calls under way on one connection.
 const STREAMS_PER_CONNECTION: u32 = 1024;
@@ -126,7 +127,8 @@ impl Door {
             stopping,
         })
         .max_decoding_message_size(REQUEST_BYTES_MAX);
-        let key = KeyServiceServer::new(KeyDoor { stack, kms: Arc::clone(&kms) })
+        let key_door = Arc::new(KeyDoor { stack, kms: Arc::clone(&kms) });
+        let key = KeyServiceServer::from_arc(Arc::clone(&key_door))
             .max_decoding_message_size(REQUEST_BYTES_MAX);
         let operator_door = Arc::new(OperatorDoor {
             kms: Arc::clone(&kms),
@@ -158,6 +160,7 @@ impl Door {
         RealEnv.spawn(report_health(reporter, kms));
 
         Server::builder()
+            .layer(ShortWayLayer(key_door))
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .http2_max_header_list_size(HEADER_BYTES_MAX)
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
