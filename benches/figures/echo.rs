@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::task::{Context, Poll};
 
+use futures_util::StreamExt;
 use keyward_door_grpc::{Terminator, TlsFiles};
 use keyward_env::{Env, RealEnv};
 use keyward_proto::v1::{EncryptRequest, EncryptResponse};
@@ -22,7 +23,8 @@ pub async fn serve(listen: &str, tls: &TlsFiles, answer: EncryptResponse) {
     let (connections, incoming) = tokio::sync::mpsc::channel(64);
     RealEnv.spawn(async move { terminator.accept(listener, connections).await });
     let served = Server::builder().add_service(Echo(answer));
-    served.serve_with_incoming(ReceiverStream::new(incoming)).await.expect("it serves");
+    let incoming = ReceiverStream::new(incoming).map(Ok::<_, Infallible>);
+    served.serve_with_incoming(incoming).await.expect("it serves");
 }
 
 /// As tonic generates a server of one method.

@@ -136,7 +136,7 @@ async fn keys_are_in_locked_memory_alone_and_leave_it_with_the_cache() {
     let Keys { root, wrap, domain, backing } = keys_of(&region, 1, &[&ids[0]]);
     let (backing, material) = backing[0];
     let text = fs::read_to_string(region.config(1)).expect("read");
-    let small = text.replace("cache_max_entries = 32768", "cache_max_entries = 16");
+    let small = text.replace("cache_max_entries = 1048576", "cache_max_entries = 16");
     assert_ne!(text, small);
     fs::write(region.config(1), small).expect("written");
     region.start_node(1);

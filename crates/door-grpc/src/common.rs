@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::header::USER_AGENT;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use keyward_env::RealEnv;
 use keyward_model::limits::{CALL_DEADLINE_DEFAULT, CALL_DEADLINE_MAX};
 use keyward_model::{ErrorCode, KmsError, Timestamp};
@@ -17,37 +18,35 @@ use crate::tls::{Identity, Peer};
 /// Tells a caller the id of its call, as the audit trail has it.
 const REQUEST_ID: &str = "keyward-request-id";
 
-/// A request, as tonic has it or as HTTP has it.
-pub(crate) trait Arrived {
+/// The deadline of a call, as gRPC tells it.
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// A request's head, as tonic has it or as HTTP has it.
+pub(crate) trait Asks {
     /// The other end of its connection.
     fn peer(&self) -> Option<&Peer>;
 
+    /// Its headers.
+    fn headers(&self) -> &HeaderMap;
+
     /// A header, if it is a text.
-    fn header(&self, name: &str) -> Option<&str>;
-}
-
-impl<T> Arrived for Request<T> {
-    fn peer(&self) -> Option<&Peer> {
-        self.extensions().get()
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.metadata().get(name)?.to_str().ok()
-    }
-}
-
-impl<T> Arrived for http::Request<T> {
-    fn peer(&self) -> Option<&Peer> {
-        self.extensions().get()
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
+    fn header(&self, name: &HeaderName) -> Option<&str> {
         self.headers().get(name)?.to_str().ok()
     }
 }
 
+impl<T> Asks for Request<T> {
+    fn peer(&self) -> Option<&Peer> {
+        self.extensions().get()
+    }
+
+    fn headers(&self) -> &HeaderMap {
+        self.metadata().as_ref()
+    }
+}
+
 /// The principal behind a request; nodes and strangers are refused.
-pub(crate) fn caller(request: &impl Arrived) -> Result<Arc<Caller>, KmsError> {
+pub(crate) fn caller(request: &impl Asks) -> Result<Arc<Caller>, KmsError> {
     let refuse = |why: String| Err(KmsError::new(ErrorCode::UnrecognizedClientException, why));
     match request.peer().map(|peer| &peer.identity) {
         Some(Identity::Principal(caller)) => Ok(Arc::clone(caller)),
@@ -66,14 +65,14 @@ pub(crate) fn caller(request: &impl Arrived) -> Result<Arc<Caller>, KmsError> {
 }
 
 /// What the audit trail keeps of a request beside its content.
-pub(crate) fn trace(request: &impl Arrived, request_id: [u8; 16]) -> Trace {
-    let agent = request.header("user-agent");
+pub(crate) fn trace(request: &impl Asks, request_id: [u8; 16]) -> Trace {
+    let agent = request.header(&USER_AGENT);
     Trace { client: request.peer().map(|peer| peer.origin.client(agent)), request_id }
 }
 
 /// A principal's call.
 pub(crate) fn call(
-    request: &impl Arrived,
+    request: &impl Asks,
     caller: Arc<Caller>,
     asked: api::Request,
     request_id: [u8; 16],
@@ -132,8 +131,8 @@ pub(crate) fn request_id_header(request_id: [u8; 16]) -> (HeaderName, HeaderValu
 pub(crate) type Answer<T> = Result<Response<T>, Status>;
 
 /// How long the caller waits: its `grpc-timeout`, a little less so that a typed answer still gets back.
-pub(crate) fn patience(request: &impl Arrived) -> Duration {
-    match request.header("grpc-timeout").and_then(parse_timeout) {
+pub(crate) fn patience(request: &impl Asks) -> Duration {
+    match request.header(&GRPC_TIMEOUT).and_then(parse_timeout) {
         Some(timeout) => {
             let margin = (timeout / 20).min(Duration::from_millis(20));
             timeout.saturating_sub(margin).min(CALL_DEADLINE_MAX)

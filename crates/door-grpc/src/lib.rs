@@ -10,6 +10,7 @@
 //! [`PeerService`]: keyward_proto::v1::peer_service_server::PeerService
 
 mod common;
+mod connection;
 mod data_plane;
 mod errors;
 mod join;

@@ -23,10 +23,10 @@ use keyward_service::{Kms, stack};
 use keyward_state::Timers;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Server;
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
+use crate::connection::{self, Services};
 use crate::data_plane::DataPlaneDoor;
 use crate::join::JoinDoor;
 use crate::kms::KeyDoor;
@@ -37,12 +37,7 @@ use crate::quota::QuotaDoor;
 use crate::region::RegionDoor;
 use crate::snapshot::SnapshotDoor;
 use crate::tls::{Terminator, TlsFiles, TrustedRegion};
-use crate::unary::ShortWayLayer;
 
-/// Calls under way on one connection.
-const STREAMS_PER_CONNECTION: u32 = 1024;
-/// Bytes of a request's headers.
-const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// Connections that wait to be served.
 const CONNECTIONS_WAITING_MAX: usize = 64;
 /// Between looks at whether this node serves, for `grpc.health.v1`.
@@ -79,9 +74,6 @@ pub enum DoorError {
     /// Certificates or key.
     #[error(transparent)]
     Tls(#[from] crate::tls::TlsError),
-    /// The server stopped.
-    #[error("the gRPC server stopped: {0}")]
-    Server(#[from] tonic::transport::Error),
     /// A built-in descriptor is broken.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -159,13 +151,7 @@ impl Door {
         let (reporter, health) = tonic_health::server::health_reporter();
         RealEnv.spawn(report_health(reporter, kms));
 
-        Server::builder()
-            .layer(ShortWayLayer(key_door))
-            .max_concurrent_streams(STREAMS_PER_CONNECTION)
-            .http2_max_header_list_size(HEADER_BYTES_MAX)
-            .http2_keepalive_interval(Some(Duration::from_secs(20)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .add_service(health)
+        let routes = Routes::new(health)
             .add_service(reflection)
             .add_service(operator)
             .add_service(quota)
@@ -176,8 +162,8 @@ impl Door {
             .add_service(peer)
             .add_service(data_plane)
             .add_service(key)
-            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop)
-            .await?;
+            .prepare();
+        connection::serve(incoming, Arc::new(Services { key_door, routes }), stop).await;
         Ok(())
     }
 }

@@ -375,7 +375,7 @@ impl Terminator {
 
     /// Accepts connections for ever; each arrives with its identity once its handshake is done. Refused
     /// ones are logged and counted.
-    pub async fn accept(self, listener: TcpListener, ready: mpsc::Sender<io::Result<Connection>>) {
+    pub async fn accept(self, listener: TcpListener, ready: mpsc::Sender<Connection>) {
         let places = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES_MAX));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -396,7 +396,7 @@ impl Terminator {
                 let result = RealEnv.timeout(HANDSHAKE_PATIENCE, this.handshake(socket)).await;
                 drop(place);
                 match result {
-                    Some(Ok(connection)) => drop(ready.send(Ok(connection)).await),
+                    Some(Ok(connection)) => drop(ready.send(connection).await),
                     Some(Err(error)) => refused(&error, peer),
                     None => refused(&io::Error::from(io::ErrorKind::TimedOut), peer),
                 }
@@ -546,6 +546,14 @@ pub struct Connection {
     peer: Peer,
 }
 
+impl Connection {
+    /// The other end.
+    pub(crate) const fn peer(&self) -> &Peer {
+        &self.peer
+    }
+}
+
+/// So that any server of tonic can serve it: what a call costs here is measured beside one.
 impl Connected for Connection {
     type ConnectInfo = Peer;
 

@@ -8,11 +8,9 @@
 //!
 //! Format: gRPC over HTTP/2 (PROTOCOL-HTTP2.md), "Length-Prefixed-Message", "Response-Headers", "Trailers-Only".
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
@@ -24,11 +22,11 @@ use keyward_proto::v1;
 use keyward_service::{Handler, Response as Reply, Stack, api};
 use prost::Message;
 use tonic::Status;
-use tower::{Layer, Service};
 
-use crate::common::{call, caller, request_id_header};
+use crate::common::{Asks, call, caller, request_id_header};
 use crate::errors::{GRPC_STATUS, trailers_only};
 use crate::kms::KeyDoor;
+use crate::tls::Peer;
 use crate::uses::{Asked, Told};
 
 /// How the paths of the service's methods begin.
@@ -38,70 +36,23 @@ const OK: HeaderValue = HeaderValue::from_static("0");
 /// Before each message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
-/// Lets the data plane's calls go the short way.
-#[derive(Clone)]
-pub(crate) struct ShortWayLayer(pub(crate) Arc<KeyDoor>);
-
-impl<S> Layer<S> for ShortWayLayer {
-    type Service = ShortWay<S>;
-
-    fn layer(&self, long_way: S) -> ShortWay<S> {
-        ShortWay { door: Arc::clone(&self.0), long_way }
-    }
-}
-
-/// The door's services, and before them the short way.
-#[derive(Clone)]
-pub(crate) struct ShortWay<S> {
-    door: Arc<KeyDoor>,
-    long_way: S,
-}
-
-impl<S> Service<Request<tonic::body::Body>> for ShortWay<S>
-where
-    S: Service<
-            Request<tonic::body::Body>,
-            Response = Response<tonic::body::Body>,
-            Error = Infallible,
-        >,
-    S::Future: Unpin,
-{
-    type Response = Response<Answer>;
-    type Error = Infallible;
-    type Future = Way<S::Future>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.long_way.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: Request<tonic::body::Body>) -> Self::Future {
-        let Some(operation) = Operation::at(request.uri().path()) else {
-            return Way::Long(self.long_way.call(request));
-        };
-        let arrived = Arrived::of(request.body_mut());
-        if let Some(served) = self.door.take(operation, &request, &arrived) {
-            return Way::Short(served);
-        }
-        Way::Long(self.long_way.call(request.map(|rest| arrived.put_back(rest))))
-    }
-}
-
 /// What has arrived of a body.
-#[derive(Default)]
-struct Arrived {
+pub(crate) struct Arrived<E> {
     /// Its first frame that is not empty.
     first: Option<Bytes>,
     /// What came behind it.
-    next: Option<Result<Frame<Bytes>, Status>>,
+    next: Option<Box<Result<Frame<Bytes>, E>>>,
     /// Nothing more comes.
     ended: bool,
 }
 
-impl Arrived {
+impl<E> Arrived<E> {
+    const NOTHING: Self = Self { first: None, next: None, ended: false };
+
     /// Takes out what is there, one frame as a rule and an empty one that ends the stream, and waits for nothing. (Whoever
     /// looks again is woken for what is still to come.)
-    fn of(body: &mut tonic::body::Body) -> Self {
-        let mut arrived = Self::default();
+    fn of(body: &mut (impl Body<Data = Bytes, Error = E> + Unpin)) -> Self {
+        let mut arrived = Self::NOTHING;
         let mut context = Context::from_waker(Waker::noop());
         while !arrived.ended && arrived.next.is_none() {
             let frame = match Pin::new(&mut *body).poll_frame(&mut context) {
@@ -112,9 +63,9 @@ impl Arrived {
                 None => arrived.ended = true,
                 Some(Ok(Ok(data))) if data.is_empty() => {}
                 Some(Ok(Ok(data))) if arrived.first.is_none() => arrived.first = Some(data),
-                Some(Ok(Ok(data))) => arrived.next = Some(Ok(Frame::data(data))),
-                Some(Ok(Err(trailers))) => arrived.next = Some(Ok(trailers)),
-                Some(Err(error)) => arrived.next = Some(Err(error)),
+                Some(Ok(Ok(data))) => arrived.next = Some(Box::new(Ok(Frame::data(data)))),
+                Some(Ok(Err(trailers))) => arrived.next = Some(Box::new(Ok(trailers))),
+                Some(Err(error)) => arrived.next = Some(Box::new(Err(error))),
             }
             arrived.ended |= body.is_end_stream();
         }
@@ -127,30 +78,31 @@ impl Arrived {
         self.first.clone().filter(|_| whole).and_then(only_message)
     }
 
-    fn put_back(self, rest: tonic::body::Body) -> tonic::body::Body {
-        match self.first.is_some() || self.next.is_some() {
-            true => tonic::body::Body::new(PutBack { taken: self, rest }),
-            false => rest,
-        }
+    /// The body as it was.
+    pub(crate) fn put_back<B>(self, rest: B) -> PutBack<B>
+    where
+        B: Body<Data = Bytes, Error = E>,
+    {
+        PutBack { taken: self, rest }
     }
 }
 
 /// A body of which something was taken out.
-struct PutBack {
-    taken: Arrived,
-    rest: tonic::body::Body,
+pub(crate) struct PutBack<B: Body> {
+    taken: Arrived<B::Error>,
+    rest: B,
 }
 
-impl Body for PutBack {
+impl<B: Body<Data = Bytes, Error: Unpin> + Unpin> Body for PutBack<B> {
     type Data = Bytes;
-    type Error = Status;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let first = self.taken.first.take().map(|first| Ok(Frame::data(first)));
-        match first.or_else(|| self.taken.next.take()) {
+        match first.or_else(|| self.taken.next.take().map(|next| *next)) {
             Some(frame) => Poll::Ready(Some(frame)),
             None => Pin::new(&mut self.rest).poll_frame(context),
         }
@@ -215,26 +167,43 @@ impl Operation {
 }
 
 impl KeyDoor {
-    /// Begins to serve a principal's call that is there as a whole.
-    fn take(
+    /// Begins to serve a principal's call of the data plane that is there as a whole. Otherwise returns what was taken out of
+    /// its body.
+    pub(crate) fn take<B>(
         &self,
-        operation: Operation,
-        request: &Request<tonic::body::Body>,
-        arrived: &Arrived,
-    ) -> Option<Served> {
-        let asked = (operation.asked)(arrived.message()?)?;
-        let caller = caller(request).ok().filter(|_| request.method() == Method::POST)?;
+        peer: &Peer,
+        request: &mut Request<B>,
+    ) -> Result<Served, Arrived<B::Error>>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let operation = Operation::at(request.uri().path());
+        let operation = operation.filter(|_| request.method() == Method::POST);
+        let Some(operation) = operation else { return Err(Arrived::NOTHING) };
+        let arrived = Arrived::of(request.body_mut());
+        let asked = arrived.message().and_then(operation.asked);
+        let seen = Seen { headers: request.headers(), peer };
+        let (Some(asked), Ok(caller)) = (asked, caller(&seen)) else { return Err(arrived) };
         let request_id = self.kms.audit().next_request_id();
-        let served = self.stack.handle(call(request, caller, asked, request_id));
-        Some(Served { served, told: operation.told, request_id })
+        let served = self.stack.handle(call(&seen, caller, asked, request_id));
+        Ok(Served { served, told: operation.told, request_id })
     }
 }
 
-/// A call, whichever way it goes.
-#[expect(clippy::large_enum_variant, reason = "the server puts it into a box in any case")]
-pub(crate) enum Way<F> {
-    Short(Served),
-    Long(F),
+/// A request's head.
+struct Seen<'a> {
+    headers: &'a HeaderMap,
+    peer: &'a Peer,
+}
+
+impl Asks for Seen<'_> {
+    fn peer(&self) -> Option<&Peer> {
+        Some(self.peer)
+    }
+
+    fn headers(&self) -> &HeaderMap {
+        self.headers
+    }
 }
 
 /// A call that is served the short way.
@@ -244,22 +213,12 @@ pub(crate) struct Served {
     request_id: [u8; 16],
 }
 
-impl<F> Future for Way<F>
-where
-    F: Future<Output = Result<Response<tonic::body::Body>, Infallible>> + Unpin,
-{
-    type Output = Result<Response<Answer>, Infallible>;
+impl Future for Served {
+    type Output = Response<Answer>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.get_mut() {
-            Self::Short(call) => {
-                let result = ready!(Pin::new(&mut call.served).poll(context));
-                Poll::Ready(Ok(call.answer(result)))
-            }
-            Self::Long(way) => {
-                Pin::new(way).poll(context).map_ok(|answer| answer.map(Answer::Long))
-            }
-        }
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response<Answer>> {
+        let this = self.get_mut();
+        Pin::new(&mut this.served).poll(context).map(|result| this.answer(result))
     }
 }
 

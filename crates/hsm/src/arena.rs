@@ -28,16 +28,20 @@ use crate::error::ArenaError;
 
 /// Bytes of a slot, and so the longest [`Secret`]: the longest symmetric key in use (HMAC_512) fits.
 pub const SLOT_BYTES: usize = 64;
-/// Bytes that an arena asks for unless told otherwise: 65,536 secrets, and half of the 8 MiB that an
+/// Bytes that an arena locks at the start unless told otherwise: 65,536 secrets, and half of the 8 MiB that an
 /// unprivileged process may lock by default.
 pub const ARENA_BYTES_DEFAULT: usize = 4 << 20;
 /// The smallest arena that is of use: 1,024 secrets. When even this cannot be locked, creation fails.
 pub const ARENA_BYTES_MIN: usize = 64 << 10;
+/// Bytes by which an arena grows: 16,384 secrets.
+const STEP_BYTES: usize = 1 << 20;
+/// What an arena that grows leaves of what the process may lock: others in it lock memory as well, such as an HSM's module.
+const LEFT_FOR_OTHERS_BYTES: usize = 1 << 20;
 
 /// How large an arena is, and whether it may do without a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ArenaConfig {
-    /// Bytes wanted; at least [`ARENA_BYTES_MIN`], rounded up to whole pages. When the system does not
+    /// Bytes wanted at the start; at least [`ARENA_BYTES_MIN`], rounded up to whole pages. When the system does not
     /// let that much be locked, it is halved until it does, down to [`ARENA_BYTES_MIN`].
     pub bytes: usize,
     /// Go on with memory that may be swapped out when nothing can be locked. For machines where the
@@ -57,15 +61,22 @@ pub struct Arena {
     mapping: NonNull<c_void>,
     mapping_bytes: usize,
     slots_start: NonNull<u8>,
-    slot_count: u32,
+    /// Whether what is used is locked.
     locked: bool,
     free: Mutex<FreeSlots>,
+    lock: Lock,
 }
+
+/// The locking call, so that a refusal can be tested by a process that may lock everything.
+type Lock = fn(*mut c_void, usize) -> Result<(), Errno>;
 
 /// Slots that are free: those given back, and those never used.
 struct FreeSlots {
     returned: Vec<u32>,
     never_used: u32,
+    /// Slots that may be used, which are locked; further ones are mapped.
+    usable: u32,
+    mapped: u32,
 }
 
 // SAFETY: the mapping belongs to the arena alone and does not move. Its bytes are reached through
@@ -81,50 +92,61 @@ impl Arena {
     /// [`ArenaError::NotLocked`] when not even [`ARENA_BYTES_MIN`] can be locked and
     /// `allow_unlocked` is off; [`ArenaError::NotMapped`] when the system has no memory to give.
     pub fn new(config: &ArenaConfig) -> Result<Arc<Self>, ArenaError> {
-        Self::new_with_lock(config, |start, bytes| {
-            // SAFETY: `start` and `bytes` describe pages of the mapping that `new_with_lock` has just
-            // made; locking changes no contents.
+        Self::growing(config, 0)
+    }
+
+    /// [`Arena::new`], and with more secrets it grows up to `bytes_max`, in steps of 1 MiB, as far as the system lets more
+    /// be locked. Memory is taken only then.
+    ///
+    /// # Errors
+    /// As [`Arena::new`].
+    pub fn growing(config: &ArenaConfig, bytes_max: usize) -> Result<Arc<Self>, ArenaError> {
+        Self::new_with_lock(config, bytes_max, |start, bytes| {
+            // SAFETY: `start` and `bytes` describe pages of a mapping that an arena has made and still has; locking changes
+            // no contents.
             unsafe { mm::mlock(start, bytes) }
         })
     }
 
-    /// [`Arena::new`] with the locking call as an argument, so that a refusal can be tested by a process
-    /// that may lock everything.
     fn new_with_lock(
         config: &ArenaConfig,
-        lock: impl Fn(*mut c_void, usize) -> Result<(), Errno>,
+        bytes_max: usize,
+        lock: Lock,
     ) -> Result<Arc<Self>, ArenaError> {
         let page_bytes = rustix::param::page_size();
+        let whole_pages = |bytes: usize| {
+            let pages = bytes.checked_next_multiple_of(page_bytes);
+            pages.ok_or(ArenaError::NotMapped { bytes, source: Errno::NOMEM })
+        };
         let bytes_min = ARENA_BYTES_MIN.next_multiple_of(page_bytes);
-        let bytes_wanted = config.bytes.max(bytes_min).checked_next_multiple_of(page_bytes);
-        let bytes_wanted = bytes_wanted
-            .ok_or(ArenaError::NotMapped { bytes: config.bytes, source: Errno::NOMEM })?;
+        let bytes_wanted = whole_pages(config.bytes.max(bytes_min))?;
+        let bytes_max = whole_pages(bytes_max.max(bytes_wanted))?;
+        let mut arena = Self::map(bytes_max, page_bytes, lock)?;
         let mut bytes = bytes_wanted;
-        loop {
-            let mut arena = Self::map(bytes, page_bytes)?;
+        arena.locked = loop {
             match lock(arena.slots_start.as_ptr().cast(), bytes) {
-                Ok(()) => {
-                    arena.locked = true;
-                    return Ok(Arc::new(arena));
-                }
+                Ok(()) => break true,
                 Err(_) if bytes > bytes_min => {
                     bytes = (bytes / 2).next_multiple_of(page_bytes).max(bytes_min);
                 }
                 Err(_) if config.allow_unlocked => {
-                    return Self::map(bytes_wanted, page_bytes).map(Arc::new);
+                    bytes = bytes_max;
+                    break false;
                 }
                 Err(source) => {
                     let limit_bytes = getrlimit(Resource::Memlock).current;
                     return Err(ArenaError::NotLocked { bytes, limit_bytes, source });
                 }
             }
-        }
+        };
+        arena.free.get_mut().usable = slots_in(bytes)?;
+        Ok(Arc::new(arena))
     }
 
     /// Maps `bytes` (whole pages) between two guard pages.
-    fn map(bytes: usize, page_bytes: usize) -> Result<Self, ArenaError> {
+    fn map(bytes: usize, page_bytes: usize, lock: Lock) -> Result<Self, ArenaError> {
         let not_mapped = |source| ArenaError::NotMapped { bytes, source };
-        let slot_count = u32::try_from(bytes / SLOT_BYTES).map_err(|_| not_mapped(Errno::NOMEM))?;
+        let mapped = slots_in(bytes)?;
         let mapping_bytes = bytes + 2 * page_bytes;
         // SAFETY: a fresh private anonymous mapping at an address of the kernel's choosing overlaps
         // nothing that anybody refers to.
@@ -144,9 +166,9 @@ impl Arena {
             mapping,
             mapping_bytes,
             slots_start,
-            slot_count,
             locked: false,
-            free: Mutex::new(FreeSlots { returned: Vec::new(), never_used: 0 }),
+            free: Mutex::new(FreeSlots { returned: Vec::new(), never_used: 0, usable: 0, mapped }),
+            lock,
         };
         let start: *mut c_void = slots_start.as_ptr().cast();
         // SAFETY: the pages between the guards are ours and nothing refers to them yet. On failure
@@ -162,17 +184,39 @@ impl Arena {
         Ok(arena)
     }
 
-    /// How many secrets the arena holds at most.
+    /// How many secrets the arena holds without growing.
     #[must_use]
     pub fn slots(&self) -> usize {
-        self.slot_count as usize
+        self.free.lock().usable as usize
     }
 
-    /// How many more secrets fit now.
+    /// How many more secrets fit without growing.
     #[must_use]
     pub fn slots_free(&self) -> usize {
         let free = self.free.lock();
-        free.returned.len() + (self.slot_count - free.never_used) as usize
+        free.returned.len() + (free.usable - free.never_used) as usize
+    }
+
+    /// Locks more of the mapping. False: all of it is locked, or no more may be.
+    fn grow(&self, free: &mut FreeSlots) -> bool {
+        let bytes = (free.mapped - free.usable) as usize * SLOT_BYTES;
+        if bytes == 0 || !self.locked {
+            return false;
+        }
+        let (step, left) = (bytes.min(STEP_BYTES), LEFT_FOR_OTHERS_BYTES);
+        let start = self.slot_start(free.usable).as_ptr();
+        // What others need is locked for a moment, where the mapping has it.
+        if (self.lock)(start.cast(), bytes.min(step + left)).is_err() {
+            // It stays at what it has; not even a part stays locked.
+            unlock(start, bytes.min(step + left));
+            free.mapped = free.usable;
+            return false;
+        }
+        if bytes > step {
+            unlock(start.wrapping_add(step), (bytes - step).min(left));
+        }
+        free.usable += u32::try_from(step / SLOT_BYTES).unwrap_or(u32::MAX);
+        true
     }
 
     /// False when the memory could not be locked and `allow_unlocked` was set.
@@ -190,11 +234,11 @@ impl Arena {
         let mut free = self.free.lock();
         let slot = match free.returned.pop() {
             Some(slot) => slot,
-            None if free.never_used < self.slot_count => {
+            None if free.never_used < free.usable || self.grow(&mut free) => {
                 free.never_used += 1;
                 free.never_used - 1
             }
-            None => return Err(ArenaError::Exhausted { slots: self.slots() }),
+            None => return Err(ArenaError::Exhausted { slots: free.usable as usize }),
         };
         Ok(Secret { arena: Arc::clone(self), slot, len })
     }
@@ -218,9 +262,9 @@ impl Arena {
     }
 
     fn slot_start(&self, slot: u32) -> NonNull<u8> {
-        debug_assert!(slot < self.slot_count);
-        // SAFETY: slot numbers come from `zeroed` alone and are below `slot_count`, so that the offset
-        // stays within the slots, which are one mapping.
+        debug_assert!(slot as usize * SLOT_BYTES < self.mapping_bytes);
+        // SAFETY: slot numbers come from `zeroed` and `grow` alone and are below the number of slots that are mapped, so
+        // that the offset stays within the slots, which are one mapping.
         unsafe { self.slots_start.add(slot as usize * SLOT_BYTES) }
     }
 
@@ -229,6 +273,18 @@ impl Arena {
         // SAFETY: the slot is inside the mapping, and the tests that call this have dropped its secret.
         unsafe { self.slot_start(slot).cast().read() }
     }
+}
+
+fn slots_in(bytes: usize) -> Result<u32, ArenaError> {
+    let slots = u32::try_from(bytes / SLOT_BYTES);
+    slots.map_err(|_| ArenaError::NotMapped { bytes, source: Errno::NOMEM })
+}
+
+/// Takes the lock off pages of an arena that hold no secret.
+fn unlock(start: *mut u8, bytes: usize) {
+    // SAFETY: only `grow` calls this, with pages of its own mapping; unlocking changes no contents. There is nothing to do
+    // about an error: what stays locked is given back with the mapping.
+    let _ = unsafe { mm::munlock(start.cast(), bytes) };
 }
 
 impl Drop for Arena {
@@ -339,8 +395,8 @@ mod tests {
 
     #[test]
     fn an_arena_shrinks_to_what_can_be_locked() {
-        let config = ArenaConfig { bytes: ARENA_BYTES_DEFAULT, allow_unlocked: false };
-        let arena = Arena::new_with_lock(&config, |_, bytes| {
+        let config = ArenaConfig::default();
+        let arena = Arena::new_with_lock(&config, 0, |_, bytes| {
             if bytes <= 1 << 20 { Ok(()) } else { Err(Errno::NOMEM) }
         })
         .unwrap();
@@ -348,11 +404,52 @@ mod tests {
         assert!(arena.is_locked());
     }
 
+    /// Slots that an arena of 64 KiB has after so many were taken that it grows to, with what the system lets it lock at
+    /// once.
+    fn grown(bytes_max: usize, lock: Lock, taken: usize) -> usize {
+        let config = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: false };
+        let arena = Arena::new_with_lock(&config, bytes_max, lock).unwrap();
+        assert_eq!(
+            arena.slots(),
+            ARENA_BYTES_MIN / SLOT_BYTES,
+            "nothing is taken before it is used"
+        );
+        let secrets: Vec<_> = (0..taken).map_while(|_| arena.copy_in(b"key").ok()).collect();
+        assert!(secrets.iter().all(|secret| secret.expose() == b"key"));
+        assert_eq!(secrets.len(), taken.min(arena.slots()));
+        assert_eq!(arena.slots_free(), arena.slots() - secrets.len());
+        arena.slots()
+    }
+
+    #[test]
+    fn an_arena_grows_with_its_secrets_as_far_as_it_may() {
+        let step = STEP_BYTES / SLOT_BYTES;
+        let start = ARENA_BYTES_MIN / SLOT_BYTES;
+        let bytes_max = ARENA_BYTES_MIN + 2 * STEP_BYTES + 4096;
+        let all = bytes_max / SLOT_BYTES;
+        for (taken, slots) in [
+            (start, start),
+            (start + 1, start + step),
+            (start + step, start + step),
+            (start + step + 1, start + 2 * step),
+            (all - 1, all),
+            (all, all),
+            (all + 1, all),
+        ] {
+            assert_eq!(grown(bytes_max, |_, _| Ok(()), taken), slots, "{taken} taken");
+        }
+        // Not a step without what others need.
+        let half = |_, bytes| if bytes <= STEP_BYTES { Ok(()) } else { Err(Errno::NOMEM) };
+        assert_eq!(grown(bytes_max, half, all), start);
+        // A rest that is smaller needs no more than itself.
+        assert_eq!(grown(ARENA_BYTES_MIN + 4096, half, all), start + 4096 / SLOT_BYTES);
+    }
+
     #[test]
     fn the_smallest_arena_is_tried_before_giving_up_whatever_was_asked_for() {
         for bytes in [0, 1, ARENA_BYTES_MIN, ARENA_BYTES_MIN + 1, 100 << 10, 5 << 20] {
-            let config = ArenaConfig { bytes, allow_unlocked: false };
-            let arena = Arena::new_with_lock(&config, |_, bytes| {
+            let config = ArenaConfig { bytes, ..ArenaConfig::default() };
+            let arena = Arena::new_with_lock(&config, 0, |_, bytes| {
                 if bytes <= ARENA_BYTES_MIN { Ok(()) } else { Err(Errno::NOMEM) }
             })
             .unwrap();
@@ -364,7 +461,7 @@ mod tests {
     fn an_arena_beyond_all_memory_is_an_error_and_no_panic() {
         for bytes in [usize::MAX, usize::MAX - (1 << 20), 1 << 60] {
             let config = ArenaConfig { bytes, allow_unlocked: true };
-            let refused = Arena::new_with_lock(&config, |_, _| Ok(()));
+            let refused = Arena::new_with_lock(&config, 0, |_, _| Ok(()));
             assert!(matches!(refused, Err(ArenaError::NotMapped { .. })), "{bytes}");
         }
     }
@@ -372,7 +469,7 @@ mod tests {
     #[test]
     fn a_refused_lock_is_an_error_that_names_the_way_out() {
         let config = ArenaConfig::default();
-        let Err(error) = Arena::new_with_lock(&config, |_, _| Err(Errno::PERM)) else {
+        let Err(error) = Arena::new_with_lock(&config, 0, |_, _| Err(Errno::PERM)) else {
             panic!("the lock was refused");
         };
         assert!(matches!(error, ArenaError::NotLocked { bytes: ARENA_BYTES_MIN, .. }));
@@ -383,17 +480,38 @@ mod tests {
     #[test]
     fn an_unlocked_arena_is_given_only_on_request_and_says_so() {
         let config = ArenaConfig { allow_unlocked: true, ..ArenaConfig::default() };
-        let arena = Arena::new_with_lock(&config, |_, _| Err(Errno::NOMEM)).unwrap();
+        let arena = Arena::new_with_lock(&config, 0, |_, _| Err(Errno::NOMEM)).unwrap();
         assert!(!arena.is_locked());
         assert_eq!(arena.slots(), ARENA_BYTES_DEFAULT / SLOT_BYTES);
         assert_eq!(arena.copy_in(b"works").unwrap().expose(), b"works");
     }
 
+    /// What the kernel says is locked of the mapping, in KiB.
+    fn locked_kib(arena: &Arena) -> usize {
+        let start = format!("{:x}-", arena.slots_start.as_ptr().addr());
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
+        let line = lines.find_map(|line| line.strip_prefix("Locked:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn what_an_arena_grows_to_is_locked_and_what_it_does_not_use_is_not() {
+        let bytes_max = ARENA_BYTES_MIN + 3 * STEP_BYTES;
+        let config = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: false };
+        let arena = Arena::growing(&config, bytes_max).unwrap();
+        assert_eq!(locked_kib(&arena), ARENA_BYTES_MIN >> 10);
+        let secrets: Vec<_> = (0..=arena.slots()).map(|_| arena.zeroed(32).unwrap()).collect();
+        assert_eq!(arena.slots() * SLOT_BYTES, ARENA_BYTES_MIN + STEP_BYTES);
+        assert_eq!(locked_kib(&arena), (ARENA_BYTES_MIN + STEP_BYTES) >> 10);
+        drop(secrets);
+    }
+
     /// What `/proc/self/smaps` says about the mapping, not what we asked for.
     #[test]
     fn the_kernel_knows_the_mapping_as_locked_not_dumped_and_wiped_on_fork() {
-        let arena =
-            Arena::new(&ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: false }).unwrap();
+        let config = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: false };
+        let arena = Arena::new(&config).unwrap();
         let start = format!("{:x}-", arena.slots_start.as_ptr().addr());
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let flags = maps

@@ -9,7 +9,7 @@ use keyward_env::Entropy;
 use keyward_model::{DomainKeyId, KeyId, KeyMaterialId};
 use parking_lot::RwLock;
 
-use crate::arena::{ARENA_BYTES_MIN, Arena, ArenaConfig, Secret};
+use crate::arena::{ARENA_BYTES_MIN, Arena, ArenaConfig, SLOT_BYTES, Secret};
 use crate::cache::{Cache, CacheStats};
 use crate::ciphertext::{self, ParsedCiphertext};
 use crate::context::CanonicalContext;
@@ -25,16 +25,22 @@ use crate::token::{self, Belongs, SealedToken};
 use crate::transfer;
 use crate::watch::{RootClock, RootHealth, RootStatus, RootWatchConfig, WatchedRoot, within};
 
-/// Backing keys that are kept unsealed unless the operator says otherwise: 2 MiB of slots.
-pub const CACHE_ENTRIES_DEFAULT: usize = 32_768;
+/// Backing keys that are kept unsealed unless the operator says otherwise: 64 MiB of slots. A key takes memory once it is
+/// used: some 230 bytes with its slot.
+pub const CACHE_ENTRIES_DEFAULT: usize = 1 << 20;
+/// The most that an operator can ask for: 1 GiB of slots.
+pub const CACHE_ENTRIES_MAX: usize = 16 << 20;
+/// Slots beside those of the cache: domain keys, and what is open for a moment.
+const SLOTS_BESIDE: usize = 1024;
 
 /// How an [`Hsm`] is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct HsmConfig {
     /// Backing keys kept unsealed at most: rounded down to a multiple of 16, the number of the cache's
-    /// shards, and at least 16.
+    /// shards, and at least 16. At most [`CACHE_ENTRIES_MAX`].
     pub cache_max_entries: usize,
-    /// The locked memory that keys live in.
+    /// The locked memory that keys live in at the start. It grows until `cache_max_entries` fit in, as far as the system
+    /// lets more be locked.
     pub arena: ArenaConfig,
 }
 
@@ -84,6 +90,8 @@ impl Hsm {
         config: &HsmConfig,
     ) -> Result<Arc<Self>, HsmError> {
         let allow_unlocked = config.arena.allow_unlocked;
+        let entries_max = config.cache_max_entries.min(CACHE_ENTRIES_MAX);
+        let bytes_max = (entries_max + SLOTS_BESIDE) * SLOT_BYTES;
         Ok(Arc::new(Self {
             roots: RwLock::new(vec![WatchedRoot::new(root)]),
             watch: OnceLock::new(),
@@ -91,10 +99,10 @@ impl Hsm {
             removed_good_ns: AtomicU64::new(0),
             entropy,
             crypto: Arc::new(RingProvider),
-            arena: Arena::new(&config.arena)?,
+            arena: Arena::growing(&config.arena, bytes_max)?,
             probe_arena: Arena::new(&ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked })?,
             domains: RwLock::default(),
-            cache: Cache::new(config.cache_max_entries),
+            cache: Cache::new(entries_max),
         }))
     }
 

@@ -58,7 +58,7 @@ pub use context::CanonicalContext;
 pub use domain::{DOMAIN_KEY_BYTES, RootCopy, SealedDomainKey};
 pub use error::{ArenaError, CiphertextError, ContextError, HsmError, RootError};
 pub use file_key::{FileOpener, FileSealer};
-pub use hsm::{CACHE_ENTRIES_DEFAULT, Hsm, HsmConfig, ROOTS_MAX};
+pub use hsm::{CACHE_ENTRIES_DEFAULT, CACHE_ENTRIES_MAX, Hsm, HsmConfig, ROOTS_MAX};
 pub use kdf::counter_hmac_sha256;
 pub use material::{BACKING_KEY_BYTES, BackingKey};
 pub use process::harden_process;

@@ -206,7 +206,7 @@ impl RootSection {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HsmSection {
-    /// Backing keys kept unsealed at most.
+    /// Backing keys kept unsealed at most; fewer where the system does not let enough memory be locked.
     pub cache_max_entries: usize,
     /// Start although memory for keys cannot be locked.
     pub allow_unlocked: bool,
@@ -421,8 +421,11 @@ impl Config {
         if self.observe.listen == Some(self.node.listen) {
             return Err("observe.listen and node.listen are the same address".to_owned());
         }
-        if self.hsm.cache_max_entries == 0 {
-            return Err("hsm.cache_max_entries must be 1 or more".to_owned());
+        if !(1..=keyward_hsm::CACHE_ENTRIES_MAX).contains(&self.hsm.cache_max_entries) {
+            return Err(format!(
+                "hsm.cache_max_entries must be 1 to {}",
+                keyward_hsm::CACHE_ENTRIES_MAX
+            ));
         }
         if self.hsm.root_probe_interval_ms == 0 || self.hsm.root_probe_timeout_ms == 0 {
             return Err(

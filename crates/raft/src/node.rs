@@ -266,6 +266,10 @@ impl<E: Env> Node<E> {
         &self,
         material: keyward_model::KeyMaterialId,
     ) -> io::Result<Option<Vec<u8>>> {
+        // A hand-over to another thread and back costs more than the reading.
+        if let Some(token) = self.state_store.at_hand(Table::Tokens, material.bytes())? {
+            return Ok(Some(token));
+        }
         let store = Arc::clone(&self.state_store);
         self.env.blocking(move || store.get(Table::Tokens, material.bytes())).await
     }

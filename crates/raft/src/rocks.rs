@@ -14,7 +14,8 @@ use keyward_state::{Batch, Change, Checkpoint, Install, Look, Store, Table, Visi
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{
     BottommostLevelCompaction, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
-    DBRecoveryMode, FlushOptions, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+    DBRecoveryMode, ErrorKind, FlushOptions, IteratorMode, Options, ReadOptions, ReadTier,
+    WriteBatch, WriteOptions,
 };
 
 mod moment;
@@ -211,6 +212,16 @@ impl Store for RocksStore {
     fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         let db = self.shared.db.load();
         db.get_cf(family(&db, table)?, key).map_err(other)
+    }
+
+    fn at_hand(&self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let mut in_memory = ReadOptions::default();
+        in_memory.set_read_tier(ReadTier::BlockCache);
+        let db = self.shared.db.load();
+        match db.get_cf_opt(family(&db, table)?, key, &in_memory) {
+            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
+            read => read.map_err(other),
+        }
     }
 
     fn scan(&self, table: Table, visit: Visit<'_>) -> io::Result<()> {
@@ -445,6 +456,22 @@ mod tests {
         drop(target);
         let target = RocksStore::open(&folder.path().join("b"), &Table::STATE).unwrap();
         assert_eq!(target.get(Table::Keys, b"k").unwrap(), Some(b"1".to_vec()));
+    }
+
+    #[test]
+    fn a_row_is_at_hand_while_it_is_in_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(folder.path(), &Table::STATE).unwrap();
+        store.write(put("k", "1"), true).unwrap();
+        let one = || Some(b"1".to_vec());
+        assert_eq!(store.at_hand(Table::Keys, b"k").unwrap(), one(), "not in a file yet");
+        assert_eq!(store.at_hand(Table::Keys, b"another").unwrap(), None);
+        store.purge(&[Table::Keys]).unwrap();
+        drop(store);
+        let store = RocksStore::open(folder.path(), &Table::STATE).unwrap();
+        assert_eq!(store.at_hand(Table::Keys, b"k").unwrap(), None, "in a file only");
+        assert_eq!(store.get(Table::Keys, b"k").unwrap(), one());
+        assert_eq!(store.at_hand(Table::Keys, b"k").unwrap(), one(), "it was read");
     }
 
     #[test]

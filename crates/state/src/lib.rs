@@ -6,6 +6,7 @@
 //! memory change through one call.
 
 mod apply;
+mod by_id;
 pub mod codec;
 mod command;
 mod essentials;

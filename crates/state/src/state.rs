@@ -13,6 +13,7 @@ use keyward_model::{
 use keyward_quota::{BucketId, Quota, QuotaName, WindowUse};
 use rpds::RedBlackTreeMapSync;
 
+use crate::by_id::{KeysById, no_keys};
 use crate::codec;
 use crate::command::{CommandId, Outcome};
 use crate::multi_region::{
@@ -63,7 +64,7 @@ pub struct State {
     pub history: Option<[u8; 16]>,
     /// The facts; none before the founding.
     pub region: Option<Arc<RegionFacts>>,
-    pub(crate) keys: RedBlackTreeMapSync<KeyId, Arc<Key>>,
+    pub(crate) keys: KeysById,
     pub(crate) account_keys: RedBlackTreeMapSync<(AccountId, KeyId), ()>,
     pub(crate) key_counts: RedBlackTreeMapSync<AccountId, u32>,
     pub(crate) aliases: RedBlackTreeMapSync<(AccountId, AliasName), Arc<Alias>>,
@@ -113,7 +114,7 @@ impl Default for State {
             lost: Arc::default(),
             history: None,
             region: None,
-            keys: RedBlackTreeMapSync::new_sync(),
+            keys: no_keys(),
             account_keys: RedBlackTreeMapSync::new_sync(),
             key_counts: RedBlackTreeMapSync::new_sync(),
             aliases: RedBlackTreeMapSync::new_sync(),

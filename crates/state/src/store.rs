@@ -155,6 +155,11 @@ pub trait Moment {
     /// Reads a row.
     fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
 
+    /// Reads a row if it can be had without waiting for a disk. `None`: it cannot, or there is no such row.
+    fn at_hand(&self, _: Table, _: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
     /// Visits all rows of a table in key order.
     fn scan(&self, table: Table, visit: Visit<'_>) -> io::Result<()>;
 }
@@ -166,6 +171,11 @@ pub type Look<'a> = &'a mut dyn FnMut(&dyn Moment) -> io::Result<()>;
 pub trait Store: Send + Sync + 'static {
     /// Reads a row.
     fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
+
+    /// Reads a row if it can be had without waiting for a disk. `None`: it cannot, or there is no such row.
+    fn at_hand(&self, _: Table, _: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
 
     /// Visits all rows of a table in key order.
     fn scan(&self, table: Table, visit: Visit<'_>) -> io::Result<()>;

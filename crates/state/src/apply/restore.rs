@@ -135,7 +135,7 @@ impl State {
         back.find(|id| lives(id) != Some(true))
     }
 
-    /// All keys, by id.
+    /// All keys, in no order.
     pub fn keys(&self) -> impl Iterator<Item = &std::sync::Arc<Key>> {
         self.keys.values()
     }
