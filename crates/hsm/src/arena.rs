@@ -44,6 +44,8 @@ pub struct ArenaConfig {
     /// Bytes wanted at the start; at least [`ARENA_BYTES_MIN`], rounded up to whole pages. When the system does not
     /// let that much be locked, it is halved until it does, down to [`ARENA_BYTES_MIN`].
     pub bytes: usize,
+    /// Whether an HSM has it grow until its cache fits in ([`Arena::growing`]).
+    pub grows: bool,
     /// Go on with memory that may be swapped out when nothing can be locked. For machines where the
     /// limit cannot be raised and swap is off or encrypted; never the default.
     pub allow_unlocked: bool,
@@ -51,7 +53,7 @@ pub struct ArenaConfig {
 
 impl Default for ArenaConfig {
     fn default() -> Self {
-        Self { bytes: ARENA_BYTES_DEFAULT, allow_unlocked: false }
+        Self { bytes: ARENA_BYTES_DEFAULT, grows: true, allow_unlocked: false }
     }
 }
 
@@ -407,7 +409,7 @@ mod tests {
     /// Slots that an arena of 64 KiB has after so many were taken that it grows to, with what the system lets it lock at
     /// once.
     fn grown(bytes_max: usize, lock: Lock, taken: usize) -> usize {
-        let config = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: false };
+        let config = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: false };
         let arena = Arena::new_with_lock(&config, bytes_max, lock).unwrap();
         assert_eq!(
             arena.slots(),
@@ -460,7 +462,7 @@ mod tests {
     #[test]
     fn an_arena_beyond_all_memory_is_an_error_and_no_panic() {
         for bytes in [usize::MAX, usize::MAX - (1 << 20), 1 << 60] {
-            let config = ArenaConfig { bytes, allow_unlocked: true };
+            let config = ArenaConfig { bytes, grows: false, allow_unlocked: true };
             let refused = Arena::new_with_lock(&config, 0, |_, _| Ok(()));
             assert!(matches!(refused, Err(ArenaError::NotMapped { .. })), "{bytes}");
         }
@@ -498,7 +500,7 @@ mod tests {
     #[test]
     fn what_an_arena_grows_to_is_locked_and_what_it_does_not_use_is_not() {
         let bytes_max = ARENA_BYTES_MIN + 3 * STEP_BYTES;
-        let config = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: false };
+        let config = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: false };
         let arena = Arena::growing(&config, bytes_max).unwrap();
         assert_eq!(locked_kib(&arena), ARENA_BYTES_MIN >> 10);
         let secrets: Vec<_> = (0..=arena.slots()).map(|_| arena.zeroed(32).unwrap()).collect();
@@ -510,7 +512,7 @@ mod tests {
     /// What `/proc/self/smaps` says about the mapping, not what we asked for.
     #[test]
     fn the_kernel_knows_the_mapping_as_locked_not_dumped_and_wiped_on_fork() {
-        let config = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: false };
+        let config = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: false };
         let arena = Arena::new(&config).unwrap();
         let start = format!("{:x}-", arena.slots_start.as_ptr().addr());
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();

@@ -154,7 +154,7 @@ mod tests {
     fn hsm_of_memory(seed: u64) -> Arc<Hsm> {
         let entropy = SeededEntropy::shared(seed);
         let root = MemoryRoot::new(&seed.to_be_bytes(), Arc::clone(&entropy), true).unwrap();
-        let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+        let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: true };
         Hsm::new(Arc::new(root), entropy, &HsmConfig { cache_max_entries: 64, arena }).unwrap()
     }
 

@@ -39,8 +39,8 @@ pub struct HsmConfig {
     /// Backing keys kept unsealed at most: rounded down to a multiple of 16, the number of the cache's
     /// shards, and at least 16. At most [`CACHE_ENTRIES_MAX`].
     pub cache_max_entries: usize,
-    /// The locked memory that keys live in at the start. It grows until `cache_max_entries` fit in, as far as the system
-    /// lets more be locked.
+    /// The locked memory that keys live in, at the start. If it grows, then until `cache_max_entries` fit in, as far as the
+    /// system lets more be locked.
     pub arena: ArenaConfig,
 }
 
@@ -91,7 +91,10 @@ impl Hsm {
     ) -> Result<Arc<Self>, HsmError> {
         let allow_unlocked = config.arena.allow_unlocked;
         let entries_max = config.cache_max_entries.min(CACHE_ENTRIES_MAX);
-        let bytes_max = (entries_max + SLOTS_BESIDE) * SLOT_BYTES;
+        let bytes_max = match config.arena.grows {
+            true => (entries_max + SLOTS_BESIDE) * SLOT_BYTES,
+            false => 0,
+        };
         Ok(Arc::new(Self {
             roots: RwLock::new(vec![WatchedRoot::new(root)]),
             watch: OnceLock::new(),
@@ -100,7 +103,11 @@ impl Hsm {
             entropy,
             crypto: Arc::new(RingProvider),
             arena: Arena::growing(&config.arena, bytes_max)?,
-            probe_arena: Arena::new(&ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked })?,
+            probe_arena: Arena::new(&ArenaConfig {
+                bytes: ARENA_BYTES_MIN,
+                grows: false,
+                allow_unlocked,
+            })?,
             domains: RwLock::default(),
             cache: Cache::new(entries_max),
         }))
@@ -734,7 +741,7 @@ mod tests {
     fn hsm(seed: u64) -> Arc<Hsm> {
         let entropy = SeededEntropy::shared(seed);
         let root = MemoryRoot::new(&seed.to_be_bytes(), Arc::clone(&entropy), true).unwrap();
-        let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+        let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: true };
         let config = HsmConfig { cache_max_entries: 64, arena };
         Hsm::new(Arc::new(root), entropy, &config).unwrap()
     }

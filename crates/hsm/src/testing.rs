@@ -180,7 +180,8 @@ mod shared {
     /// An arena of 1,024 slots. It may go unlocked where the tests' own limit is used up: they run many at
     /// once.
     pub(crate) fn small_arena() -> Arc<Arena> {
-        Arena::new(&ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true }).unwrap()
+        Arena::new(&ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: true })
+            .unwrap()
     }
 
     /// Runs a future that never waits.

@@ -94,7 +94,7 @@ fn root(kind: &str, folder: &Path) -> Arc<dyn RootProvider> {
 
 /// An HSM with one domain key and one backing key open.
 fn hsm_in_use(root: Arc<dyn RootProvider>) -> (Arc<Hsm>, Arc<BackingKey>) {
-    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: true };
     let hsm = Hsm::new(root, entropy(), &HsmConfig { cache_max_entries: 16, arena }).unwrap();
     let sealed = block_on(hsm.generate_domain_key()).unwrap();
     hsm.forget_domain_key(sealed.id);

@@ -199,7 +199,7 @@ impl Bench {
 }
 
 fn hsm(root: Arc<dyn RootProvider>) -> Arc<Hsm> {
-    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: true };
     let entropy: Arc<dyn Entropy> = SeededEntropy::shared(1);
     Hsm::new(root, entropy, &HsmConfig { cache_max_entries: 16, arena }).unwrap()
 }

@@ -39,7 +39,7 @@ fn keys_are_in_their_slots_and_nowhere_else() {
     let entropy: Arc<dyn Entropy> = Arc::new(PatternEntropy);
     drop(FileRoot::create(&path, Arc::clone(&entropy), true).unwrap());
     let root = FileRoot::open(&path, Arc::clone(&entropy), true).unwrap();
-    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: true };
     let config = HsmConfig { cache_max_entries: 16, arena };
     let hsm = Hsm::new(Arc::new(root), entropy, &config).unwrap();
 

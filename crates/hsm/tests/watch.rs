@@ -48,7 +48,7 @@ fn faulty(seed: u64, clock: &ManualClock) -> Arc<FaultyRoot> {
 }
 
 fn hsm_on(root: Arc<dyn RootProvider>) -> Arc<Hsm> {
-    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: true };
     let config = HsmConfig { cache_max_entries: 64, arena };
     Hsm::new(root, SeededEntropy::shared(7), &config).unwrap()
 }

@@ -135,7 +135,7 @@ async fn region_of_one(folder: &std::path::Path) -> Arc<Kms<RealEnv>> {
     let region: Region = REGION.parse().unwrap();
     let root = MemoryRoot::new(b"allocations", RealEnv.entropy(), true).unwrap();
     let kept = Arc::new(OneRoot(root.identity().clone()));
-    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: true };
     let config = HsmConfig { cache_max_entries: 16, arena };
     let hsm = Hsm::new(Arc::new(root), RealEnv.entropy(), &config).unwrap();
     let config = NodeConfig::new(1, "127.0.0.1:1".to_owned(), Timers::DEFAULT);

@@ -354,7 +354,7 @@ impl Cluster {
         let (kept, open) = SimRoots::open(env.clone(), folder, &first, may_die).await?;
         let mut open = open.into_iter();
         let root = open.next().ok_or(Refusal::RootsAway)?;
-        let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+        let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: true };
         // Few: open keys are evicted, and opened again from their tokens.
         let config = HsmConfig { cache_max_entries: 64, arena };
         let hsm = Hsm::new(root, entropy, &config).map_err(|e| e.to_string())?;

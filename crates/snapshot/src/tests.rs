@@ -14,7 +14,7 @@ use super::*;
 fn hsm(seed: &[u8]) -> Arc<Hsm> {
     let entropy = Arc::new(OsEntropy);
     let root = MemoryRoot::new(seed, entropy.clone(), true).expect("a root");
-    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: true };
     let config = HsmConfig { cache_max_entries: 64, arena };
     Hsm::new(Arc::new(root), entropy, &config).expect("an HSM")
 }

@@ -35,7 +35,7 @@ pub(super) struct RootCore {
 
 /// The locked memory of one root: the smallest arena there is.
 pub(super) fn root_arena(allow_unlocked: bool) -> Result<Arc<Arena>, RootError> {
-    Ok(Arena::new(&ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked })?)
+    Ok(Arena::new(&ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked })?)
 }
 
 impl RootCore {

@@ -44,7 +44,7 @@ impl Entropy for SeededEntropy {
 pub fn hsm_with_cache(seed: u64, cache_max_entries: usize) -> Arc<Hsm> {
     let entropy = SeededEntropy::shared(seed);
     let root = MemoryRoot::new(&seed.to_be_bytes(), Arc::clone(&entropy), true).unwrap();
-    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, allow_unlocked: true };
+    let arena = ArenaConfig { bytes: ARENA_BYTES_MIN, grows: false, allow_unlocked: true };
     Hsm::new(Arc::new(root), entropy, &HsmConfig { cache_max_entries, arena }).unwrap()
 }
 
