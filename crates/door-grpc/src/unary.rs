@@ -289,18 +289,8 @@ impl Body for Answer {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-    use std::io::{Error, ErrorKind};
-
     use futures_util::{FutureExt, StreamExt};
     use http_body_util::{BodyExt, StreamBody};
-    use hyper::body::Incoming;
-    use hyper::server::conn::http2;
-    use hyper::service::service_fn;
-    use hyper_util::rt::{TokioExecutor, TokioIo};
-    use keyward_env::Env;
-    use keyward_proto::v1::key_service_client::KeyServiceClient;
-    use tonic::transport::Endpoint;
 
     use super::*;
 
@@ -383,42 +373,6 @@ mod tests {
         }
         let twice = [whole, whole];
         assert!(Arrived::of(&mut body(&twice, 2)).message().is_none());
-    }
-
-    /// Else all of them go the long way, and nobody notices but who measures.
-    #[tokio::test]
-    async fn what_a_client_asks_has_arrived_when_its_request_comes() {
-        const CALLS: usize = 20;
-        let (near, far) = tokio::io::duplex(64 * 1024);
-        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-        let refuse = service_fn(move |mut request: Request<Incoming>| {
-            let asked = Arrived::of(request.body_mut()).message().map(Bytes::into);
-            tell.send(asked).expect("somebody listens");
-            let mut answer = Response::new(Answer::Ended);
-            *answer.headers_mut() =
-                trailers_only(KmsError::new(ErrorCode::NotFoundException, "why"));
-            std::future::ready(Ok::<_, Infallible>(answer))
-        });
-        let http = http2::Builder::new(TokioExecutor::new());
-        RealEnv.spawn(http.serve_connection(TokioIo::new(far), refuse).map(drop));
-        let mut near = Some(TokioIo::new(near));
-        let connect = tower::service_fn(move |_: http::Uri| {
-            std::future::ready(near.take().ok_or_else(|| Error::from(ErrorKind::NotConnected)))
-        });
-        let endpoint = Endpoint::from_static("http://door");
-        let channel = endpoint.connect_with_connector(connect).await.expect("a connection");
-        let mut client = KeyServiceClient::new(channel);
-        for _ in 0..CALLS {
-            let refusal = client.encrypt(request()).await.expect_err("a refusal");
-            assert_eq!(refusal.message(), "NotFoundException: why");
-        }
-        let mut whole = 0;
-        while let Ok(asked) = told.try_recv() {
-            let asked: Option<Vec<u8>> = asked;
-            assert!(asked.as_ref().is_none_or(|asked| *asked == request().encode_to_vec()));
-            whole += usize::from(asked.is_some());
-        }
-        assert!(whole > CALLS / 2, "{whole} of {CALLS}");
     }
 
     #[tokio::test]
